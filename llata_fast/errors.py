@@ -1,0 +1,5 @@
+"""The one exception for mistakes a user can mend."""
+
+
+class InputError(ValueError):
+    """Wrong input: a file, a column, a name, a size. One line that says what is wrong and where; the CLI exits with code 2."""
