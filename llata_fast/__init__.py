@@ -1,0 +1,9 @@
+"""LLaTA, fast: a pre-trained language model turned into a time-series forecaster."""
+
+import sys
+from pathlib import Path
+
+# anything started from a checkout has its root on the path, where kernels/ would shadow Hugging Face's package "kernels"
+_root = Path(__file__).resolve().parent.parent
+if (_root / "setup.py").is_file():
+    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _root]

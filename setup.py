@@ -1,0 +1,40 @@
+"""Metadata and packages; nothing here looks at the machine, so one wheel serves CPU and every GPU."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="llata_fast",
+    version="0.1.0",
+    description="Fast, scalable LLaTA: pre-trained language models as time-series forecasters",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["llata_fast", "llata_fast.*"]) + ["llata_fast.kernels"],
+    # a top-level "kernels" would collide with Hugging Face's package of that name
+    package_dir={"llata_fast.kernels": "kernels"},
+    install_requires=[
+        "torch>=2.7",
+        "triton>=3.3; platform_system == 'Linux'",
+        "transformers>=5.0",
+        "accelerate",
+        "deepspeed",
+        "gguf",
+        "numpy",
+        "pandas",
+        "pyyaml",
+        "safetensors",
+    ],
+    extras_require={
+        "flash-attn": ["flash-attn"],
+        "plot": ["matplotlib"],
+        "tensorboard": ["tensorboard"],
+        "test": [
+            "hypothesis",
+            "pytest",
+            "pytest-benchmark",
+            "pytest-timeout",
+            "pytest-xdist",
+            "ruff",
+            "scikit-learn",
+        ],
+    },
+)
