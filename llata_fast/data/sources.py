@@ -1,0 +1,77 @@
+"""Finds a named data set's file: a data folder, the cache, an installed package, and a download last."""
+
+import hashlib
+import importlib.util
+import os
+import urllib.request
+import uuid
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from llata_fast.data.registry import DatasetSpec
+from llata_fast.errors import InputError
+
+DOWNLOAD_TIMEOUT = 15
+"""Seconds without an answer after which a download counts as unreachable."""
+
+
+def cache_dir() -> Path:
+    """Folder of downloaded files: `$XDG_CACHE_HOME/llata_fast/data`, by default below `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llata_fast" / "data"
+
+
+def locate(spec: DatasetSpec, data_dir: str | os.PathLike | None = None) -> Path:
+    """Path of the file of `spec`, looked for in `data_dir`, `$LLATA_DATA` and the cache, in the package that
+    carries it, and then downloaded into the cache.
+
+    A folder may hold the file in the field's layout (`ETT-small/ETTh1.csv`) or directly (`ETTh1.csv`).
+    Raises InputError, with the file's name and where to get it, when there is none.
+    """
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise InputError(f"data_dir {data_dir} is not a folder")
+    folders = [Path(folder) for folder in (data_dir, os.environ.get("LLATA_DATA"), cache_dir()) if folder]
+    candidates = [folder / name for folder in folders for name in (spec.file, Path(spec.file).name)]
+    if spec.package and (package := importlib.util.find_spec(spec.package)) and package.submodule_search_locations:
+        candidates.append(Path(package.submodule_search_locations[0]) / spec.file)
+    for path in candidates:
+        if path.is_file():
+            return path
+
+    reason = ""
+    if spec.url and spec.sha256:
+        path = cache_dir() / spec.file
+        try:
+            _download(spec.url, spec.sha256, path)
+            return path
+        except (OSError, _ChecksumError) as error:
+            reason = f"; downloading {spec.url} failed ({error})"
+    raise InputError(
+        f"{spec.name}: no file {spec.file} in {', '.join(map(str, folders))}{reason}; get it from {spec.source} "
+        "and name its folder with --data_dir or LLATA_DATA"
+    )
+
+
+class _ChecksumError(Exception):
+    pass
+
+
+def _download(url: str, sha256: str, path: Path) -> None:
+    """Writes what `url` holds to `path`, in one move, once its checksum is right. Raises OSError, _ChecksumError."""
+    # torch.hub.download_url_to_file does the same, without a time-out
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    digest = hashlib.sha256()
+    try:
+        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as response, partial.open("wb") as file:
+            total = int(response.headers.get("Content-Length") or 0) or None
+            with tqdm(total=total, unit="B", unit_scale=True, desc=path.name) as progress:
+                while chunk := response.read(1 << 20):
+                    file.write(chunk)
+                    digest.update(chunk)
+                    progress.update(len(chunk))
+        if digest.hexdigest() != sha256:
+            raise _ChecksumError(f"its SHA-256 is {digest.hexdigest()}, expected {sha256}")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

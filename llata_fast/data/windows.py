@@ -1,0 +1,216 @@
+"""Splits, standardisation and windows.
+
+A split is a slice of one standardised fp32 tensor [rows, C]. A window of L + H rows is a contiguous stretch of it, so
+all windows are one overlapping strided view, and a batch is one gather by start index: no copy of the data, no worker
+processes, on the CPU as on a GPU.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from llata_fast.data.series import TimeSeries
+from llata_fast.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class StandardScaler:
+    """Per channel, (x - mean) / scale, in float64."""
+
+    mean: np.ndarray
+    """[C]"""
+    scale: np.ndarray
+    """[C], never 0"""
+
+    @classmethod
+    def fit(cls, values: np.ndarray, columns: Sequence[str]) -> "StandardScaler":
+        """Mean and (biased) standard deviation of values [rows, C], leaving NaN out.
+
+        A constant column gets scale 1 and a warning; one without any value raises InputError.
+        """
+        empty = np.isnan(values).all(axis=0)
+        if empty.any():
+            raise InputError(f"column {columns[empty.argmax()]!r} has no value in the {len(values)} training rows")
+        mean, scale = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
+        # not scale == 0: rounding gives a constant 0.1 a tiny one
+        constant = np.nanmin(values, axis=0) == np.nanmax(values, axis=0)
+        if constant.any():
+            names = ", ".join(repr(columns[channel]) for channel in np.flatnonzero(constant))
+            warnings.warn(f"constant in the training rows, scaled by 1: {names}", stacklevel=2)
+        return cls(np.where(constant, np.nanmin(values, axis=0), mean), np.where(constant, 1.0, scale))
+
+    def transform(self, values: np.ndarray) -> np.ndarray:
+        """Values [..., C] in units of the training rows' standard deviation."""
+        return (values - self.mean) / self.scale
+
+    def inverse_transform(self, values: np.ndarray) -> np.ndarray:
+        """Standardised values [..., C] in original units."""
+        return values * self.scale + self.mean
+
+    def to_dict(self) -> dict[str, list[float]]:
+        return {"mean": self.mean.tolist(), "scale": self.scale.tolist()}
+
+    @classmethod
+    def from_dict(cls, state: dict[str, list[float]]) -> "StandardScaler":
+        return cls(np.asarray(state["mean"], dtype=np.float64), np.asarray(state["scale"], dtype=np.float64))
+
+
+class WindowDataset(Dataset):
+    """All windows of `context_length` (L) and then `prediction_length` (H) rows of values [rows, C].
+
+    An item is {"past_values" [L, C], "future_values" [H, C]}, a batch (`__getitems__`) the same with [B, ...] in
+    front. Where the values have gaps (NaN) both also hold "past_observed_mask", bool, like past_values: there missing
+    past values are 0 and missing future values stay NaN, for the loss to leave out.
+    """
+
+    def __init__(self, values: Tensor, context_length: int, prediction_length: int):
+        """`values` [rows, C], on the device where batches are wanted. Raises InputError without a single window."""
+        if min(context_length, prediction_length) < 1:
+            raise InputError(f"context ({context_length}) and horizon ({prediction_length}) must be at least 1")
+        self.values = values.contiguous()
+        self.context_length = context_length
+        self.prediction_length = prediction_length
+        self.has_missing = bool(values.isnan().any())
+        self._num_windows = len(values) - context_length - prediction_length + 1
+        if self._num_windows < 1:
+            raise InputError(
+                f"{len(values)} rows are too few for context {context_length} + horizon {prediction_length}"
+            )
+
+    def __len__(self) -> int:
+        return self._num_windows
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        start = range(len(self))[index]
+        middle = start + self.context_length
+        return self._item(self.values[start:middle], self.values[middle : middle + self.prediction_length])
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """The windows that start at rows `indices` [B], as one batch; the DataLoader's way to ask for many at once."""
+        index = torch.as_tensor(indices, device=self.values.device)
+        past = self._stretches(0, self.context_length).index_select(0, index)
+        future = self._stretches(self.context_length, self.prediction_length).index_select(0, index)
+        return self._item(past, future)
+
+    def to(self, device: torch.device | str) -> "WindowDataset":
+        """The same windows, their values and batches on `device`."""
+        return WindowDataset(self.values.to(device), self.context_length, self.prediction_length)
+
+    def _stretches(self, offset: int, length: int) -> Tensor:
+        """Rows [offset, offset + length) of every window: a view [windows, length, C]."""
+        num_channels = self.values.shape[1]
+        return self.values[offset:].as_strided((len(self), length, num_channels), (num_channels, num_channels, 1))
+
+    def _item(self, past: Tensor, future: Tensor) -> dict[str, Tensor]:
+        if not self.has_missing:
+            return {"past_values": past, "future_values": future}
+        return {**masked_past(past), "future_values": future}
+
+
+def masked_past(past: Tensor) -> dict[str, Tensor]:
+    """The model's inputs for past values [..., L, C] with NaN where missing: zeros there, and a mask that says so."""
+    missing = past.isnan()
+    return {"past_values": past.masked_fill(missing, 0), "past_observed_mask": ~missing}
+
+
+def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`collate_fn` of a DataLoader over a WindowDataset, whose `__getitems__` returns whole batches."""
+    return batch
+
+
+class Splits(NamedTuple):
+    """Standardised windows of one series, and the scaler fitted on its training rows."""
+
+    train: WindowDataset
+    val: WindowDataset
+    test: WindowDataset
+    scaler: StandardScaler
+
+
+def split_windows(
+    series: TimeSeries, context_length: int, prediction_length: int, *, few_shot_percent: float | None = None
+) -> Splits:
+    """Train, validation and test windows with the field's borders.
+
+    The contexts of the first validation and test windows reach back into the split before; their targets do not.
+    `few_shot_percent` keeps the first floor((rows - L) * percent / 100) + L training rows. The scaler sees all
+    training rows even so: published few-shot numbers are in the units of the full split. Raises InputError, with the
+    sizes, for a split without a window.
+    """
+    values, scaler, (train_end, val_end, test_end) = _standardised(series)
+    train_rows = train_end
+    if few_shot_percent is not None:
+        if not 0 < few_shot_percent <= 100:
+            raise InputError(f"few_shot_percent must be above 0 and at most 100, got {few_shot_percent}")
+        train_rows = int((train_end - context_length) * few_shot_percent // 100) + context_length
+
+    def windows(split: str, start: int, end: int) -> WindowDataset:
+        return _windows(f"{series.name}, {split} split", values, start, end, context_length, prediction_length)
+
+    return Splits(
+        train=windows("train", 0, train_rows),
+        val=windows("validation", train_end - context_length, val_end),
+        test=windows("test", val_end - context_length, test_end),
+        scaler=scaler,
+    )
+
+
+def test_windows(
+    series: TimeSeries, context_length: int, prediction_length: int
+) -> tuple[WindowDataset, StandardScaler]:
+    """The test split alone, standardised by the series' own training rows: for a model trained on another series."""
+    values, scaler, (_, val_end, test_end) = _standardised(series)
+    name = f"{series.name}, test split"
+    return _windows(name, values, val_end - context_length, test_end, context_length, prediction_length), scaler
+
+
+test_windows.__test__ = False  # the name is no test of pytest's
+
+
+def last_window(series: TimeSeries, context_length: int, scaler: StandardScaler) -> dict[str, Tensor]:
+    """The model's inputs for the forecast of what follows the series, from its last rows, by the scaler of a run.
+
+    {"past_values" [1, L, C]} in fp32, with "past_observed_mask" where values are missing. Raises InputError for a
+    series that is too short or has another number of channels.
+    """
+    rows, channels = series.values.shape
+    if channels != len(scaler.mean):
+        raise InputError(f"{series.name} has {channels} channels, the run was trained on {len(scaler.mean)}")
+    if rows < context_length:
+        raise InputError(f"{series.name} has {rows} rows, the context takes {context_length}")
+    past = torch.from_numpy(scaler.transform(series.values[-context_length:]).astype(np.float32))[None]
+    return masked_past(past) if past.isnan().any() else {"past_values": past}
+
+
+def _standardised(series: TimeSeries) -> tuple[Tensor, StandardScaler, tuple[int, int, int]]:
+    """Values [rows, C] in fp32 units of the training rows, their scaler, and the end rows of the three splits."""
+    borders = _borders(series)
+    scaler = StandardScaler.fit(series.values[: borders[0]], series.columns)
+    return torch.from_numpy(scaler.transform(series.values).astype(np.float32)), scaler, borders
+
+
+def _borders(series: TimeSeries) -> tuple[int, int, int]:
+    """End rows of train, validation and test."""
+    rows = len(series)
+    if series.split_rows is None:
+        train, test = int(rows * 0.7), int(rows * 0.2)
+        return train, rows - test, rows
+    train, val, test = series.split_rows
+    if rows < train + val + test:
+        raise InputError(f"{series.name} has {rows} rows, its splits take {train} + {val} + {test}")
+    return train, train + val, train + val + test
+
+
+def _windows(
+    name: str, values: Tensor, start: int, end: int, context_length: int, prediction_length: int
+) -> WindowDataset:
+    try:
+        return WindowDataset(values[max(start, 0) : end], context_length, prediction_length)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
