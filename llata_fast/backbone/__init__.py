@@ -1,0 +1,19 @@
+"""Pre-trained decoders: where their weights come from."""
+
+from llata_fast.backbone.loading import (
+    DEFAULT_BACKBONE,
+    BackboneWeights,
+    build_backbone,
+    load_backbone_weights,
+    max_tokens,
+    read_backbone_config,
+)
+
+__all__ = [
+    "DEFAULT_BACKBONE",
+    "BackboneWeights",
+    "build_backbone",
+    "load_backbone_weights",
+    "max_tokens",
+    "read_backbone_config",
+]

