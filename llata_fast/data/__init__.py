@@ -8,9 +8,9 @@ from llata_fast.data.windows import (
     StandardScaler,
     WindowDataset,
     collate,
+    evaluation_windows,
     last_window,
     split_windows,
-    test_windows,
 )
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "WindowDataset",
     "cache_dir",
     "collate",
+    "evaluation_windows",
     "find_dataset",
     "get_dataset",
     "last_window",
@@ -29,5 +30,4 @@ __all__ = [
     "read_csv",
     "read_series",
     "split_windows",
-    "test_windows",
 ]

@@ -254,11 +254,11 @@ def _on_regular_grid(
     """
     if len(dates) < 3:
         raise InputError(f"{where}: {len(dates)} timestamps are too few to infer a frequency, it takes 3")
-    steps = np.diff(dates)
+    steps = dates[1:] - dates[:-1]
     if (row := _first(dates.duplicated())) is not None:
         earlier = _first(dates == dates[row])
         raise InputError(f"{where}, line {lines[row]}: timestamp {dates[row]} is a duplicate of line {lines[earlier]}")
-    if (row := _first(steps < np.timedelta64(0))) is not None:
+    if (row := _first(steps < pd.Timedelta(0))) is not None:
         raise InputError(
             f"{where}, line {lines[row + 1]}: timestamp {dates[row + 1]} is earlier than {dates[row]} in line "
             f"{lines[row]}: the rows are not sorted"
@@ -267,14 +267,13 @@ def _on_regular_grid(
     if frequency is not None:
         return dates, values, frequency
 
-    sizes, counts = np.unique(steps, return_counts=True)
-    usual = pd.Timedelta(sizes[counts.argmax()])
+    usual = steps.to_series().mode()[0]
     grid = _grid_with_holes(dates, usual)
     if grid is not None and missing == "mask":
         filled = np.full((len(grid), values.shape[1]), np.nan)
         filled[grid.get_indexer(dates)] = values
         return grid, filled, grid.freqstr
-    row = _first(steps != usual.to_timedelta64()) if grid is None else _first(~grid.isin(dates)) - 1
+    row = _first(steps != usual) if grid is None else _first(~grid.isin(dates)) - 1
     hint = "no frequency fits" if grid is None else "--missing mask takes the rows between as missing"
     raise InputError(
         f"{where}, line {lines[row + 1]}: irregular timestamps: {dates[row + 1]} follows {dates[row]}, the usual step "
@@ -301,7 +300,7 @@ def _grid_with_holes(dates: pd.DatetimeIndex, step: pd.Timedelta) -> pd.Datetime
 
 def _seasonality(dates: pd.DatetimeIndex) -> int:
     """Rows a day for steps within a day; else the rows of the next period: a week, a year. 1: no usual period."""
-    days = np.diff(dates).min() / np.timedelta64(1, "D")
+    days = (dates[1:] - dates[:-1]).min() / pd.Timedelta(days=1)
     if days < 1:
         per_day = round(1 / days)
         return per_day if np.isclose(per_day * days, 1) else 1

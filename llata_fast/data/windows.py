@@ -161,16 +161,13 @@ def split_windows(
     )
 
 
-def test_windows(
+def evaluation_windows(
     series: TimeSeries, context_length: int, prediction_length: int
 ) -> tuple[WindowDataset, StandardScaler]:
     """The test split alone, standardised by the series' own training rows: for a model trained on another series."""
     values, scaler, (_, val_end, test_end) = _standardised(series)
     name = f"{series.name}, test split"
     return _windows(name, values, val_end - context_length, test_end, context_length, prediction_length), scaler
-
-
-test_windows.__test__ = False  # the name is no test of pytest's
 
 
 def last_window(series: TimeSeries, context_length: int, scaler: StandardScaler) -> dict[str, Tensor]:
