@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-# anything started from a checkout has its root on the path, where kernels/ would shadow Hugging Face's package "kernels"
+# a process started in a checkout has its root on the path, where kernels/ shadows Hugging Face's package "kernels"
 _root = Path(__file__).resolve().parent.parent
 if (_root / "setup.py").is_file():
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _root]

@@ -1,0 +1,44 @@
+# Every target sets up what it needs. Choices: PYTHON=python3.12 (interpreter), TORCH_INDEX=<url> (package index that
+# torch comes from, for a CPU or another CUDA build), JOBS=4 (parallel tests), ARGS="--num_layers 4" (for train.py).
+PYTHON ?= python3
+TORCH_INDEX ?=
+JOBS ?= 2
+ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+READY := .venv/.ready
+
+# a CUDA build of torch brings the triton that it was built for, a CPU build brings none
+TRITON := triton==3.9.0; platform_system == 'Linux' and python_version >= '3.11'
+
+.PHONY: install train test lint bench clean
+
+install: $(READY)
+
+# torch comes first and alone, so that no other package's requirement chooses its build
+$(READY): setup.py pyproject.toml constraints.txt requirements-embedded.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(BIN)/python -c "import triton" 2>/dev/null || $(PIP) "$(TRITON)"
+	$(PIP) --constraint constraints.txt setuptools
+	$(PIP) --constraint constraints.txt --no-build-isolation --editable ".[plot,tensorboard,test]"
+	$(PIP) --no-deps --requirement requirements-embedded.txt
+	touch $@
+
+train: $(READY)
+	$(BIN)/python train.py $(ARGS)
+
+# one thread a process: the tests run side by side
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses $(JOBS) --dist loadfile --timeout 300
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(READY)
+	$(BIN)/python -m pytest bench --benchmark-only
+
+clean:
+	rm -rf .venv build dist llata_fast.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -1,0 +1,109 @@
+"""Settings and fixtures of the whole suite. Pytest imports this before any test, hence before any kernel."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# read by triton.jit when it decorates a kernel
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+# read by huggingface_hub when it is imported; a test that is about the network unsets it in a process of its own
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def pytest_configure(config):
+    # the user's cache stays as it is; parallel workers share the folder of the process that started them
+    if not hasattr(config, "workerinput"):
+        cache = tempfile.TemporaryDirectory(prefix="llata_fast_")
+        config.add_cleanup(cache.cleanup)
+        os.environ["XDG_CACHE_HOME"] = cache.name
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def deterministic():
+    """Same seeds for every test; deterministic mode also fills `torch.empty` with NaN, so unwritten memory shows."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+@pytest.fixture(scope="session")
+def device():
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """`shared(name)` is that file or folder of the data that lies beside the checkout; absent data skips the test."""
+
+    def find(name):
+        path = ROOT.parent / "shared" / name
+        if not path.exists():
+            pytest.skip(f"no {name} in the folder 'shared' beside the checkout")
+        return path
+
+    return find
+
+
+@pytest.fixture
+def free_port():
+    """A TCP port for `--master_port`: launches of several test processes must not meet on the default one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def launch():
+    """`launch("python", "train.py", ..., returncode=0, timeout=240, env={})` runs a command as a user would.
+
+    It starts in the checkout's root with the environment's commands (python, deepspeed) on PATH; `env` adds variables,
+    None removes one. Returns stdout and stderr together; fails unless the exit status is `returncode` (None: any).
+    """
+
+    def run(*command, returncode=0, timeout=240, env=None):
+        bin_dir = Path(sys.executable).parent
+        # interpreted kernels would train hundreds of times slower
+        settings = {"TRITON_INTERPRET": None, "OMP_NUM_THREADS": "1", **(env or {})}
+        settings["PATH"] = f"{bin_dir}{os.pathsep}{os.environ['PATH']}"
+        full_env = {key: value for key, value in {**os.environ, **settings}.items() if value is not None}
+        process = subprocess.Popen(
+            [str(part) for part in command],
+            cwd=ROOT,
+            env=full_env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        finally:
+            # a launcher that dies or hangs must not leave its ranks behind
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        if returncode is not None:
+            line = " ".join(map(str, command))
+            assert process.returncode == returncode, f"{line} ended with {process.returncode}\n{output[-4000:]}"
+        return output
+
+    return run
