@@ -18,10 +18,12 @@ setup(
         "accelerate",
         "deepspeed",
         "gguf",
+        "huggingface-hub",
         "numpy",
         "pandas",
         "pyyaml",
         "safetensors",
+        "tqdm",
     ],
     extras_require={
         "flash-attn": ["flash-attn"],

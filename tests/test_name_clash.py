@@ -62,7 +62,9 @@ def site(tmp_path):
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "__init__.py").touch()
     (tmp_path / "kernels-99.0.dist-info").mkdir()
-    (tmp_path / "kernels-99.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 99.0\n")
+    (tmp_path / "kernels-99.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: kernels\nVersion: 99.0\n"
+    )
     return tmp_path
 
 

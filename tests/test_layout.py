@@ -1,0 +1,89 @@
+"""The house's rules that a machine can check: who may import whom, what goes with an op, what never appears."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("llata_fast", "kernels", "bench", "tests", "ds_configs")
+SOURCES = [path for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/*.py")] + list(ROOT.glob("*.py"))
+TEXTS = SOURCES + [ROOT / "Makefile", *ROOT.glob("*.*[dtl]"), *ROOT.glob("kernels/*.md"), *ROOT.glob("*/*.json")]
+OPS = sorted(path.stem for path in ROOT.glob("kernels/*.py") if not path.stem.startswith("_"))
+
+MODEL = ("config", "modeling", "prototypes", "losses", "backbone", "checkpoint")
+# the parts of llata_fast that a room must not know
+FORBIDDEN = {
+    "data": (*MODEL, "kernels", "metrics", "training", "evaluation", "serving"),
+    **{room: ("data", "training", "evaluation", "serving") for room in MODEL},
+    "metrics": (*MODEL, "data", "training", "evaluation", "serving"),
+    "evaluation": ("backbone", "prototypes", "losses", "training"),
+    "serving": ("backbone", "prototypes", "losses", "training"),
+}
+
+
+def imports(path):
+    """Every module that a file imports, by full name: relative imports and `from package import name` resolved."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            prefix = ".".join((*base, *filter(None, [node.module])))
+            yield from (f"{prefix}.{alias.name}" for alias in node.names)
+
+
+def within(module, *packages):
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_arrows_point_one_way(room):
+    paths = [*ROOT.glob(f"llata_fast/{room}.py"), *ROOT.glob(f"llata_fast/{room}/**/*.py")]
+    assert paths, f"llata_fast has no {room}"
+    forbidden = [f"llata_fast.{name}" for name in FORBIDDEN[room]]
+    found = [(str(path.relative_to(ROOT)), module) for path in paths for module in imports(path)]
+    assert not [(path, module) for path, module in found if within(module, *forbidden)]
+
+
+def test_triton_stays_in_kernels():
+    assert not [
+        path for path in ROOT.glob("llata_fast/**/*.py") for module in imports(path) if within(module, "triton")
+    ]
+
+
+def test_kernels_import_torch_and_triton_alone():
+    allowed = ("torch", "triton", "kernels", *sys.stdlib_module_names)
+    found = [(path.name, module) for path in ROOT.glob("kernels/**/*.py") for module in imports(path)]
+    assert not [(path, module) for path, module in found if not within(module, *allowed)]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_op_has_its_test_and_its_bench(op):
+    assert (ROOT / "tests" / "kernels" / f"test_{op}.py").is_file()
+    assert (ROOT / "bench" / f"bench_{op}.py").is_file()
+
+
+def test_entry_reads_as_a_list():
+    assert len((ROOT / "train.py").read_text().splitlines()) < 100
+
+
+def test_banned_names():
+    found = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            # block pointers are deprecated, the interpreter has no libdevice, tensors move with .to(device)
+            name = getattr(node, "attr", getattr(node, "id", None))
+            call = getattr(node, "func", None)
+            if name in ("make_block_ptr", "libdevice") or getattr(call, "attr", None) == "cuda":
+                found.append(f"{path}:{node.lineno}")
+    assert not found
+    assert "utils" not in {path.stem for path in SOURCES}
+
+
+def test_no_path_of_one_machine():
+    pattern = re.compile(r"(?<![\w.])/(tmp|root|work|home|Users)/")
+    assert not [str(path) for path in TEXTS if pattern.search(path.read_text())]
