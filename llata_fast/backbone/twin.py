@@ -1,0 +1,199 @@
+"""The twin pass: both branches of LLaTA in one call of one frozen backbone.
+
+The batch is [time; text]: in training the first half of the rows belongs to the temporal branch, the second to the
+textual one, and in evaluation all rows are temporal. What the temporal branch trains (LoRA, norms, positions) is
+wrapped around the frozen modules and acts on its rows alone, so the branch of a row is a fact of the data: nothing is
+switched on or off around a call, and a checkpointed block recomputes what it computed. The frozen weights exist once,
+are read once, and are gathered once per direction under ZeRO-3.
+
+`two_pass` runs the same two branches as two calls, the frozen weights shared: the yardstick of the twin pass.
+"""
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import InputError
+
+# the fused or separate query, key and value projections of the families transformers has
+LORA_TARGETS = ("c_attn", "q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "W_pack")
+
+
+class _Branched(nn.Module):
+    """A module whose first rows are temporal: half of them in a twin training pass, else all."""
+
+    def __init__(self, twin: bool):
+        super().__init__()
+        self.twin = twin
+
+    def num_time_rows(self, x: Tensor) -> int:
+        return x.shape[0] // 2 if self.twin and self.training else x.shape[0]
+
+
+class LoraLinear(_Branched):
+    """A frozen projection `base`, plus on temporal rows the low-rank update `B A dropout(x) * alpha / r`."""
+
+    def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float, twin: bool):
+        super().__init__(twin)
+        in_features, out_features = _features(base)
+        self.base = base
+        self.scale = alpha / rank
+        self.dropout = nn.Dropout(dropout)
+        self.lora_a = nn.Linear(in_features, rank, bias=False)
+        self.lora_b = nn.Linear(rank, out_features, bias=False)
+        nn.init.zeros_(self.lora_b.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        rows = self.num_time_rows(x)
+        update = self.lora_b(self.lora_a(self.dropout(x[:rows]))) * self.scale
+        return y + update if rows == len(x) else torch.cat((y[:rows] + update, y[rows:]))
+
+    def merged(self) -> nn.Module:
+        """The frozen projection with the update folded in (in place)."""
+        update = (self.lora_b.weight @ self.lora_a.weight) * self.scale
+        with torch.no_grad():
+            self.base.weight += update.T if isinstance(self.base, Conv1D) else update
+        return self.base
+
+
+class TwinNorm(_Branched):
+    """A frozen norm `base` for textual rows and a trained copy `tuned` for temporal ones."""
+
+    def __init__(self, base: nn.Module, twin: bool):
+        super().__init__(twin)
+        self.base = base
+        self.tuned = copy.deepcopy(base).requires_grad_(True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.num_time_rows(x)
+        return self.tuned(x) if rows == len(x) else torch.cat((self.tuned(x[:rows]), self.base(x[rows:])))
+
+    def merged(self) -> nn.Module:
+        return self.tuned.requires_grad_(False)
+
+
+class TwinPositions(_Branched):
+    """Trained learned positions [max_tokens, D], one table a branch."""
+
+    def __init__(self, base: nn.Embedding, twin: bool):
+        super().__init__(twin)
+        self.time = copy.deepcopy(base).requires_grad_(True)
+        self.text = copy.deepcopy(base).requires_grad_(True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens [rows, T, D] -> the same with positions added."""
+        rows = self.num_time_rows(tokens)
+        offsets = torch.arange(tokens.shape[1], device=tokens.device)
+        time = tokens[:rows] + self.time(offsets)
+        return time if rows == len(tokens) else torch.cat((time, tokens[rows:] + self.text(offsets)))
+
+
+class NoPositions(nn.Module):
+    """Stands in a backbone whose positions were added to its input: zero, whatever the position."""
+
+    def forward(self, position_ids: Tensor) -> Tensor:
+        return torch.zeros((), device=position_ids.device)
+
+
+def _features(projection: nn.Module) -> tuple[int, int]:
+    if isinstance(projection, Conv1D):
+        return projection.weight.shape[0], projection.weight.shape[1]
+    return projection.in_features, projection.out_features
+
+
+def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """Every (parent, attribute, child), listed before any is replaced."""
+    yield from [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()]
+
+
+def _is_norm(module: nn.Module) -> bool:
+    # every family of transformers brings an RMSNorm class of its own
+    return isinstance(module, nn.LayerNorm | nn.RMSNorm) or type(module).__name__.endswith("RMSNorm")
+
+
+def wrap_branches(model: PreTrainedModel, *, rank: int, alpha: float, dropout: float, twin: bool):
+    """Freeze `model` and wrap, in place, its attention projections (if rank > 0) and norms.
+
+    Raises:
+        InputError: no attention projection found by name (`LORA_TARGETS`).
+    """
+    model.requires_grad_(False)
+    found = False
+    for parent, name, child in _children(model):
+        if _is_norm(child):
+            setattr(parent, name, TwinNorm(child, twin))
+        elif rank and name in LORA_TARGETS:
+            setattr(parent, name, LoraLinear(child, rank, alpha, dropout, twin))
+            found = True
+    if rank and not found:
+        raise InputError(
+            f"no attention projection of {type(model).__name__} is called {', '.join(LORA_TARGETS)}: use --lora_r 0"
+        )
+
+
+class TwinBackbone(nn.Module):
+    """The frozen backbone with its two branches.
+
+    Args:
+        model: decoder without word embedding (`build_backbone`); its modules are wrapped in place.
+        mode: twin or two_pass.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, rank: int, alpha: float, dropout: float, mode: str = "twin"):
+        super().__init__()
+        twin = mode == "twin"
+        self.positions = None
+        if (learned := getattr(model, "wpe", None)) is not None:
+            self.positions = TwinPositions(learned, twin=True)
+            model.wpe = NoPositions()
+        self.textual = None if twin else _sharing_copy(model)
+        wrap_branches(model, rank=rank, alpha=alpha, dropout=dropout, twin=twin)
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """tokens [rows, T, D] -> num_layers + 1 features [rows, T, D].
+
+        In training rows are [time; text], in evaluation time alone. The features are the inputs of every block, then
+        the final norm's output plus `tokens` (the residual of the method's step 4).
+        """
+        placed = tokens if self.positions is None else self.positions(tokens)
+        if self.textual is not None and self.training:
+            time, text = placed.chunk(2)
+            pairs = zip(self._features(self.model, time), self._features(self.textual, text), strict=True)
+            features = tuple(torch.cat(pair) for pair in pairs)
+        else:
+            features = self._features(self.model, placed)
+        return *features[:-1], features[-1] + tokens
+
+    @staticmethod
+    def _features(model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, ...]:
+        return model(inputs_embeds=tokens, use_cache=False, output_hidden_states=True).hidden_states
+
+    def frozen_keys(self, prefix: str = "") -> set[str]:
+        """State-dict keys of what comes from the pre-trained source."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {prefix + key for key in self.state_dict() if key not in trained}
+
+    def shared_keys(self, prefix: str = "") -> set[str]:
+        """State-dict keys that name a weight a second time (two_pass)."""
+        return {prefix + key for key in self.state_dict() if key.startswith("textual.")}
+
+    def merge(self) -> PreTrainedModel:
+        """Fold LoRA, tuned norms and temporal positions into the backbone: a plain transformers model (in place)."""
+        for parent, name, child in _children(self.model):
+            if isinstance(child, LoraLinear | TwinNorm):
+                setattr(parent, name, child.merged())
+        if self.positions is not None:
+            self.model.wpe = self.positions.time.requires_grad_(False)
+        return self.model
+
+
+def _sharing_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A second module tree over the same (frozen) parameters and buffers."""
+    shared = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, memo={id(tensor): tensor for tensor in shared}).requires_grad_(False)

@@ -1,0 +1,138 @@
+"""All that shapes the weights of a forecaster: one table of fields, used by the command line and by `config.json` alike."""
+
+from dataclasses import asdict, dataclass, field, fields
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from .errors import InputError
+
+LOSS_NAMES = ("l1", "smooth_l1", "mse")
+
+
+def _field(default, doc: str, choices: tuple[str, ...] | None = None):
+    return field(default=default, metadata={"help": doc} | ({"choices": choices} if choices else {}))
+
+
+@dataclass
+class ModelArguments:
+    """The fields of `LlataConfig` that a user sets; letters as in CONTRIBUTING.md.
+
+    Raises:
+        InputError: a value outside its range, by name.
+    """
+
+    backbone: str = _field("SmolLM2-135M-Instruct", "language model: hub id, folder, GGUF file or random:<family>")
+    num_layers: int = _field(6, "number of the backbone's first blocks that are used")
+    context_length: int = _field(336, "L: steps the forecaster sees")
+    prediction_length: int = _field(96, "H: steps it forecasts")
+    patch_length: int | None = _field(None, "P: steps a token holds; default L, one token per channel")
+    patch_stride: int | None = _field(None, "S: steps between patches; default P")
+    num_prototypes: int | None = _field(None, "V: principal components of the word embeddings; default min(500, D - 1)")
+    num_heads: int | None = _field(
+        None, "A of encoder and cross-attention; default 12 where it divides D, else the backbone's"
+    )
+    intermediate_size: int = _field(2048, "feed-forward width of the encoder")
+    dropout: float = _field(0.1, "dropout of the encoder")
+    lora_r: int = _field(8, "R: rank of LoRA on the attention's query, key and value projections; 0 for none")
+    lora_alpha: float = _field(32.0, "LoRA's scale is lora_alpha / lora_r")
+    lora_dropout: float = _field(0.1, "dropout in front of LoRA")
+    task_loss: str = _field("smooth_l1", "forecast against target", LOSS_NAMES)
+    consistency_loss: str = _field("smooth_l1", "forecast of one branch against the other's", LOSS_NAMES)
+    alignment_loss: str = _field("smooth_l1", "features of one branch against the other's", LOSS_NAMES)
+    consistency_weight: float = _field(1.0, "weight of the consistency loss")
+    alignment_weight: float = _field(0.01, "weight of the alignment loss")
+    alignment_decay: float = _field(0.8, "the alignment loss of a feature k steps before the last counts decay**k")
+    backbone_pass: str = _field(
+        "twin", "twin: both branches in one call of the backbone; two_pass: one call each", ("twin", "two_pass")
+    )
+    backbone_seed: int = _field(0, "seed of the weights of a random: backbone")
+
+    def __post_init__(self):
+        for name in ("num_layers", "context_length", "prediction_length", "intermediate_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("patch_length", "patch_stride", "num_prototypes", "num_heads"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("dropout", "lora_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        for item in fields(self):
+            choices = item.metadata.get("choices")
+            if choices and getattr(self, item.name) not in choices:
+                raise InputError(f"{item.name} must be one of {', '.join(choices)}, got {getattr(self, item.name)!r}")
+        if self.lora_r < 0:
+            raise InputError(f"lora_r must be at least 0, got {self.lora_r}")
+        if self.patch_length is not None and self.patch_length > self.context_length:
+            raise InputError(f"patch_length {self.patch_length} is longer than context_length {self.context_length}")
+        if self.patch_stride is not None and self.patch_length is None:
+            raise InputError("patch_stride without patch_length: give both for patch tokens, neither for variate tokens")
+
+
+class LlataConfig(PreTrainedConfig):
+    """Configuration of `LlataForPrediction`: the fields of `ModelArguments`, and the backbone's own configuration.
+
+    Args:
+        backbone_config: configuration of the backbone, already cut to `num_layers` blocks; `from_backbone` of the
+            model fills it in.
+        merged: LoRA and tuned norms are folded into the backbone, which the checkpoint then holds itself.
+        includes_backbone: the checkpoint holds the frozen base, too.
+        **kwargs: fields of `ModelArguments`, then those of `PreTrainedConfig`.
+    """
+
+    model_type = "llata"
+    # a forecast is all that evaluation gathers from the ranks
+    keys_to_ignore_at_inference = ["text_outputs", "task_loss", "consistency_loss", "alignment_loss"]
+
+    def __init__(
+        self,
+        backbone_config: PreTrainedConfig | dict | None = None,
+        merged: bool = False,
+        includes_backbone: bool = False,
+        **kwargs,
+    ):
+        own = {item.name: kwargs.pop(item.name) for item in fields(ModelArguments) if item.name in kwargs}
+        for name, value in asdict(ModelArguments(**own)).items():
+            setattr(self, name, value)
+        if isinstance(backbone_config, dict):
+            backbone_config = AutoConfig.for_model(**backbone_config)
+        self.backbone_config = backbone_config
+        self.merged = merged
+        self.includes_backbone = includes_backbone
+        super().__init__(**kwargs)
+        if backbone_config is not None:
+            self._resolve()
+
+    def _resolve(self):
+        """Settle the defaults that depend on the backbone's width, and check the sizes against it."""
+        D = self.hidden_size
+        if self.num_heads is None:
+            self.num_heads = 12 if D % 12 == 0 else self.backbone_config.num_attention_heads
+        if D % self.num_heads:
+            raise InputError(f"num_heads {self.num_heads} does not divide the backbone's width {D}: give --num_heads")
+        if self.num_prototypes is None:
+            self.num_prototypes = min(500, D - 1)
+        if self.num_prototypes > D - 1:
+            raise InputError(f"num_prototypes {self.num_prototypes}: a backbone of width {D} has at most {D - 1}")
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the backbone's width (DeepSpeed sizes its automatic buckets by it)."""
+        return self.backbone_config.hidden_size
+
+    @property
+    def variate_tokens(self) -> bool:
+        """One token per channel, attention over channels; otherwise patches, each channel a sequence of its own."""
+        return self.patch_length in (None, self.context_length)
+
+    @property
+    def patching(self) -> tuple[int, int]:
+        """Patch length P and stride S in steps."""
+        length = self.patch_length or self.context_length
+        return length, self.patch_stride or length
+
+    @property
+    def num_patches(self) -> int:
+        """N, patches per channel."""
+        length, stride = self.patching
+        return (self.context_length - length) // stride + 1

@@ -1,0 +1,85 @@
+"""What a forecaster must beat: scored on the same windows, in the same units."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..data import WindowDataset
+from ..metrics import ForecastMetrics
+
+Forecast = Callable[[Tensor, Tensor], Tensor]
+"""past values [B, L, C] and their observed mask -> forecast [B, H, C]"""
+
+
+def seasonal_naive(seasonality: int, prediction_length: int) -> Forecast:
+    """Repeat the last `seasonality` steps; a missing one is replaced by the window's mean."""
+
+    def forecast(past: Tensor, observed: Tensor) -> Tensor:
+        period = min(seasonality, past.shape[1])
+        filled = _fill(past, observed)
+        steps = torch.arange(prediction_length, device=past.device) % period
+        return filled[:, past.shape[1] - period + steps]
+
+    return forecast
+
+
+class LinearBaseline:
+    """Ridge regression from L values to H, one for each channel, on windows minus their mean.
+
+    Solved in closed form in float64: the exact minimum, no seed, no schedule. Windows with a missing target are left
+    out. Toner and Darlow (arXiv 2403.14587) show that the linear forecasters of the literature are all this model.
+    """
+
+    def __init__(self, ridge: float = 1.0):
+        self.ridge = ridge
+        self.weight: Tensor | None = None
+
+    def fit(self, train: WindowDataset, batch_size: int = 1024) -> "LinearBaseline":
+        """Learn from every training window."""
+        gram = moment = 0.0
+        for past, observed, future in batches(train, batch_size):
+            inputs, mean = self._inputs(past, observed)
+            target = (future - mean).double()
+            complete = ~target.isnan().any(1)  # [B, C]
+            inputs = inputs * complete[:, None]
+            target = target.nan_to_num() * complete[:, None]
+            gram = gram + torch.einsum("blc,bmc->clm", inputs, inputs)
+            moment = moment + torch.einsum("blc,bhc->clh", inputs, target)
+        gram.diagonal(dim1=1, dim2=2).add_(self.ridge)
+        self.weight = torch.linalg.solve(gram, moment)  # [C, L, H]
+        return self
+
+    def __call__(self, past: Tensor, observed: Tensor) -> Tensor:
+        inputs, mean = self._inputs(past, observed)
+        return torch.einsum("blc,clh->bhc", inputs, self.weight).to(past.dtype) + mean
+
+    @staticmethod
+    def _inputs(past: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        filled = _fill(past, observed)
+        mean = filled.mean(1, keepdim=True)
+        return (filled - mean).double(), mean
+
+
+def _fill(past: Tensor, observed: Tensor) -> Tensor:
+    """Missing values replaced by the window's mean per channel."""
+    mean = (past * observed).sum(1, keepdim=True) / observed.sum(1, keepdim=True).clamp(min=1)
+    return torch.where(observed, past, mean)
+
+
+def batches(windows: WindowDataset, batch_size: int):
+    """(past, observed mask, future) for every window, in order."""
+    for start in range(0, len(windows), batch_size):
+        batch = windows.__getitems__(range(start, min(start + batch_size, len(windows))))
+        past = batch["past_values"]
+        observed = batch.get("past_observed_mask")
+        yield past, torch.ones_like(past, dtype=torch.bool) if observed is None else observed, batch["future_values"]
+
+
+@torch.no_grad()
+def score(forecast: Forecast, windows: WindowDataset, columns: list[str], batch_size: int = 1024) -> dict:
+    """{"mse", "mae", "per_channel"} of a forecast over every window."""
+    metrics = ForecastMetrics(columns)
+    for past, observed, future in batches(windows, batch_size):
+        metrics.update(forecast(past, observed), future)
+    return {**metrics.compute(), "per_channel": metrics.per_channel}

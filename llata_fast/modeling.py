@@ -1,0 +1,343 @@
+"""LLaTA: a forecaster distilled across modalities from a pre-trained language model (arXiv 2403.07300).
+
+    series -> PatchEmbedding -> EncoderLayer -> time tokens -+-----------------------> temporal branch -> head -> forecast
+                                                             +-> CrossAttention over
+                                                                 word prototypes ----> textual branch  -> head -> forecast
+
+Both branches are rows of one batch through one frozen backbone (`backbone/twin.py`). In training the forecasts are
+pulled together (consistency) and so are the features of every block (alignment); a forecast is the temporal branch's
+alone. Letters: B windows, L lookback, H horizon, C channels, N patches, T tokens, D width, A heads, E head width,
+V prototypes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import load_torch_model, snapshot_download
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .backbone.attention import choose_attention
+from .backbone.loading import build_backbone, load_backbone_weights, max_tokens, read_backbone_config
+from .backbone.twin import TwinBackbone
+from .config import LlataConfig
+from .errors import InputError
+from .kernels import alignment_loss, patch_embed, prototype_attention
+from .losses import forecast_loss
+from .prototypes import load_prototypes
+
+
+@dataclass
+class ForecastOutput(ModelOutput):
+    """What `LlataForPrediction` returns; the losses are fp32 scalars, each unweighted but `loss`.
+
+    loss: task + consistency_weight * consistency + alignment_weight * alignment; the task loss alone in evaluation.
+    prediction_outputs: the forecast [B, H, C], fp32, in the units of the input.
+    text_outputs: the textual branch's forecast [B, H, C]; only in training.
+    """
+
+    loss: Tensor | None = None
+    prediction_outputs: Tensor | None = None
+    text_outputs: Tensor | None = None
+    task_loss: Tensor | None = None
+    consistency_loss: Tensor | None = None
+    alignment_loss: Tensor | None = None
+
+
+class PatchEmbedding(nn.Module):
+    """Instance normalisation, patches and a linear layer: series [B, L, C] -> tokens [B, C, N, D], loc, scale [B, C]."""
+
+    def __init__(self, hidden_size: int, patch_length: int, patch_stride: int):
+        super().__init__()
+        linear = nn.Linear(patch_length, hidden_size)
+        self.weight, self.bias = linear.weight, linear.bias
+        self.patch_length, self.patch_stride = patch_length, patch_stride
+
+    def forward(self, series: Tensor, observed_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        return patch_embed(
+            series,
+            self.weight,
+            self.bias,
+            patch_length=self.patch_length,
+            patch_stride=self.patch_stride,
+            observed_mask=observed_mask,
+        )
+
+
+class EncoderLayer(nn.Module):
+    """Post-norm Transformer encoder layer, bidirectional, ReLU (Vaswani et al., arXiv 1706.03762): [B, T, D] -> same."""
+
+    def __init__(self, hidden_size: int, num_heads: int, intermediate_size: int, dropout: float):
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.qkv_proj = nn.Linear(hidden_size, 3 * hidden_size)
+        self.out_proj = nn.Linear(hidden_size, hidden_size)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size)
+        self.norm1, self.norm2 = nn.LayerNorm(hidden_size), nn.LayerNorm(hidden_size)
+        _init_attention(self.qkv_proj, self.out_proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, D = x.shape
+        q, k, v = self.qkv_proj(x).view(B, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        x = self.norm1(x + self._drop(self.out_proj(attended.transpose(1, 2).reshape(B, T, D))))
+        return self.norm2(x + self._drop(self.down_proj(self._drop(F.relu(self.up_proj(x))))))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+
+class CrossAttention(nn.Module):
+    """Time tokens [B, T, D] ask the word prototypes [V, D] -> text tokens [B, T, D].
+
+    The prototypes are the same for every query, so their keys and values are projected once a step.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_proj = nn.Linear(hidden_size, hidden_size)
+        self.kv_proj = nn.Linear(hidden_size, 2 * hidden_size)
+        self.out_proj = nn.Linear(hidden_size, hidden_size)
+        _init_attention(self.q_proj, self.out_proj)
+        _init_attention(self.kv_proj, self.out_proj)
+
+    def forward(self, time: Tensor, prototypes: Tensor) -> Tensor:
+        q = self.q_proj(time).view(-1, self.num_heads, time.shape[-1] // self.num_heads)  # [M, A, E]
+        keys_values = self.kv_proj(prototypes.to(time.dtype)).view(len(prototypes), 2, *q.shape[1:])  # [V, 2, A, E]
+        k, v = keys_values.unbind(1)
+        return self.out_proj(prototype_attention(q, k, v).reshape(time.shape))
+
+
+class FeatureAlignment(nn.Module):
+    """Distance of the branches' features of one depth, each projected: time, text [B, T, D] -> fp32 scalar."""
+
+    def __init__(self, hidden_size: int, kind: str):
+        super().__init__()
+        self.kind = kind
+        self.time_weight = nn.Linear(hidden_size, hidden_size, bias=False).weight
+        self.text_weight = nn.Linear(hidden_size, hidden_size, bias=False).weight
+
+    def forward(self, time: Tensor, text: Tensor) -> Tensor:
+        time, text = time.flatten(0, 1), text.flatten(0, 1)
+        return alignment_loss(time, text, self.time_weight, self.text_weight, kind=self.kind)
+
+
+def _init_attention(in_proj: nn.Linear, out_proj: nn.Linear):
+    """Attention starts as in `torch.nn.MultiheadAttention`: Xavier over q, k, v stacked, no bias."""
+    hidden_size = in_proj.in_features
+    bound = (6 / (hidden_size + 3 * hidden_size)) ** 0.5
+    nn.init.uniform_(in_proj.weight, -bound, bound)
+    nn.init.zeros_(in_proj.bias)
+    nn.init.zeros_(out_proj.bias)
+
+
+class LlataForPrediction(PreTrainedModel):
+    """The forecaster. `from_backbone` makes a new one, `from_pretrained` reads a trained one."""
+
+    config_class = LlataConfig
+    base_model_prefix = ""
+    main_input_name = "past_values"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    # the Trainer would take **kwargs to mean that the model divides by the global batch, and multiply the loss
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: LlataConfig, backbone: PreTrainedModel | None = None):
+        """Build the forecaster around `backbone`, by default one with random weights; its modules are wrapped in place."""
+        super().__init__(config)
+        if backbone is None:
+            backbone = build_backbone(config.backbone_config, choose_attention(config.backbone_config))
+        D = config.hidden_size
+        self.max_tokens = max_tokens(config.backbone_config)
+        self.embedding = PatchEmbedding(D, *config.patching)
+        self.encoder = EncoderLayer(D, config.num_heads, config.intermediate_size, config.dropout)
+        self.head = nn.Linear(D * (1 if config.variate_tokens else config.num_patches), config.prediction_length)
+        if config.merged:
+            self.backbone = MergedBackbone(backbone)
+        else:
+            self.cross_attention = CrossAttention(D, config.num_heads)
+            self.register_buffer("prototypes", torch.zeros(config.num_prototypes, D))
+            self.backbone = TwinBackbone(
+                backbone,
+                rank=config.lora_r,
+                alpha=config.lora_alpha,
+                dropout=config.lora_dropout,
+                mode=config.backbone_pass,
+            )
+            self.alignment = nn.ModuleList(
+                FeatureAlignment(D, config.alignment_loss) for _ in range(config.num_layers + 1)
+            )
+        self.post_init()
+        if not config.merged:
+            # the frozen base is named in the configuration, not copied into every checkpoint
+            self._keys_to_ignore_on_save = self.backbone.frozen_keys("backbone.")
+
+    def init_weights(self):
+        """Every module has initialised itself, or was loaded."""
+
+    @classmethod
+    def from_backbone(cls, config: LlataConfig) -> "LlataForPrediction":
+        """A new forecaster around the pre-trained `config.backbone`; fills in `config.backbone_config`.
+
+        Raises:
+            InputError: the backbone cannot be found, is cut too long, or lacks weights.
+        """
+        backbone_config = read_backbone_config(config.backbone, config.num_layers)
+        # through the constructor, which settles what depends on the backbone's width
+        config = LlataConfig(**(config.to_dict() | {"backbone_config": backbone_config.to_dict()}))
+        backbone, word_embeddings = load_base(config)
+        model = cls(config, backbone)
+        model.prototypes.copy_(load_prototypes(word_embeddings, config.num_prototypes))
+        return model
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **kwargs) -> "LlataForPrediction":
+        """The trained forecaster in `source`, a folder or hub id written by `save_pretrained`; in evaluation mode.
+
+        The frozen base comes from the checkpoint where it holds one, else from `config.backbone`. Keywords override
+        fields of the configuration, for instance `backbone` when the base has moved.
+
+        Raises:
+            InputError: no checkpoint there, the base is not to be had, or a weight is missing.
+        """
+        folder = Path(source)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{folder} holds no config.json: not the folder of a trained model")
+        config = LlataConfig.from_pretrained(folder, **kwargs)
+        held = config.merged or config.includes_backbone
+        model = cls(config, None if held else load_base(config)[0])
+        missing, unexpected = load_torch_model(model, folder)
+        lacking = set(missing) - (model.backbone.shared_keys() if held else model._keys_to_ignore_on_save)
+        if lacking or unexpected:
+            problem = f"lacks {min(lacking)}" if lacking else f"holds {unexpected[0]}, which the model does not have"
+            raise InputError(f"the checkpoint {folder} does not fit its configuration: it {problem}")
+        return model.eval()
+
+    def save_pretrained(self, save_directory: str | Path, *, include_backbone: bool = False, **kwargs):
+        """Write config.json and model.safetensors; the frozen base only if asked (or merged)."""
+        ignored = self._keys_to_ignore_on_save
+        if include_backbone:
+            self._keys_to_ignore_on_save = self.backbone.shared_keys("backbone.")
+        self.config.includes_backbone = include_backbone
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self._keys_to_ignore_on_save = ignored
+
+    def merge(self) -> "LlataForPrediction":
+        """Keep what a forecast needs, in place: LoRA, tuned norms and positions folded into a plain backbone."""
+        if not self.config.merged:
+            self.backbone = MergedBackbone(self.backbone.merge())
+            del self.cross_attention, self.prototypes, self.alignment
+            self.config.merged, self._keys_to_ignore_on_save = True, set()
+        return self.eval()
+
+    def forward(
+        self,
+        past_values: Tensor,
+        future_values: Tensor | None = None,
+        past_observed_mask: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> ForecastOutput | tuple:
+        """Forecast, and the losses where targets are given.
+
+        Args:
+            past_values: the lookback [B, L, C].
+            future_values: the targets [B, H, C]; NaN marks a missing value.
+            past_observed_mask: [B, L, C] bool, False where `past_values` is missing.
+            return_dict: False for a plain tuple of what is not None.
+
+        Raises:
+            InputError: a lookback or horizon that is not the configuration's, too many tokens for the backbone.
+        """
+        self._check_shapes(past_values, future_values)
+        time, loc, scale = self.embed(past_values, past_observed_mask)
+        if self.training:
+            tokens = torch.cat((time, self.cross_attention(time, self.prototypes)))
+        else:
+            tokens = time
+        features = self.backbone(tokens)
+        forecasts = self.forecast(features[-1], loc, scale)
+        if self.training:
+            output = self._training_output(forecasts, features, future_values)
+        else:
+            task = None if future_values is None else forecast_loss(self.config.task_loss, forecasts, future_values)
+            output = ForecastOutput(loss=task, prediction_outputs=forecasts, task_loss=task)
+        return output.to_tuple() if return_dict is False else output
+
+    def embed(self, past_values: Tensor, past_observed_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """past_values [B, L, C] -> time tokens [B, C, D] or [B * C, N, D], loc and scale [B, C]."""
+        tokens, loc, scale = self.embedding(past_values, past_observed_mask)  # [B, C, N, D]
+        tokens = tokens.squeeze(2) if self.config.variate_tokens else tokens.flatten(0, 1)
+        return self.encoder(tokens), loc, scale
+
+    def forecast(self, features: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+        """Last features of one or both branches, then loc and scale [B, C] -> forecasts [B or 2B, H, C], fp32."""
+        C = loc.shape[1]
+        normalised = self.head(features.reshape(-1, C, self.head.in_features)).float()  # [rows, C, H]
+        branches = normalised.unflatten(0, (-1, loc.shape[0]))
+        return (branches * scale[..., None] + loc[..., None]).flatten(0, 1).transpose(1, 2)
+
+    def _training_output(self, forecasts: Tensor, features: tuple[Tensor, ...], target: Tensor | None) -> ForecastOutput:
+        config = self.config
+        prediction, text = forecasts.chunk(2)
+        output = ForecastOutput(prediction_outputs=prediction, text_outputs=text)
+        if target is None:
+            return output
+        output.task_loss = forecast_loss(config.task_loss, prediction, target)
+        output.consistency_loss = forecast_loss(config.consistency_loss, prediction, text)
+        output.alignment_loss = sum(
+            config.alignment_decay**depth * align(*feature.chunk(2))
+            for depth, (align, feature) in enumerate(zip(self.alignment[::-1], features[::-1], strict=True))
+        )
+        output.loss = (
+            output.task_loss
+            + config.consistency_weight * output.consistency_loss
+            + config.alignment_weight * output.alignment_loss
+        )
+        return output
+
+    def _check_shapes(self, past_values: Tensor, future_values: Tensor | None):
+        L, H = self.config.context_length, self.config.prediction_length
+        if past_values.ndim != 3 or past_values.shape[1] != L:
+            raise InputError(f"past_values must be [B, {L}, C], got {list(past_values.shape)}")
+        expected = (past_values.shape[0], H, past_values.shape[2])
+        if future_values is not None and future_values.shape != expected:
+            raise InputError(f"future_values must be {list(expected)}, got {list(future_values.shape)}")
+        num_tokens = past_values.shape[2] if self.config.variate_tokens else self.config.num_patches
+        if self.max_tokens is not None and num_tokens > self.max_tokens:
+            raise InputError(
+                f"{num_tokens} tokens a sequence, but {self.config.backbone} has only {self.max_tokens} positions: "
+                "fewer channels, longer patches or a backbone without learned positions"
+            )
+
+
+class MergedBackbone(nn.Module):
+    """A plain transformers decoder in the place of a `TwinBackbone`: the temporal branch alone."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model.requires_grad_(False)
+
+    def shared_keys(self, prefix: str = "") -> set[str]:
+        return set()
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor]:
+        if self.training:
+            raise RuntimeError("a merged model has no textual branch and cannot be trained")
+        return (self.model(inputs_embeds=tokens, use_cache=False).last_hidden_state + tokens,)
+
+
+def load_base(config: LlataConfig) -> tuple[PreTrainedModel, Tensor]:
+    """The pre-trained decoder that `config` names, without word embedding, and the word embeddings [vocabulary, D]."""
+    backbone = build_backbone(config.backbone_config, choose_attention(config.backbone_config))
+    blocks, word_embeddings = load_backbone_weights(config.backbone, config.backbone_config, seed=config.backbone_seed)
+    backbone.load_state_dict(blocks)
+    return backbone, word_embeddings

@@ -1,0 +1,56 @@
+"""Pictures of forecasts."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..errors import InputError
+
+_MAX_CHANNELS = 7
+
+
+def plot_forecast(
+    path: str | Path,
+    *,
+    history: pd.DataFrame,
+    forecasts: dict[str, pd.DataFrame],
+    truth: pd.DataFrame | None = None,
+    title: str = "",
+):
+    """One panel a channel: what came before, what was forecast, and what came where it is known.
+
+    Args:
+        path: PNG to write.
+        history, truth: indexed by date, a column a channel, in the units of the series.
+        forecasts: name -> forecast, like `truth`; the first is drawn strongest.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError("a picture needs matplotlib: pip install llata-fast[plot]") from None
+    columns = list(history.columns)[:_MAX_CHANNELS]
+    figure = Figure(figsize=(11, 1.2 + 2.2 * len(columns)), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(len(columns), sharex=True))
+    for axis, column in zip(axes, columns, strict=True):
+        axis.plot(history.index, history[column], color="0.45", linewidth=1)
+        if truth is not None:
+            axis.plot(truth.index, truth[column], color="0.1", linewidth=1.2, label="observed")
+        for order, (name, forecast) in enumerate(forecasts.items()):
+            style = {"color": "C0", "linewidth": 1.8} if order == 0 else {"color": f"C{order}", "linewidth": 1, "alpha": 0.8}
+            axis.plot(forecast.index, forecast[column], label=name, **style)
+        axis.axvline(history.index[-1], color="0.8", linewidth=0.8, zorder=0)
+        axis.set_ylabel(column)
+        axis.margins(x=0.01)
+        axis.spines[["top", "right"]].set_visible(False)
+    locator = AutoDateLocator()
+    axes[-1].xaxis.set_major_locator(locator)
+    axes[-1].xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,204 @@
+"""The command line of training: our fields, the Trainer's, and a YAML file that may fill either."""
+
+import os
+import sys
+from dataclasses import asdict, dataclass, field, fields
+from enum import Enum
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import is_tensorboard_available
+
+from ..config import ModelArguments
+from ..errors import InputError
+
+
+@dataclass
+class DataArguments:
+    """Which series, and how it is read."""
+
+    dataset: str = field(default="Metro", metadata={"help": "name in the dataset registry, or path of a CSV file"})
+    data_dir: str | None = field(
+        default=None, metadata={"help": "folder that holds the dataset's file; default $LLATA_DATA, then the cache"}
+    )
+    date_column: str | None = field(
+        default=None, metadata={"help": "name of the date column; default the first of date, datetime, timestamp, time, ds"}
+    )
+    columns: list[str] | None = field(default=None, metadata={"help": "channels to use; default all but the date"})
+    missing: str | None = field(
+        default=None,
+        metadata={"help": "missing values: error, or mask them; default as the registry says, else error",
+                  "choices": ("error", "mask")},
+    )
+    few_shot_percent: float | None = field(
+        default=None, metadata={"help": "train on the first percent of the training split only"}
+    )
+
+
+@dataclass
+class ForecastTrainingArguments(TrainingArguments):
+    """The Trainer's own arguments with our defaults, and the few it does not have."""
+
+    output_dir: str | None = field(
+        default=None, metadata={"help": "folder of the run; default runs/<dataset>-<context>-<horizon>, numbered"}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "train into an output_dir that already holds a run"}
+    )
+    batch_size: int = field(
+        default=64, metadata={"help": "windows per optimizer step over all ranks and accumulation steps"}
+    )
+    per_device_train_batch_size: int | None = field(
+        default=None, metadata={"help": "windows per rank and micro-step; default from batch_size"}
+    )
+    per_device_eval_batch_size: int = field(default=256, metadata={"help": "windows per rank in evaluation"})
+    precision: str | None = field(
+        default=None,
+        metadata={"help": "auto (default), fp32 or bf16; auto is bf16 where the hardware has it", 
+                  "choices": ("auto", "fp32", "bf16")},
+    )
+    learning_rate: float = field(default=5e-4, metadata={"help": "peak learning rate"})
+    projection_learning_rate: float = field(
+        default=1e-4, metadata={"help": "peak learning rate of attention and alignment projections"}
+    )
+    num_train_epochs: float = field(default=10.0, metadata={"help": "epochs at most"})
+    patience: int = field(
+        default=3, metadata={"help": "stop after so many evaluations without a better validation MSE; 0: never"}
+    )
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "learning-rate schedule"})
+    eval_strategy: str = field(default="epoch", metadata={"help": "when to validate: epoch, steps or no"})
+    save_strategy: str = field(default="epoch", metadata={"help": "when to write a checkpoint: epoch, steps or no"})
+    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept"})
+    logging_steps: float = field(default=20, metadata={"help": "steps between logged losses"})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "keep the epoch with the best validation MSE"})
+    metric_for_best_model: str = field(default="mse", metadata={"help": "what the best epoch is chosen by"})
+    greater_is_better: bool = field(default=False, metadata={"help": "of metric_for_best_model"})
+    report_to: str | None = field(default=None, metadata={"help": "loggers; default tensorboard where installed"})
+    seed: int = field(default=2021, metadata={"help": "seed of initialisation, data order and dropout"})
+
+    def __post_init__(self):
+        self.output_dir_given = self.output_dir is not None
+        self._settle_batch_size()
+        self._settle_precision()
+        if self.gradient_checkpointing:
+            kwargs = self.gradient_checkpointing_kwargs = dict(self.gradient_checkpointing_kwargs or {})
+            if kwargs.setdefault("use_reentrant", False):
+                raise InputError("gradient checkpointing must be non-reentrant: use_reentrant true is not supported")
+        if self.report_to is None:
+            self.report_to = "tensorboard" if is_tensorboard_available() else "none"
+        if self.eval_strategy == "no" or self.save_strategy == "no":
+            # the best epoch is found by validation and kept in a checkpoint
+            self.load_best_model_at_end = False
+        # what the datasets return is a batch already, in the precision the statistics need
+        self.remove_unused_columns = False
+        self.batch_eval_metrics = True
+        self.label_names = ["future_values"]
+        self.dataloader_pin_memory = False
+        super().__post_init__()
+        # several GPUs are for launchers: torch's DataParallel would split the batch under our feet
+        if self._n_gpu > 1:
+            self._n_gpu = 1
+
+    def _settle_batch_size(self):
+        if self.per_device_train_batch_size is not None:
+            return
+        ranks = int(os.environ.get("WORLD_SIZE", 1))
+        micro_steps = ranks * self.gradient_accumulation_steps
+        if self.batch_size < 1 or self.batch_size % micro_steps:
+            raise InputError(
+                f"batch_size {self.batch_size} is not a multiple of {ranks} ranks x "
+                f"{self.gradient_accumulation_steps} accumulation steps"
+            )
+        self.per_device_train_batch_size = self.batch_size // micro_steps
+
+    def _settle_precision(self):
+        if self.precision is not None and (self.bf16 or self.fp16):
+            raise InputError("give either precision or bf16/fp16, not both")
+        if self.precision in (None, "auto") and not self.fp16:
+            self.precision = "bf16" if self.bf16 or self._bf16_pays() else "fp32"
+        self.bf16 = self.precision == "bf16"
+
+    def _bf16_pays(self) -> bool:
+        if torch.cuda.is_available() and not self.use_cpu:
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+        # DeepSpeed would cast the weights themselves, which costs accuracy and on a CPU gains little
+        return self.deepspeed is None and _cpu_has_bf16()
+
+
+def _cpu_has_bf16() -> bool:
+    # private in torch, and absent from some versions; an emulated bf16 is slower than fp32
+    return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+
+
+class Parser(HfArgumentParser):
+    """HfArgumentParser whose errors are one line: the usage of two hundred flags helps nobody."""
+
+    def error(self, message: str):
+        report_and_exit(message, self.prog)
+
+
+def report_and_exit(message: str | Exception, program: str | None = None):
+    """One line on stderr (of the first local rank), exit code 2."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        line = " ".join(str(message).split())
+        print(f"{program or Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, ForecastTrainingArguments]:
+    """Defaults < YAML file (`--config`) < command line; an unknown flag or key ends the program with one line."""
+    parser = Parser((ModelArguments, DataArguments, ForecastTrainingArguments), allow_abbrev=False)
+    parser.add_argument("--config", help="YAML file of any of these fields; flags win")
+    given, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(f"unknown option {unknown[0]}")
+    try:
+        if given.config is not None:
+            parser.set_defaults(**_read_yaml(given.config, parser))
+        *arguments, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    except ValueError as error:
+        parser.error(str(error))
+    return tuple(arguments)
+
+
+def _read_yaml(path: str, parser: Parser) -> dict:
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise InputError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold a mapping of option names to values")
+    actions = {action.dest: action for action in parser._actions}
+    for name, value in values.items():
+        if name not in actions or name == "config":
+            raise InputError(f"{path}: unknown option {name}")
+        choices = actions[name].choices
+        if choices and value is not None and value not in choices:
+            raise InputError(f"{path}: {name} must be one of {', '.join(map(str, choices))}, got {value!r}")
+    return values
+
+
+def resolved_settings(model, data: DataArguments, training: ForecastTrainingArguments) -> dict:
+    """What a run was made with, as one flat mapping that `--config` takes back.
+
+    Model and data fields all, of the Trainer's those that differ from their defaults.
+    """
+    settings = {item.name: getattr(model.config, item.name) for item in fields(ModelArguments)}
+    settings |= asdict(data)
+    for item in fields(ForecastTrainingArguments):
+        value = getattr(training, item.name)
+        value = value.value if isinstance(value, Enum) else value
+        plain = isinstance(value, str | int | float | bool | dict | None)
+        if item.init and plain and value != item.default and item.name not in _DERIVED:
+            settings[item.name] = value
+    return settings
+
+
+# what __post_init__ derives from other fields, or what names this one run
+_DERIVED = {"bf16", "per_device_train_batch_size", "overwrite_output_dir", "resume_from_checkpoint", "local_rank",
+            "remove_unused_columns", "batch_eval_metrics", "label_names", "dataloader_pin_memory", "logging_dir",
+            "accelerator_config", "deepspeed_plugin", "load_best_model_at_end"}

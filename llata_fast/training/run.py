@@ -1,0 +1,96 @@
+"""The folder of a run: where it is, and what is written into it."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import yaml
+from accelerate.utils import broadcast_object_list
+from torch import nn
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..config import ModelArguments
+from ..data import TimeSeries
+from ..errors import InputError
+from ..evaluation.baselines import Forecast, LinearBaseline, seasonal_naive
+from .arguments import DataArguments, ForecastTrainingArguments
+
+_FINISHED = "metrics.json"
+
+
+def settle_output_dir(training: ForecastTrainingArguments, data: DataArguments, model: ModelArguments):
+    """Choose the run's folder, by default a new one, and the checkpoint to resume from; the same on every rank.
+
+    Raises:
+        InputError: the folder given holds a run already, or there is no checkpoint to resume from.
+    """
+    resume = training.resume_from_checkpoint
+    if not training.output_dir_given:
+        stem = Path("runs") / f"{Path(data.dataset).stem}-{model.context_length}-{model.prediction_length}"
+        folders = [stem, *(stem.with_name(f"{stem.name}-{number}") for number in range(2, 10_000))]
+        free = next(index for index, folder in enumerate(folders) if not _holds_run(folder))
+        training.output_dir = str(folders[max(free - 1, 0) if resume else free])
+    elif _holds_run(Path(training.output_dir)) and not (resume or training.overwrite_output_dir):
+        raise InputError(
+            f"{training.output_dir} holds a run already: give another --output_dir, "
+            "--resume_from_checkpoint last or --overwrite_output_dir true"
+        )
+    if resume in ("last", "true", "True"):
+        resume = get_last_checkpoint(training.output_dir) if Path(training.output_dir).is_dir() else None
+        if resume is None:
+            raise InputError(f"{training.output_dir} holds no checkpoint to resume from")
+    elif resume is not None and not Path(resume).is_dir():
+        raise InputError(f"no checkpoint at {resume}")
+    _ = training.device  # joins the ranks
+    # a rank that comes late would find the folder that the first one made
+    training.output_dir, training.resume_from_checkpoint = broadcast_object_list([training.output_dir, resume])
+
+
+def _holds_run(folder: Path) -> bool:
+    return (folder / _FINISHED).exists() or any(folder.glob("checkpoint-*"))
+
+
+@contextlib.contextmanager
+def whole_weights(training: ForecastTrainingArguments) -> Iterator[None]:
+    """Build a model with all of its weights, ZeRO-3 or not: its prototypes are computed from them."""
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if training.hf_deepspeed_config is not None:
+            set_hf_deepspeed_config(training.hf_deepspeed_config)
+
+
+def write_settings(folder: str | Path, settings: dict):
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    Path(folder, "run.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+
+
+def write_metrics(folder: str | Path, metrics: dict):
+    Path(folder, _FINISHED).write_text(json.dumps(metrics, indent=2) + "\n")
+
+
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """Trained and frozen parameters by part of the model, and in all."""
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        kind = "trained" if parameter.requires_grad else "frozen"
+        for part in (f"{name.split('.')[0]} {kind}", kind):
+            counts[part] = counts.get(part, 0) + parameter.numel()
+    return counts
+
+
+def fit_baselines(series: TimeSeries, train) -> dict[str, Forecast]:
+    """What the run is compared with: the seasonal-naive forecast and a linear one, fitted on the same windows."""
+    return {
+        "seasonal_naive": seasonal_naive(series.seasonality, train.prediction_length),
+        "linear": LinearBaseline().fit(train),
+    }
+
+
+def table_of(values, dates: pd.DatetimeIndex, scaler, columns) -> pd.DataFrame:
+    """Standardised values [rows, C] in original units, by date."""
+    return pd.DataFrame(scaler.inverse_transform(values.double().cpu().numpy()), index=dates, columns=list(columns))

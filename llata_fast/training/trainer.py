@@ -1,0 +1,82 @@
+"""The Hugging Face Trainer, subclassed only where a forecaster differs from a language model."""
+
+import re
+
+import torch
+from torch import Tensor, nn
+from transformers import EarlyStoppingCallback, Trainer
+
+from ..data import Splits, collate
+from ..metrics import ForecastMetrics
+from .arguments import ForecastTrainingArguments
+
+# the reference trains these at a rate of their own: attention of encoder and cross-attention, alignment projections
+_PROJECTIONS = re.compile(r"alignment\.|(encoder|cross_attention)\.(q|kv|qkv|out)_proj\.")
+_LOSS_TERMS = ("task_loss", "consistency_loss", "alignment_loss")
+
+
+class ForecastTrainer(Trainer):
+    """Adds two learning-rate groups, streamed forecast metrics and the terms of the loss in the log."""
+
+    args: ForecastTrainingArguments
+
+    def __init__(self, model: nn.Module, args: ForecastTrainingArguments, splits: Splits, columns: list[str]):
+        splits = splits._replace(**{name: getattr(splits, name).to(args.device) for name in ("train", "val", "test")})
+        self.metrics = ForecastMetrics(columns)
+        self._terms: dict[str, Tensor] = {}
+        self._num_terms = 0
+        callbacks = []
+        if args.patience and args.load_best_model_at_end:
+            callbacks.append(EarlyStoppingCallback(early_stopping_patience=args.patience))
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collate,
+            train_dataset=splits.train,
+            eval_dataset=splits.val,
+            compute_metrics=self.metrics,
+            callbacks=callbacks,
+        )
+        self.splits = splits
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            optimizer_cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = optimizer_cls(self._parameter_groups(), **kwargs)
+        return self.optimizer
+
+    def _parameter_groups(self) -> list[dict]:
+        groups = ([], [])
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                groups[bool(_PROJECTIONS.match(name))].append(parameter)
+        rest, projections = groups
+        decay = self.args.weight_decay
+        return [
+            {"params": rest, "weight_decay": decay},
+            {"params": projections, "weight_decay": decay, "lr": self.args.projection_learning_rate},
+        ]
+
+    def _prepare_input(self, data):
+        # the Trainer would cast every float to DeepSpeed's half precision; series and targets stay fp32
+        return data.to(self.args.device) if isinstance(data, Tensor) else super()._prepare_input(data)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        if model.training:
+            for name in _LOSS_TERMS:
+                term = outputs[name].detach()
+                self._terms[name] = self._terms[name] + term if name in self._terms else term
+            self._num_terms += 1
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def log(self, logs: dict[str, float], *args, **kwargs):
+        if "loss" in logs and self._num_terms:
+            logs |= {name: (self._terms[name] / self._num_terms).item() for name in self._terms}
+            self._terms, self._num_terms = {}, 0
+        super().log(logs, *args, **kwargs)
+
+    def test(self) -> dict:
+        """MSE and MAE over every window of the test split, and per channel; the same on every rank."""
+        scores = self.evaluate(self.splits.test, metric_key_prefix="test")
+        return {"mse": scores["test_mse"], "mae": scores["test_mae"], "per_channel": self.metrics.per_channel}

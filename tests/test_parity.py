@@ -1,0 +1,104 @@
+"""Agreement with the reference implementation: its outputs, losses and gradients on its own random weights."""
+
+import re
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from llata_fast.checkpoint import load_reference_checkpoint, reference_names
+
+RELATIVE = 1e-4
+
+
+@pytest.fixture(params=["l1", "smooth_l1"])
+def fixture(request, shared):
+    path = shared(f"fixtures/parity_{request.param}.safetensors")
+    with safe_open(path, "pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()
+
+
+def load(tensors, metadata, **config):
+    state = {key.removeprefix("state_dict."): value for key, value in tensors.items() if key.startswith("state_dict.")}
+    kind = metadata["loss"]
+    model = load_reference_checkpoint(
+        state,
+        tensors["prototypes"],
+        lora_alpha=float(metadata["lora_alpha"]),
+        num_heads=int(metadata["heads_cross"]),
+        task_loss=kind,
+        consistency_loss=kind,
+        alignment_loss=kind,
+        alignment_weight=float(metadata["feature_w"]),
+        alignment_decay=float(metadata["gamma"]),
+        **config,
+    )
+    return model, state
+
+
+def assert_close(name, ours, theirs):
+    error = (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12)
+    assert error < RELATIVE, f"{name}: relative error {error:.2e}"
+
+
+@pytest.mark.parametrize("backbone_pass", ["twin", "two_pass"])
+def test_outputs_losses_and_gradients(fixture, backbone_pass):
+    tensors, metadata = fixture
+    model, state = load(tensors, metadata, backbone_pass=backbone_pass)
+    output = model.train()(tensors["x"], tensors["y"])
+    assert_close("outputs_time", output.prediction_outputs, tensors["outputs_time"])
+    assert_close("outputs_text", output.text_outputs, tensors["outputs_text"])
+    assert_close("loss_task", output.task_loss, tensors["loss_task"])
+    assert_close("loss_output", output.consistency_loss, tensors["loss_output"])
+    assert_close("loss_feature", output.alignment_loss, tensors["loss_feature"])
+    assert_close("loss_total", output.loss, tensors["loss_total"])
+
+    output.loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    for key, ours in reference_names(state).items():
+        if (theirs := tensors.get(f"grad.{key}")) is not None:
+            assert_close(key, gradients.pop(ours), theirs)
+    for kind in ("weight", "bias"):
+        stacked = torch.cat([gradients.pop(f"cross_attention.{part}_proj.{kind}") for part in ("q", "kv")])
+        assert_close(f"in_proj_{kind}", stacked, tensors[f"grad.in_layer.cross_attention.in_proj_{kind}"])
+    assert not gradients, "trained here, not in the reference"
+
+
+def test_projected_features(fixture):
+    tensors, metadata = fixture
+    model, _ = load(tensors, metadata)
+    features = []
+    for align in model.alignment:
+        align.register_forward_hook(lambda module, inputs, output: features.append((module, *inputs)))
+    model.train()(tensors["x"], tensors["y"])
+    # the loss walks from the last feature to the first
+    for depth, (align, time, text) in enumerate(reversed(features)):
+        assert_close(f"feat_time.{depth}", time @ align.time_weight.T, tensors[f"feat_time.{depth}"])
+        assert_close(f"feat_text.{depth}", text @ align.text_weight.T, tensors[f"feat_text.{depth}"])
+
+
+def test_evaluation_runs_the_temporal_branch_alone(fixture):
+    tensors, metadata = fixture
+    model, _ = load(tensors, metadata)
+    model.cross_attention.register_forward_hook(lambda *_: pytest.fail("the textual branch ran"))
+    output = model(tensors["x"], tensors["y"])
+    assert_close("outputs_time", output.prediction_outputs, tensors["outputs_time"])
+    assert output.text_outputs is None
+    assert_close("merged", model.merge()(tensors["x"]).prediction_outputs, tensors["outputs_time"])
+
+
+def test_checkpoint_file(fixture, tmp_path):
+    tensors, metadata = fixture
+    _, state = load(tensors, metadata)
+    torch.save(state, tmp_path / "checkpoint.pth")
+    model = load_reference_checkpoint(
+        tmp_path / "checkpoint.pth", tensors["prototypes"], lora_alpha=float(metadata["lora_alpha"])
+    )
+    assert_close("outputs_time", model(tensors["x"]).prediction_outputs, tensors["outputs_time"])
+
+
+def test_names_are_all_known(fixture):
+    tensors, _ = fixture
+    keys = {key.removeprefix("state_dict.") for key in tensors if key.startswith("state_dict.")}
+    unnamed = {key for key in keys - set(reference_names(keys)) if not re.search(r"wte|gpt2_text|in_proj", key)}
+    assert not unnamed

@@ -1,0 +1,74 @@
+"""Train a forecaster: `python train.py`, or `deepspeed train.py --deepspeed ds_configs/zero2.json` on many GPUs."""
+
+# first: takes this folder, whose kernels/ is not Hugging Face's package of that name, off the path
+import llata_fast  # noqa: F401, I001
+
+from dataclasses import asdict
+
+from transformers import set_seed
+
+from llata_fast.config import LlataConfig
+from llata_fast.data import read_series, split_windows
+from llata_fast.errors import InputError
+from llata_fast.evaluation.baselines import score
+from llata_fast.evaluation.tables import results_table
+from llata_fast.modeling import LlataForPrediction
+from llata_fast.serving.forecaster import SeriesInfo
+from llata_fast.training.arguments import parse_arguments, report_and_exit, resolved_settings
+from llata_fast.training.run import (
+    fit_baselines,
+    parameter_counts,
+    settle_output_dir,
+    whole_weights,
+    write_metrics,
+    write_settings,
+)
+from llata_fast.training.trainer import ForecastTrainer
+
+
+def main():
+    model_args, data_args, args = parse_arguments()
+    series = read_series(
+        data_args.dataset,
+        data_dir=data_args.data_dir,
+        date_column=data_args.date_column,
+        columns=data_args.columns,
+        missing=data_args.missing,
+    )
+    splits = split_windows(
+        series,
+        model_args.context_length,
+        model_args.prediction_length,
+        few_shot_percent=data_args.few_shot_percent,
+    )
+    settle_output_dir(args, data_args, model_args)
+    set_seed(args.seed)
+    with whole_weights(args):
+        model = LlataForPrediction.from_backbone(LlataConfig(**asdict(model_args)))
+    trainer = ForecastTrainer(model, args, splits, series.columns)
+    main_process = trainer.is_world_process_zero()
+    if main_process:
+        write_settings(args.output_dir, resolved_settings(model, data_args, args))
+        counts = parameter_counts(model)
+        print(f"{counts['trained']:,} parameters trained, {counts['frozen']:,} frozen; the run goes to {args.output_dir}")
+
+    trained = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    test = trainer.test()
+    trainer.save_model()
+    if not main_process:
+        return
+    SeriesInfo.of(data_args.dataset, series, splits.scaler).save(args.output_dir)
+    baselines = fit_baselines(series, splits.train)
+    scores = {name: score(forecast, splits.test, series.columns) for name, forecast in baselines.items()}
+    write_metrics(
+        args.output_dir,
+        {"test": test, "baselines": scores, "train": trained.metrics, "parameters": counts},
+    )
+    print(results_table({"llata": test, **scores}))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        report_and_exit(error)
