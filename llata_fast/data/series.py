@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+from pandas.tseries.frequencies import to_offset
 
 from llata_fast.data.registry import DatasetSpec, find_dataset, get_dataset
 from llata_fast.data.sources import locate
@@ -136,7 +137,7 @@ def _load(path: Path, **options) -> pd.DataFrame:
         with warnings.catch_warnings():
             # rows longer than the header: pandas would drop their last cells with a warning
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            return pd.read_csv(path, index_col=False, **options)
+            return pd.read_csv(path, index_col=False, low_memory=False, **options)
     except pd.errors.EmptyDataError:
         raise InputError(f"{path} is empty") from None
     except (pd.errors.ParserError, pd.errors.ParserWarning, UnicodeDecodeError, OSError, ValueError) as error:
@@ -167,8 +168,9 @@ def _read_table(path: Path, date_column: str | None, columns: Sequence[str] | No
     if len({date_column, *columns}) < len(columns) + 1:
         raise InputError(f"{path}: columns {_shortened(columns)} repeat a name or the date column {date_column!r}")
     wanted = [date_column, *columns]
-    # blank lines stay in until here, so that the index keeps count of lines
-    table = _load(path, usecols=wanted, dtype={date_column: str}, skip_blank_lines=False)[wanted].dropna(how="all")
+    # no usecols: with it pandas lets rows pass that are longer than the header. Blank lines stay in until here, so that
+    # the index counts lines
+    table = _load(path, dtype={date_column: str}, skip_blank_lines=False).dropna(how="all")[wanted]
     if table.empty:
         raise InputError(f"{path} is empty: it has a header and no rows")
     return table, date_column
@@ -263,9 +265,8 @@ def _on_regular_grid(
             f"{where}, line {lines[row + 1]}: timestamp {dates[row + 1]} is earlier than {dates[row]} in line "
             f"{lines[row]}: the rows are not sorted"
         )
-    frequency = pd.infer_freq(dates)
-    if frequency is not None:
-        return dates, values, frequency
+    if (offset := _infer_offset(dates)) is not None:
+        return dates, values, offset.freqstr
 
     usual = steps.to_series().mode()[0]
     grid = _grid_with_holes(dates, usual)
@@ -281,11 +282,19 @@ def _on_regular_grid(
     )
 
 
+def _infer_offset(dates: pd.DatetimeIndex) -> pd.DateOffset | None:
+    """The step between dates without a hole, or None."""
+    with warnings.catch_warnings():
+        # infer_freq gives text, later versions of pandas an offset, and say so; to_offset takes both
+        warnings.simplefilter("ignore")
+        return to_offset(pd.infer_freq(dates))
+
+
 def _grid_with_holes(dates: pd.DatetimeIndex, step: pd.Timedelta) -> pd.DatetimeIndex | None:
     """The regular dates from first to last that all `dates` belong to; None if there are none."""
     if (dates[-1] - dates[0]) / step > MAX_GRID_GROWTH * len(dates):
         return None
-    offsets = [pd.tseries.frequencies.to_offset(step)]
+    offsets = [to_offset(step)]
     # steps of the calendar: a hole in business days is not a weekend, and months differ in length
     if step == pd.Timedelta(days=1):
         offsets.insert(0, pd.offsets.BusinessDay())
@@ -305,7 +314,7 @@ def _seasonality(dates: pd.DatetimeIndex) -> int:
         per_day = round(1 / days)
         return per_day if np.isclose(per_day * days, 1) else 1
     if days == 1:
-        return 5 if pd.infer_freq(dates) == "B" else 7
+        return 5 if _infer_offset(dates) == pd.offsets.BusinessDay() else 7
     periods = {7: 52, 28: 12, 29: 12, 30: 12, 31: 12, 90: 4, 91: 4, 92: 4}
     return periods.get(days, 1)
 
