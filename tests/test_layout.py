@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from llata_fast import kernels
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("llata_fast", "kernels", "bench", "tests", "ds_configs")
 SOURCES = [path for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/*.py")] + list(ROOT.glob("*.py"))
-TEXTS = SOURCES + [ROOT / "Makefile", *ROOT.glob("*.*[dtl]"), *ROOT.glob("kernels/*.md"), *ROOT.glob("*/*.json")]
-OPS = sorted(path.stem for path in ROOT.glob("kernels/*.py") if not path.stem.startswith("_"))
+TEXT_PATTERNS = ("Makefile", ".ci/run", "*.md", "*.toml", "*.txt", "*/*.md", "*/*.json", "bench/**/*.csv")
+TEXTS = SOURCES + [path for pattern in TEXT_PATTERNS for path in ROOT.glob(pattern)]
+OPS = [name for name in kernels.__all__ if not name.endswith("_ref")]
 
 MODEL = ("config", "modeling", "prototypes", "losses", "backbone", "checkpoint")
 # the parts of llata_fast that a room must not know
@@ -62,7 +65,9 @@ def test_kernels_import_torch_and_triton_alone():
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_op_has_its_test_and_its_bench(op):
+def test_op_has_its_reference_test_and_bench(op):
+    assert (ROOT / "kernels" / f"{op}.py").is_file()
+    assert f"{op}_ref" in kernels.__all__
     assert (ROOT / "tests" / "kernels" / f"test_{op}.py").is_file()
     assert (ROOT / "bench" / f"bench_{op}.py").is_file()
 
