@@ -11,6 +11,7 @@ setup(
     packages=find_packages(include=["llata_fast", "llata_fast.*"]) + ["llata_fast.kernels"],
     # a top-level "kernels" would collide with Hugging Face's package of that name
     package_dir={"llata_fast.kernels": "kernels"},
+    package_data={"llata_fast.kernels": ["*.csv"]},
     install_requires=[
         "torch>=2.7",
         "triton>=3.3; platform_system == 'Linux'",

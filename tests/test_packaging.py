@@ -29,12 +29,13 @@ def wheel(tmp_path_factory):
     return path
 
 
-def test_wheel_holds_every_module_under_its_name(wheel):
-    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    modules = {f"llata_fast/{path.relative_to(ROOT)}" for path in ROOT.glob("kernels/*.py")}
-    modules |= {str(path.relative_to(ROOT)) for path in ROOT.glob("llata_fast/**/*.py")}
-    assert {name for name in names if name.endswith(".py")} == modules
-    assert {name.partition("/")[0] for name in names} == {"llata_fast"}
+def test_wheel_holds_every_file_under_its_name(wheel):
+    files = {
+        path.relative_to(ROOT) for package in PACKAGES for path in ROOT.glob(f"{package}/**/*.*") if path.is_file()
+    }
+    files = {str(path) for path in files if path.suffix not in (".md", ".pyc")}
+    expected = {name if name.startswith("llata_fast/") else f"llata_fast/{name}" for name in files}
+    assert {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name} == expected
 
 
 def test_installed_wheel_keeps_its_own_folder_on_the_path(wheel, tmp_path):
