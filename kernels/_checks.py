@@ -1,4 +1,5 @@
 """What every public op asks of its inputs, and the dtype that autocast gives them."""
+
 import torch
 from torch import Tensor
 
