@@ -88,15 +88,14 @@ class Forecaster:
                 f"the run was trained on {len(info.columns)} ({', '.join(info.columns)})"
             )
         inputs = last_window(series, config.context_length, info.scaler)
-        (forecast,) = self(inputs)
-        values = info.scaler.inverse_transform(forecast.cpu().double().numpy())
-        table = pd.DataFrame(values, columns=list(series.columns))
+        (forecast,) = self(**inputs).cpu().double().numpy()
+        table = pd.DataFrame(info.scaler.inverse_transform(forecast), columns=list(series.columns))
         table.insert(0, series.date_column, series.future_dates(config.prediction_length))
         return table
 
     @torch.inference_mode()
-    def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Model inputs [B, L, C] -> standardised forecasts [B, H, C] on the model's device."""
+    def __call__(self, past_values: Tensor, past_observed_mask: Tensor | None = None) -> Tensor:
+        """Standardised lookbacks [B, L, C] -> standardised forecasts [B, H, C], on the model's device."""
         device = self.model.device
-        inputs = {name: value.to(device) for name, value in inputs.items() if name != "future_values"}
-        return self.model(**inputs).prediction_outputs
+        mask = None if past_observed_mask is None else past_observed_mask.to(device)
+        return self.model(past_values.to(device), past_observed_mask=mask).prediction_outputs

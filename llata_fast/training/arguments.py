@@ -80,6 +80,8 @@ class ForecastTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         self.output_dir_given = self.output_dir is not None
+        # the Trainer takes bf16 without an accelerator for a mistake unless told that the CPU is meant
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         self._settle_batch_size()
         self._settle_precision()
         if self.gradient_checkpointing:
@@ -121,8 +123,8 @@ class ForecastTrainingArguments(TrainingArguments):
         self.bf16 = self.precision == "bf16"
 
     def _bf16_pays(self) -> bool:
-        if torch.cuda.is_available() and not self.use_cpu:
-            return torch.cuda.is_bf16_supported(including_emulation=False)
+        if not self.use_cpu:
+            return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         # DeepSpeed would cast the weights themselves, which costs accuracy and on a CPU gains little
         return self.deepspeed is None and _cpu_has_bf16()
 

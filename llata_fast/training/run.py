@@ -60,7 +60,7 @@ def whole_weights(training: ForecastTrainingArguments) -> Iterator[None]:
     try:
         yield
     finally:
-        if training.hf_deepspeed_config is not None:
+        if training.deepspeed is not None:
             set_hf_deepspeed_config(training.hf_deepspeed_config)
 
 

@@ -72,7 +72,9 @@ class ForecastTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args, **kwargs):
         if "loss" in logs and self._num_terms:
-            logs |= {name: (self._terms[name] / self._num_terms).item() for name in self._terms}
+            means = torch.stack(list(self._terms.values())) / self._num_terms
+            means = self.accelerator.gather(means[None]).mean(0)
+            logs |= dict(zip(self._terms, means.tolist(), strict=True))
             self._terms, self._num_terms = {}, 0
         super().log(logs, *args, **kwargs)
 
