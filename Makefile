@@ -12,7 +12,7 @@ READY := .venv/.ready
 # a CUDA build of torch brings the triton that it was built for, a CPU build brings none
 TRITON := triton==3.9.0; platform_system == 'Linux' and python_version >= '3.11'
 
-.PHONY: install train test lint bench clean
+.PHONY: install train test lint bench resources tune clean
 
 install: $(READY)
 
@@ -39,6 +39,14 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m pytest bench --benchmark-only
+
+# kernels/RESOURCES.md: registers, spills and shared memory of every kernel on every target; needs no GPU
+resources: $(READY)
+	$(BIN)/python tests/compile_only.py --write
+
+# kernels/configs.csv: the launch configurations, timed on this machine's GPU
+tune: $(READY)
+	$(BIN)/python bench/tune.py
 
 clean:
 	rm -rf .venv build dist llata_fast.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
