@@ -16,6 +16,7 @@ from llata_fast.modeling import LlataForPrediction
 from llata_fast.serving.forecaster import SeriesInfo
 from llata_fast.training.arguments import parse_arguments, report_and_exit, resolved_settings
 from llata_fast.training.run import (
+    draw_test_forecast,
     fit_baselines,
     parameter_counts,
     settle_output_dir,
@@ -50,7 +51,9 @@ def main():
     if main_process:
         write_settings(args.output_dir, resolved_settings(model, data_args, args))
         counts = parameter_counts(model)
-        print(f"{counts['trained']:,} parameters trained, {counts['frozen']:,} frozen; the run goes to {args.output_dir}")
+        print(
+            f"{counts['trained']:,} parameters trained, {counts['frozen']:,} frozen; the run goes to {args.output_dir}"
+        )
 
     trained = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     test = trainer.test()
@@ -65,6 +68,8 @@ def main():
         {"test": test, "baselines": scores, "train": trained.metrics, "parameters": counts},
     )
     print(results_table({"llata": test, **scores}))
+    print(f"picture: {draw_test_forecast(args.output_dir, series, splits, baselines)}")
+    print(f"to forecast: python -m llata_fast predict {args.output_dir} --input my.csv --output forecast.csv --plot")
 
 
 if __name__ == "__main__":

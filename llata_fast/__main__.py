@@ -20,7 +20,9 @@ def predict(options: argparse.Namespace):
     """Forecast what follows a CSV's last row, in its own units."""
     _check_writable(options.output)
     settings = _run_settings(options.run)
-    series = read_csv(options.input, options.date_column, options.columns, options.missing or settings["missing"] or "error")
+    series = read_csv(
+        options.input, options.date_column, options.columns, options.missing or settings["missing"] or "error"
+    )
     forecast = Forecaster.from_run(options.run).predict(series)
     forecast.to_csv(options.output, index=False)
     print(f"{len(forecast)} rows, {forecast.iloc[0, 0]} to {forecast.iloc[-1, 0]}, written to {options.output}")
@@ -75,7 +77,11 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(function, arguments: str):
         sub = commands.add_parser(
-            function.__name__, help=function.__doc__, description=function.__doc__, dataclass_types=(), allow_abbrev=False
+            function.__name__,
+            help=function.__doc__,
+            description=function.__doc__,
+            dataclass_types=(),
+            allow_abbrev=False,
         )
         sub.set_defaults(function=function)
         sub.add_argument("run", help="folder of a finished run")

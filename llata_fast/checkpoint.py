@@ -88,9 +88,7 @@ def load_reference_checkpoint(
         "lora_r": sizes["lora_r"],
         "num_prototypes": len(prototypes),
     }
-    model = LlataForPrediction(
-        LlataConfig(gpt2, num_heads=num_heads, lora_alpha=lora_alpha, **(fields | config))
-    )
+    model = LlataForPrediction(LlataConfig(gpt2, num_heads=num_heads, lora_alpha=lora_alpha, **(fields | config)))
     weights = {ours: state[key] for key, ours in rename.items()} | {"prototypes": prototypes}
     weights |= _split_cross_attention(state)
     missing, unexpected = model.load_state_dict(weights, strict=False)

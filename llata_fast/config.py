@@ -1,4 +1,4 @@
-"""All that shapes the weights of a forecaster: one table of fields, used by the command line and by `config.json` alike."""
+"""All that shapes the weights of a forecaster: one table of fields for the command line and `config.json` alike."""
 
 from dataclasses import asdict, dataclass, field, fields
 
@@ -66,7 +66,7 @@ class ModelArguments:
         if self.patch_length is not None and self.patch_length > self.context_length:
             raise InputError(f"patch_length {self.patch_length} is longer than context_length {self.context_length}")
         if self.patch_stride is not None and self.patch_length is None:
-            raise InputError("patch_stride without patch_length: give both for patch tokens, neither for variate tokens")
+            raise InputError("patch_stride without patch_length: patch tokens take both, variate tokens neither")
 
 
 class LlataConfig(PreTrainedConfig):

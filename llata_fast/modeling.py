@@ -285,7 +285,9 @@ class LlataForPrediction(PreTrainedModel):
         branches = normalised.unflatten(0, (-1, loc.shape[0]))
         return (branches * scale[..., None] + loc[..., None]).flatten(0, 1).transpose(1, 2)
 
-    def _training_output(self, forecasts: Tensor, features: tuple[Tensor, ...], target: Tensor | None) -> ForecastOutput:
+    def _training_output(
+        self, forecasts: Tensor, features: tuple[Tensor, ...], target: Tensor | None
+    ) -> ForecastOutput:
         config = self.config
         prediction, text = forecasts.chunk(2)
         output = ForecastOutput(prediction_outputs=prediction, text_outputs=text)

@@ -25,7 +25,7 @@ def causal_sdpa(
     sliding_window: int | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """query [B, A, T, E], key and value [B, A / groups, T, E] -> [B, T, A, E], causal over T, within a window if any."""
+    """query [B, A, T, E], key and value [B, A / groups, T, E] -> [B, T, A, E], causal, within a window if any."""
     T = query.shape[2]
     band = None
     if sliding_window is not None and T > sliding_window:

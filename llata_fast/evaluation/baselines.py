@@ -1,6 +1,6 @@
 """What a forecaster must beat: scored on the same windows, in the same units."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -67,9 +67,9 @@ def _fill(past: Tensor, observed: Tensor) -> Tensor:
     return torch.where(observed, past, mean)
 
 
-def batches(windows: WindowDataset, batch_size: int):
-    """(past, observed mask, future) for every window, in order."""
-    for start in range(0, len(windows), batch_size):
+def batches(windows: WindowDataset, batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(past, observed mask, future) for every window from `first` on, in order."""
+    for start in range(first, len(windows), batch_size):
         batch = windows.__getitems__(range(start, min(start + batch_size, len(windows))))
         past = batch["past_values"]
         observed = batch.get("past_observed_mask")

@@ -4,7 +4,7 @@ import pandas as pd
 
 
 def results_table(scores: dict[str, dict]) -> str:
-    """A text table from name -> {"mse", "mae", "per_channel": {column: {"mse", "mae"}}}: errors overall, MSE a channel."""
+    """Text from name -> {"mse", "mae", "per_channel": {column: {"mse", "mae"}}}: errors overall, MSE by channel."""
     rows = {
         name: {"MSE": score["mse"], "MAE": score["mae"]}
         | {f"MSE {column}": errors["mse"] for column, errors in score["per_channel"].items()}

@@ -24,13 +24,16 @@ class DataArguments:
         default=None, metadata={"help": "folder that holds the dataset's file; default $LLATA_DATA, then the cache"}
     )
     date_column: str | None = field(
-        default=None, metadata={"help": "name of the date column; default the first of date, datetime, timestamp, time, ds"}
+        default=None,
+        metadata={"help": "name of the date column; default the first of date, datetime, timestamp, time, ds"},
     )
     columns: list[str] | None = field(default=None, metadata={"help": "channels to use; default all but the date"})
     missing: str | None = field(
         default=None,
-        metadata={"help": "missing values: error, or mask them; default as the registry says, else error",
-                  "choices": ("error", "mask")},
+        metadata={
+            "help": "missing values: error, or mask them; default as the registry says, else error",
+            "choices": ("error", "mask"),
+        },
     )
     few_shot_percent: float | None = field(
         default=None, metadata={"help": "train on the first percent of the training split only"}
@@ -56,8 +59,10 @@ class ForecastTrainingArguments(TrainingArguments):
     per_device_eval_batch_size: int = field(default=256, metadata={"help": "windows per rank in evaluation"})
     precision: str | None = field(
         default=None,
-        metadata={"help": "auto (default), fp32 or bf16; auto is bf16 where the hardware has it", 
-                  "choices": ("auto", "fp32", "bf16")},
+        metadata={
+            "help": "auto (default), fp32 or bf16; auto is bf16 where the hardware has it",
+            "choices": ("auto", "fp32", "bf16"),
+        },
     )
     learning_rate: float = field(default=5e-4, metadata={"help": "peak learning rate"})
     projection_learning_rate: float = field(
@@ -201,6 +206,18 @@ def resolved_settings(model, data: DataArguments, training: ForecastTrainingArgu
 
 
 # what __post_init__ derives from other fields, or what names this one run
-_DERIVED = {"bf16", "per_device_train_batch_size", "overwrite_output_dir", "resume_from_checkpoint", "local_rank",
-            "remove_unused_columns", "batch_eval_metrics", "label_names", "dataloader_pin_memory", "logging_dir",
-            "accelerator_config", "deepspeed_plugin", "load_best_model_at_end"}
+_DERIVED = {
+    "bf16",
+    "per_device_train_batch_size",
+    "overwrite_output_dir",
+    "resume_from_checkpoint",
+    "local_rank",
+    "remove_unused_columns",
+    "batch_eval_metrics",
+    "label_names",
+    "dataloader_pin_memory",
+    "logging_dir",
+    "accelerator_config",
+    "deepspeed_plugin",
+    "load_best_model_at_end",
+}

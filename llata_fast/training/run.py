@@ -8,14 +8,16 @@ from pathlib import Path
 import pandas as pd
 import yaml
 from accelerate.utils import broadcast_object_list
-from torch import nn
+from torch import Tensor, nn
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..config import ModelArguments
-from ..data import TimeSeries
+from ..data import Splits, TimeSeries
 from ..errors import InputError
-from ..evaluation.baselines import Forecast, LinearBaseline, seasonal_naive
+from ..evaluation.baselines import Forecast, LinearBaseline, batches, seasonal_naive
+from ..serving.forecaster import Forecaster
+from ..serving.plots import plot_forecast
 from .arguments import DataArguments, ForecastTrainingArguments
 
 _FINISHED = "metrics.json"
@@ -91,6 +93,26 @@ def fit_baselines(series: TimeSeries, train) -> dict[str, Forecast]:
     }
 
 
-def table_of(values, dates: pd.DatetimeIndex, scaler, columns) -> pd.DataFrame:
-    """Standardised values [rows, C] in original units, by date."""
-    return pd.DataFrame(scaler.inverse_transform(values.double().cpu().numpy()), index=dates, columns=list(columns))
+def draw_test_forecast(folder: str | Path, series: TimeSeries, splits: Splits, baselines: dict[str, Forecast]) -> Path:
+    """Forecast the window in the middle of the test split with the run as saved, and draw it beside the truth."""
+    windows, forecaster = splits.test, Forecaster.from_run(folder)
+    start = len(windows) // 2
+    context, horizon = windows.context_length, windows.prediction_length
+    # the split's values end where the last of the series' splits ends
+    dates = series.dates[: sum(series.split_rows or (len(series),))][-len(windows.values) :]
+
+    def table(values: Tensor, first: int) -> pd.DataFrame:
+        values = splits.scaler.inverse_transform(values.double().cpu().numpy())
+        return pd.DataFrame(values, index=dates[first : first + len(values)], columns=list(series.columns))
+
+    past, observed, future = next(batches(windows, 1, start))
+    forecasts = {"forecast": forecaster, **baselines}
+    path = Path(folder, "forecast.png")
+    plot_forecast(
+        path,
+        history=table(windows.values[start : start + context], start).iloc[-2 * horizon :],
+        truth=table(future[0], start + context),
+        forecasts={name: table(forecast(past, observed)[0], start + context) for name, forecast in forecasts.items()},
+        title=f"{series.name}: {horizon} steps from the middle of the test split",
+    )
+    return path
