@@ -2,4 +2,4 @@
 
 
 class InputError(ValueError):
-    """Wrong input: a file, a column, a name, a size. One line says what is wrong and where; the CLI then exits with 2."""
+    """Wrong input: a file, a column, a name, a size. One line says what and where; the CLI exits with 2."""

@@ -1,8 +1,8 @@
 """LLaTA: a forecaster distilled across modalities from a pre-trained language model (arXiv 2403.07300).
 
-    series -> PatchEmbedding -> EncoderLayer -> time tokens -+-----------------------> temporal branch -> head -> forecast
+    series -> PatchEmbedding -> EncoderLayer -> time tokens -+---------------------> temporal branch -> head -> forecast
                                                              +-> CrossAttention over
-                                                                 word prototypes ----> textual branch  -> head -> forecast
+                                                                 word prototypes --> textual branch  -> head -> forecast
 
 Both branches are rows of one batch through one frozen backbone (`backbone/twin.py`). In training the forecasts are
 pulled together (consistency) and so are the features of every block (alignment); a forecast is the temporal branch's
@@ -48,7 +48,7 @@ class ForecastOutput(ModelOutput):
 
 
 class PatchEmbedding(nn.Module):
-    """Instance normalisation, patches and a linear layer: series [B, L, C] -> tokens [B, C, N, D], loc, scale [B, C]."""
+    """Instance norm, patches and a linear layer: series [B, L, C] -> tokens [B, C, N, D], loc and scale [B, C]."""
 
     def __init__(self, hidden_size: int, patch_length: int, patch_stride: int):
         super().__init__()
@@ -68,7 +68,7 @@ class PatchEmbedding(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Post-norm Transformer encoder layer, bidirectional, ReLU (Vaswani et al., arXiv 1706.03762): [B, T, D] -> same."""
+    """Post-norm Transformer encoder layer, bidirectional, ReLU (arXiv 1706.03762): [B, T, D] -> the same."""
 
     def __init__(self, hidden_size: int, num_heads: int, intermediate_size: int, dropout: float):
         super().__init__()
@@ -148,7 +148,7 @@ class LlataForPrediction(PreTrainedModel):
     accepts_loss_kwargs = False
 
     def __init__(self, config: LlataConfig, backbone: PreTrainedModel | None = None):
-        """Build the forecaster around `backbone`, by default one with random weights; its modules are wrapped in place."""
+        """Build the forecaster around `backbone` (default: one with random weights), wrapping its modules in place."""
         super().__init__(config)
         if backbone is None:
             backbone = build_backbone(config.backbone_config, choose_attention(config.backbone_config))
