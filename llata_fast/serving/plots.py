@@ -41,12 +41,7 @@ def plot_forecast(
         if truth is not None:
             axis.plot(truth.index, truth[column], color="0.1", linewidth=1.2, label="observed")
         for order, (name, forecast) in enumerate(forecasts.items()):
-            style = (
-                {"color": "C0", "linewidth": 1.8}
-                if order == 0
-                else {"color": f"C{order}", "linewidth": 1, "alpha": 0.8}
-            )
-            axis.plot(forecast.index, forecast[column], label=name, **style)
+            axis.plot(forecast.index, forecast[column], label=name, color=f"C{order}", linewidth=1 if order else 1.8)
         axis.axvline(history.index[-1], color="0.8", linewidth=0.8, zorder=0)
         axis.set_ylabel(column)
         axis.margins(x=0.01)
