@@ -174,6 +174,15 @@ class TwinBackbone(nn.Module):
     def _features(model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, ...]:
         return model(inputs_embeds=tokens, use_cache=False, output_hidden_states=True).hidden_states
 
+    def store_frozen(self, dtype: torch.dtype):
+        """Keep the frozen projections in `dtype`: autocast to it would otherwise cast them anew each step.
+
+        Norms stay as they are, autocast computes them in fp32.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear | Conv1D) and not module.weight.requires_grad:
+                module.to(dtype)
+
     def frozen_keys(self, prefix: str = "") -> set[str]:
         """State-dict keys of what comes from the pre-trained source."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}

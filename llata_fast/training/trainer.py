@@ -22,6 +22,8 @@ class ForecastTrainer(Trainer):
 
     def __init__(self, model: nn.Module, args: ForecastTrainingArguments, splits: Splits, columns: list[str]):
         splits = splits._replace(**{name: getattr(splits, name).to(args.device) for name in ("train", "val", "test")})
+        if args.bf16 and args.deepspeed is None:
+            model.backbone.store_frozen(torch.bfloat16)
         self.metrics = ForecastMetrics(columns)
         self._terms: dict[str, Tensor] = {}
         self._num_terms = 0
