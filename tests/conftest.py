@@ -44,6 +44,12 @@ def deterministic():
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
+@pytest.fixture
+def plain_ops(monkeypatch):
+    """The ops' PyTorch references: a test of what is built from them need not wait for the interpreter."""
+    monkeypatch.setattr("llata_fast.kernels._launch.ENABLED", False)
+
+
 @pytest.fixture(scope="session")
 def device():
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,87 @@
+"""Every backbone family, and a series, at a size that a test affords."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from llata_fast.config import LlataConfig
+from llata_fast.modeling import LlataForPrediction
+
+# grouped queries, a head width that is not D / A, and sliding windows shorter than the tests' sequences
+_DECODER = {
+    "hidden_size": 48,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 80,
+    "max_position_embeddings": 64,
+}
+_LAYER_TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
+BACKBONES = {
+    "gpt2": {
+        "n_embd": 48,
+        "n_layer": 3,
+        "n_head": 4,
+        "n_positions": 16,
+        "vocab_size": 80,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    },
+    "llama": _DECODER,
+    "mistral": _DECODER | {"sliding_window": 3},
+    "qwen2": _DECODER | {"use_sliding_window": True, "sliding_window": 3, "layer_types": _LAYER_TYPES},
+    "qwen3": _DECODER,
+    "gemma2": _DECODER | {"sliding_window": 3, "layer_types": _LAYER_TYPES, "attn_logit_softcapping": 0.5},
+    "gemma3_text": _DECODER | {"sliding_window": 3, "layer_types": _LAYER_TYPES},
+}
+
+
+def random_backbone(folder: Path, family: str = "llama", **fields) -> str:
+    """A tiny `random:` source: its config.json lies in `folder`, `fields` differ from BACKBONES."""
+    path = Path(folder, f"{family}.json")
+    path.write_text(json.dumps({"model_type": family} | BACKBONES[family] | fields))
+    return f"random:{path}"
+
+
+def tiny_config(backbone: str, **fields) -> LlataConfig:
+    """L 12, H 5, two layers, no dropout, unless `fields` say otherwise."""
+    sizes = {
+        "num_layers": 2,
+        "context_length": 12,
+        "prediction_length": 5,
+        "num_prototypes": 9,
+        "intermediate_size": 20,
+    }
+    return LlataConfig(**{"backbone": backbone, "dropout": 0.0, "lora_dropout": 0.0, "lora_r": 3} | sizes | fields)
+
+
+def tiny_model(backbone: str, **fields) -> LlataForPrediction:
+    """A forecaster in training mode whose branches differ: LoRA, tuned norms and positions are not as they start."""
+    model = LlataForPrediction.from_backbone(tiny_config(backbone, **fields))
+    perturb(model)
+    return model.train()
+
+
+@torch.no_grad()
+def perturb(model: LlataForPrediction):
+    """Move what the temporal branch alone has, LoRA away from zero included."""
+    for name, parameter in model.backbone.named_parameters():
+        if parameter.requires_grad:
+            parameter += 0.2 * torch.randn_like(parameter)
+
+
+def write_series(path: Path, rows: int = 200, channels: int = 3, date_column: str = "date", seed: int = 0) -> Path:
+    """A CSV of hourly waves with noise, each channel of its own level and spread."""
+    noise = np.random.default_rng(seed).normal(size=(rows, channels))
+    hours = np.arange(rows)[:, None]
+    values = 100.0 * np.arange(1, channels + 1) + 10 * np.sin(2 * np.pi * hours / 24 + np.arange(channels)) + noise
+    table = pd.DataFrame(values.round(3), columns=[f"c{channel}" for channel in range(channels)])
+    table.insert(0, date_column, pd.date_range("2024-01-01", periods=rows, freq="h"))
+    table.to_csv(path, index=False)
+    return path
