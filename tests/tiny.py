@@ -71,9 +71,9 @@ def tiny_model(backbone: str, **fields) -> LlataForPrediction:
 @torch.no_grad()
 def perturb(model: LlataForPrediction):
     """Move what the temporal branch alone has, LoRA away from zero included."""
-    for name, parameter in model.backbone.named_parameters():
+    for parameter in model.backbone.parameters():
         if parameter.requires_grad:
-            parameter += 0.2 * torch.randn_like(parameter)
+            parameter += 0.1 * torch.randn_like(parameter)
 
 
 def write_series(path: Path, rows: int = 200, channels: int = 3, date_column: str = "date", seed: int = 0) -> Path:
