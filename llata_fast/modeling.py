@@ -207,14 +207,18 @@ class LlataForPrediction(PreTrainedModel):
         """
         folder = Path(source)
         if not folder.is_dir():
-            folder = Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
-        if not (folder / "config.json").is_file():
-            raise InputError(f"{folder} holds no config.json: not the folder of a trained model")
+            try:
+                folder = Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
+            except (OSError, ValueError) as error:
+                raise InputError(f"no trained model at {source}: no such folder, nor on the hub ({error})") from None
+        if not (folder / "config.json").is_file() or not any(folder.glob("model*.safetensors")):
+            raise InputError(f"{folder} holds no config.json and model.safetensors: not the folder of a trained model")
         config = LlataConfig.from_pretrained(folder, **kwargs)
         held = config.merged or config.includes_backbone
         model = cls(config, None if held else load_base(config)[0])
         missing, unexpected = load_torch_model(model, folder)
-        lacking = set(missing) - (model.backbone.shared_keys() if held else model._keys_to_ignore_on_save)
+        absent = model.backbone.shared_keys("backbone.") if held else model._keys_to_ignore_on_save
+        lacking = set(missing) - absent
         if lacking or unexpected:
             problem = f"lacks {min(lacking)}" if lacking else f"holds {unexpected[0]}, which the model does not have"
             raise InputError(f"the checkpoint {folder} does not fit its configuration: it {problem}")
@@ -257,6 +261,8 @@ class LlataForPrediction(PreTrainedModel):
         Raises:
             InputError: a lookback or horizon that is not the configuration's, too many tokens for the backbone.
         """
+        if self.training and self.config.merged:
+            raise RuntimeError("a merged model has no textual branch and cannot be trained")
         self._check_shapes(past_values, future_values)
         time, loc, scale = self.embed(past_values, past_observed_mask)
         if self.training:
@@ -332,8 +338,6 @@ class MergedBackbone(nn.Module):
         return set()
 
     def forward(self, tokens: Tensor) -> tuple[Tensor]:
-        if self.training:
-            raise RuntimeError("a merged model has no textual branch and cannot be trained")
         return (self.model(inputs_embeds=tokens, use_cache=False).last_hidden_state + tokens,)
 
 
