@@ -174,15 +174,6 @@ class TwinBackbone(nn.Module):
     def _features(model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, ...]:
         return model(inputs_embeds=tokens, use_cache=False, output_hidden_states=True).hidden_states
 
-    def store_frozen(self, dtype: torch.dtype):
-        """Keep the frozen projections in `dtype`: autocast to it would otherwise cast them anew each step.
-
-        Norms stay as they are, autocast computes them in fp32.
-        """
-        for module in self.modules():
-            if isinstance(module, nn.Linear | Conv1D) and not module.weight.requires_grad:
-                module.to(dtype)
-
     def frozen_keys(self, prefix: str = "") -> set[str]:
         """State-dict keys of what comes from the pre-trained source."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
@@ -200,6 +191,16 @@ class TwinBackbone(nn.Module):
         if self.positions is not None:
             self.model.wpe = self.positions.time.requires_grad_(False)
         return self.model
+
+
+def store_frozen(module: nn.Module, dtype: torch.dtype):
+    """Keep the frozen projections of `module` in `dtype`: autocast to it would otherwise cast them anew each step.
+
+    Norms stay as they are, autocast computes them in fp32.
+    """
+    for child in module.modules():
+        if isinstance(child, nn.Linear | Conv1D) and not child.weight.requires_grad:
+            child.to(dtype)
 
 
 def _sharing_copy(model: PreTrainedModel) -> PreTrainedModel:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, Trainer
 
+from ..backbone.twin import store_frozen
 from ..data import Splits, collate
 from ..metrics import ForecastMetrics
 from .arguments import ForecastTrainingArguments
@@ -23,7 +24,7 @@ class ForecastTrainer(Trainer):
     def __init__(self, model: nn.Module, args: ForecastTrainingArguments, splits: Splits, columns: list[str]):
         splits = splits._replace(**{name: getattr(splits, name).to(args.device) for name in ("train", "val", "test")})
         if args.bf16 and args.deepspeed is None:
-            model.backbone.store_frozen(torch.bfloat16)
+            store_frozen(model.backbone, torch.bfloat16)
         self.metrics = ForecastMetrics(columns)
         self._terms: dict[str, Tensor] = {}
         self._num_terms = 0
