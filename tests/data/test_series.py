@@ -55,9 +55,9 @@ def test_read_series_takes_a_path_and_options(write):
 
 
 def test_default_date_column_goes_by_order_of_names(write):
-    series = read_csv(write(["ds,DateTime,x", *(f"{i},{date},{i}" for i, date in enumerate(HOURS))]))
+    series = read_csv(write(["ds,DateTime,datetime", *(f"{i},{date},{i}" for i, date in enumerate(HOURS))]))
     assert series.date_column == "DateTime"
-    assert series.columns == ("ds", "x")
+    assert series.columns == ("ds", "datetime")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,8 @@ def test_frequencies(write, step, seasonality):
     "form", ["%d/%m/%Y %H:%M", "%Y/%m/%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S+01:00", "%m/%d/%Y %I:%M %p", "iso"]
 )
 def test_date_formats(write, form):
-    dates = pd.date_range("2024-01-31 12:00", periods=20, freq="12h")
+    # the first days could be months
+    dates = pd.date_range("2024-02-09 12:00", periods=20, freq="12h")
     # a spreadsheet leaves midnight's time out
     text = [str(date).removesuffix(" 00:00:00") for date in dates] if form == "iso" else dates.strftime(form)
     read = read_csv(write.table(text)).dates
@@ -88,7 +89,7 @@ def test_blank_lines_are_skipped_and_counted(write):
 
 
 @pytest.mark.parametrize(
-    ("cell", "reason"), [("oops", "'oops' is not a number"), ("-inf", "infinite"), ("1e999", "infinite")]
+    ("cell", "reason"), [("oops", "'oops' is not a number"), ("-inf", "infinite"), ("Infinity", "infinite")]
 )
 @pytest.mark.parametrize("missing", ["error", "mask"])
 def test_bad_cells(write, cell, reason, missing):
