@@ -89,7 +89,7 @@ def read_csv(
     dates = _parse_dates(path, table.pop(date_column))
     values = _parse_values(path, table, missing, first_line=2)
     lines = table.index.to_numpy() + 2
-    dates, values, frequency = _on_regular_grid(f"{path}, column {date_column!r}", lines, dates, values, missing)
+    dates, values, frequency = _on_regular_grid(path, date_column, lines, dates, values, missing)
     return TimeSeries(
         name=path.stem,
         values=values,
@@ -247,22 +247,28 @@ def _parse_dates(path: Path, text: pd.Series) -> pd.DatetimeIndex:
 
 
 def _on_regular_grid(
-    where: str, lines: np.ndarray, dates: pd.DatetimeIndex, values: np.ndarray, missing: Missing
+    path: Path, column: str, lines: np.ndarray, dates: pd.DatetimeIndex, values: np.ndarray, missing: Missing
 ) -> tuple[pd.DatetimeIndex, np.ndarray, str]:
     """Dates [rows] and values [rows, C] with one frequency, and that frequency.
 
     Holes in the grid become NaN rows under `missing="mask"`. Raises InputError for doubled, unsorted and irregular
-    timestamps; `where` names file and column, `lines` [rows] the rows' lines.
+    timestamps; `lines` [rows] are the rows' lines in the file.
     """
+
+    def where(row: int) -> str:
+        return f"{path}, line {lines[row]}, column {column!r}"
+
     if len(dates) < 3:
-        raise InputError(f"{where}: {len(dates)} timestamps are too few to infer a frequency, it takes 3")
+        raise InputError(
+            f"{path}, column {column!r}: {len(dates)} timestamps are too few to infer a frequency, it takes 3"
+        )
     steps = dates[1:] - dates[:-1]
     if (row := _first(dates.duplicated())) is not None:
         earlier = _first(dates == dates[row])
-        raise InputError(f"{where}, line {lines[row]}: timestamp {dates[row]} is a duplicate of line {lines[earlier]}")
+        raise InputError(f"{where(row)}: timestamp {dates[row]} is a duplicate of line {lines[earlier]}")
     if (row := _first(steps < pd.Timedelta(0))) is not None:
         raise InputError(
-            f"{where}, line {lines[row + 1]}: timestamp {dates[row + 1]} is earlier than {dates[row]} in line "
+            f"{where(row + 1)}: timestamp {dates[row + 1]} is earlier than {dates[row]} in line "
             f"{lines[row]}: the rows are not sorted"
         )
     if (offset := _infer_offset(dates)) is not None:
@@ -277,7 +283,7 @@ def _on_regular_grid(
     row = _first(steps != usual) if grid is None else _first(~grid.isin(dates)) - 1
     hint = "no frequency fits" if grid is None else "--missing mask takes the rows between as missing"
     raise InputError(
-        f"{where}, line {lines[row + 1]}: irregular timestamps: {dates[row + 1]} follows {dates[row]}, the usual step "
+        f"{where(row + 1)}: irregular timestamps: {dates[row + 1]} follows {dates[row]}, the usual step "
         f"is {usual}; {hint}"
     )
 
