@@ -68,7 +68,8 @@ def read_series(
     if spec is not None:
         return _read_named(spec, locate(spec, data_dir), date_column, columns, missing or spec.missing)
     if Path(dataset).name == dataset and not Path(dataset).suffix and not Path(dataset).exists():
-        get_dataset(dataset)  # raises: a bare word is a misspelt name, not a path
+        # a bare word is a misspelt name, not a path: this raises
+        get_dataset(dataset)
     return read_csv(dataset, date_column, columns, missing or "error")
 
 
@@ -140,7 +141,7 @@ def _load(path: Path, **options) -> pd.DataFrame:
             return pd.read_csv(path, index_col=False, low_memory=False, **options)
     except pd.errors.EmptyDataError:
         raise InputError(f"{path} is empty") from None
-    except (pd.errors.ParserError, pd.errors.ParserWarning, UnicodeDecodeError, OSError, ValueError) as error:
+    except (ValueError, OSError, pd.errors.ParserWarning) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} can't be read as a CSV: {reason}") from None
 
