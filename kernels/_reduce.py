@@ -38,7 +38,7 @@ def split_outputs(splits: int, first: Tensor, second: Tensor) -> tuple[tuple[Ten
     partial = first.new_empty(splits, size, dtype=torch.float32)
 
     def sum_splits() -> None:
-        config = config_for("reduce", "any", partial)
+        config = config_for("reduce_sum_splits", "any", partial)
         with device_guard(partial):
             _sum_splits_kernel[(triton.cdiv(size, config.blocks["BLOCK"]),)](
                 partial, first, second,

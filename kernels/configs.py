@@ -17,6 +17,12 @@ PATH = pathlib.Path(__file__).with_name("configs.csv")
 
 @dataclass(frozen=True)
 class Config:
+    kernel: str
+    """File and function: `alignment_loss_fwd` is `_fwd_kernel` of alignment_loss.py."""
+    shape_class: str
+    """Which inputs it serves, in the words of the op's launcher."""
+    target: str
+    """A GPU ("sm_90", "gfx942"), "any" for those without a row of their own, or "interpreter"."""
     blocks: dict[str, int]
     """Tile sizes, the kernel's `BLOCK_*` arguments."""
     num_warps: int
@@ -31,18 +37,13 @@ class Config:
 
 
 def read_table() -> dict[tuple[str, str, str], Config]:
-    """(kernel, shape class, target) -> config; the target "any" serves those without a row of their own."""
+    table = {}
     with PATH.open(newline="") as file:
-        return {
-            (row["kernel"], row["shape_class"], row["target"]): Config(
-                json.loads(row["blocks"]),
-                int(row["num_warps"]),
-                int(row["num_stages"]),
-                int(row["waves"]),
-                row["reason"],
-            )
-            for row in csv.DictReader(file)
-        }
+        for row in csv.DictReader(file):
+            row["blocks"] = json.loads(row["blocks"])
+            row |= {name: int(row[name]) for name in ("num_warps", "num_stages", "waves")}
+            table[row["kernel"], row["shape_class"], row["target"]] = Config(**row)
+    return table
 
 
 TABLE = read_table()
