@@ -84,15 +84,12 @@ class ForecastTrainingArguments(TrainingArguments):
     seed: int = field(default=2021, metadata={"help": "seed of initialisation, data order and dropout"})
 
     def __post_init__(self):
-        self.output_dir_given = self.output_dir is not None
+        # before anything is derived from it
+        self.given = {item.name: getattr(self, item.name) for item in fields(self) if item.init}
         # the Trainer takes bf16 without an accelerator for a mistake unless told that the CPU is meant
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         self._settle_batch_size()
         self._settle_precision()
-        if self.gradient_checkpointing:
-            kwargs = self.gradient_checkpointing_kwargs = dict(self.gradient_checkpointing_kwargs or {})
-            if kwargs.setdefault("use_reentrant", False):
-                raise InputError("gradient checkpointing must be non-reentrant: use_reentrant true is not supported")
         if self.report_to is None:
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
         if self.eval_strategy == "no" or self.save_strategy == "no":
@@ -104,9 +101,19 @@ class ForecastTrainingArguments(TrainingArguments):
         self.label_names = ["future_values"]
         self.dataloader_pin_memory = False
         super().__post_init__()
+        self._settle_checkpointing()
         # several GPUs are for launchers: torch's DataParallel would split the batch under our feet
         if self._n_gpu > 1:
             self._n_gpu = 1
+
+    def _settle_checkpointing(self):
+        # the option's name in transformers, and the one it had before
+        for name in ("activation_checkpointing", "gradient_checkpointing"):
+            if getattr(self, name, False):
+                kwargs = {"use_reentrant": False} | (getattr(self, f"{name}_kwargs") or {})
+                if kwargs["use_reentrant"]:
+                    raise InputError(f"{name} must be non-reentrant: use_reentrant true is not supported")
+                setattr(self, f"{name}_kwargs", kwargs)
 
     def _settle_batch_size(self):
         if self.per_device_train_batch_size is not None:
@@ -156,8 +163,7 @@ def report_and_exit(message: str | Exception, program: str | None = None):
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, ForecastTrainingArguments]:
     """Defaults < YAML file (`--config`) < command line; an unknown flag or key ends the program with one line."""
-    parser = Parser((ModelArguments, DataArguments, ForecastTrainingArguments), allow_abbrev=False)
-    parser.add_argument("--config", help="YAML file of any of these fields; flags win")
+    parser = _parser()
     given, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.error(f"unknown option {unknown[0]}")
@@ -168,6 +174,12 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
     except ValueError as error:
         parser.error(str(error))
     return tuple(arguments)
+
+
+def _parser() -> Parser:
+    parser = Parser((ModelArguments, DataArguments, ForecastTrainingArguments), allow_abbrev=False)
+    parser.add_argument("--config", help="YAML file of any of these fields; flags win")
+    return parser
 
 
 def _read_yaml(path: str, parser: Parser) -> dict:
@@ -192,32 +204,20 @@ def _read_yaml(path: str, parser: Parser) -> dict:
 def resolved_settings(model, data: DataArguments, training: ForecastTrainingArguments) -> dict:
     """What a run was made with, as one flat mapping that `--config` takes back.
 
-    Model and data fields all, of the Trainer's those that differ from their defaults.
+    Model, data and our own training fields all, of the Trainer's those that differ from their defaults.
     """
-    settings = {item.name: getattr(model.config, item.name) for item in fields(ModelArguments)}
-    settings |= asdict(data)
-    for item in fields(ForecastTrainingArguments):
-        value = getattr(training, item.name)
+    settings = {item.name: getattr(model.config, item.name) for item in fields(ModelArguments)} | asdict(data)
+    # the parser's defaults: it turns some of the fields' into other types
+    defaults = vars(_parser().parse_args([]))
+    for name, value in training.given.items():
         value = value.value if isinstance(value, Enum) else value
-        plain = isinstance(value, str | int | float | bool | dict | None)
-        if item.init and plain and value != item.default and item.name not in _DERIVED:
-            settings[item.name] = value
-    return settings
+        own = name in ForecastTrainingArguments.__annotations__
+        if name not in _ONE_RUN and (own or value != defaults[name]):
+            settings[name] = value
+    # precision says it, and both together are an error
+    settings.pop("bf16", None)
+    return settings | {"precision": training.precision}
 
 
-# what __post_init__ derives from other fields, or what names this one run
-_DERIVED = {
-    "bf16",
-    "per_device_train_batch_size",
-    "overwrite_output_dir",
-    "resume_from_checkpoint",
-    "local_rank",
-    "remove_unused_columns",
-    "batch_eval_metrics",
-    "label_names",
-    "dataloader_pin_memory",
-    "logging_dir",
-    "accelerator_config",
-    "deepspeed_plugin",
-    "load_best_model_at_end",
-}
+# what names or continues one run
+_ONE_RUN = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "local_rank"}

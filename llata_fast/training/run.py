@@ -30,7 +30,7 @@ def settle_output_dir(training: ForecastTrainingArguments, data: DataArguments, 
         InputError: the folder given holds a run already, or there is no checkpoint to resume from.
     """
     resume = training.resume_from_checkpoint
-    if not training.output_dir_given:
+    if training.given["output_dir"] is None:
         stem = Path("runs") / f"{Path(data.dataset).stem}-{model.context_length}-{model.prediction_length}"
         folders = [stem, *(stem.with_name(f"{stem.name}-{number}") for number in range(2, 10_000))]
         free = next(index for index, folder in enumerate(folders) if not _holds_run(folder))
@@ -86,10 +86,11 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
 
 
 def fit_baselines(series: TimeSeries, train) -> dict[str, Forecast]:
-    """What the run is compared with: the seasonal-naive forecast and a linear one, fitted on the same windows."""
+    """What the run is compared with: the seasonal-naive forecast and linear ones, fitted on the same windows."""
     return {
         "seasonal_naive": seasonal_naive(series.seasonality, train.prediction_length),
         "linear": LinearBaseline().fit(train),
+        "linear_per_channel": LinearBaseline(per_channel=True).fit(train),
     }
 
 
