@@ -25,14 +25,14 @@ def seasonal_naive(seasonality: int, prediction_length: int) -> Forecast:
 
 
 class LinearBaseline:
-    """Ridge regression from L values to H, one for each channel, on windows minus their mean.
+    """Ridge regression from L values to H on windows minus their mean: one map for all channels, or one for each.
 
     Solved in closed form in float64: the exact minimum, no seed, no schedule. Windows with a missing target are left
     out. Toner and Darlow (arXiv 2403.14587) show that the linear forecasters of the literature are all this model.
     """
 
-    def __init__(self, ridge: float = 1.0):
-        self.ridge = ridge
+    def __init__(self, per_channel: bool = False, ridge: float = 1.0):
+        self.per_channel, self.ridge = per_channel, ridge
         self.weight: Tensor | None = None
 
     def fit(self, train: WindowDataset, batch_size: int = 1024) -> "LinearBaseline":
@@ -46,8 +46,10 @@ class LinearBaseline:
             target = target.nan_to_num() * complete[:, None]
             gram = gram + torch.einsum("blc,bmc->clm", inputs, inputs)
             moment = moment + torch.einsum("blc,bhc->clh", inputs, target)
+        if not self.per_channel:
+            gram, moment = gram.sum(0, keepdim=True), moment.sum(0, keepdim=True)
         gram.diagonal(dim1=1, dim2=2).add_(self.ridge)
-        self.weight = torch.linalg.solve(gram, moment)  # [C, L, H]
+        self.weight = torch.linalg.solve(gram, moment).expand(past.shape[2], -1, -1)  # [C, L, H]
         return self
 
     def __call__(self, past: Tensor, observed: Tensor) -> Tensor:

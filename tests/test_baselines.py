@@ -1,0 +1,98 @@
+"""Baselines against numpy and scikit-learn: they must not be weaker than they claim to be."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.linear_model import Ridge
+
+from llata_fast.data import WindowDataset
+from llata_fast.evaluation.baselines import LinearBaseline, batches, score, seasonal_naive
+
+L, H, C = 8, 3, 2
+
+
+def make_windows(rows=60, gaps=()):
+    hours = torch.arange(rows)[:, None]
+    values = torch.sin(2 * torch.pi * hours / torch.tensor([4, 6])) + 0.3 * torch.randn(rows, C) + 5
+    for row, channel in gaps:
+        values[row, channel] = torch.nan
+    return WindowDataset(values, L, H)
+
+
+def all_windows(windows):
+    ((past, observed, future),) = batches(windows, len(windows))
+    return past, observed, future
+
+
+@given(seasonality=st.integers(1, 12), horizon=st.integers(1, 30))
+def test_seasonal_naive_repeats_the_last_period(seasonality, horizon):
+    past = torch.arange(2.0 * L * C).reshape(2, L, C)
+    forecast = seasonal_naive(seasonality, horizon)(past, torch.ones_like(past, dtype=torch.bool))
+    # a period longer than the context is all of it
+    period = past[:, -min(seasonality, L) :].numpy()
+    np.testing.assert_array_equal(forecast.numpy(), np.tile(period, (1, horizon, 1))[:, :horizon])
+
+
+def test_seasonal_naive_fills_a_gap_with_the_mean():
+    past = torch.tensor([1.0, 2.0, 3.0, 0.0, 5.0, 0.0])[None, :, None]
+    observed = torch.tensor([1, 1, 1, 0, 1, 0], dtype=torch.bool)[None, :, None]
+    assert seasonal_naive(3, 4)(past, observed).flatten().tolist() == [2.75, 5.0, 2.75, 2.75]
+    assert seasonal_naive(3, 1)(past, torch.zeros_like(observed)).item() == 0
+
+
+@pytest.mark.parametrize("gaps", [[], [(20, 0), (21, 0), (40, 1)]], ids=["complete", "gaps"])
+def test_linear_is_ridge_regression(gaps):
+    windows = make_windows(gaps=gaps)
+    models = {flag: LinearBaseline(per_channel=flag, ridge=0.5).fit(windows, batch_size=7) for flag in (False, True)}
+    past, observed, future = all_windows(windows)
+    all_inputs, all_targets, all_means = [], [], []
+    for channel in range(C):
+        seen = np.where(observed[..., channel], past[..., channel], np.nan)
+        mean = np.nanmean(seen, 1, keepdims=True)
+        inputs = np.where(np.isnan(seen), mean, seen) - mean
+        target = future[..., channel].numpy()
+        complete = ~np.isnan(target).any(1)
+        ridge = Ridge(0.5, fit_intercept=False, solver="cholesky").fit(inputs[complete], (target - mean)[complete])
+        own = models[True](past, observed)[..., channel]
+        np.testing.assert_allclose(own, ridge.predict(inputs) + mean, rtol=1e-4)
+        all_inputs.append(inputs[complete])
+        all_targets.append((target - mean)[complete])
+        all_means.append((inputs, mean))
+    # one map for all channels has seen the windows of each
+    shared = Ridge(0.5, fit_intercept=False, solver="cholesky").fit(
+        np.concatenate(all_inputs), np.concatenate(all_targets)
+    )
+    for channel, (inputs, mean) in enumerate(all_means):
+        forecast = models[False](past, observed)[..., channel]
+        np.testing.assert_allclose(forecast, shared.predict(inputs) + mean, rtol=1e-4)
+
+
+def test_linear_learns_a_wave():
+    """On a noiseless wave it is exact, on any level; the naive forecast of a wrong period is not."""
+    values = torch.sin(2 * torch.pi * torch.arange(80.0) / 8)[:, None].expand(-1, C)
+    windows = WindowDataset(values.contiguous(), L, H)
+    model = LinearBaseline(ridge=1e-9).fit(windows)
+    past, observed, future = all_windows(windows)
+    torch.testing.assert_close(model(past, observed), future, rtol=0, atol=1e-4)
+    torch.testing.assert_close(model(past + 700, observed), future + 700, rtol=0, atol=1e-3)
+    assert score(model, windows, ["a", "b"])["mse"] < 1e-6 < score(seasonal_naive(5, H), windows, ["a", "b"])["mse"]
+
+
+def test_every_window_is_scored_once():
+    windows = make_windows(gaps=[(30, 1)])
+    naive = seasonal_naive(4, H)
+    scores = score(naive, windows, ["a", "b"])
+    for batch_size in (1, 7, 1000):
+        assert sum(len(past) for past, _, _ in batches(windows, batch_size)) == len(windows)
+        again = score(naive, windows, ["a", "b"], batch_size)
+        assert again.pop("per_channel") == {
+            name: pytest.approx(errors, rel=1e-12) for name, errors in scores["per_channel"].items()
+        }
+        assert again == pytest.approx({name: scores[name] for name in ("mse", "mae")}, rel=1e-12)
+    past, observed, future = all_windows(windows)
+    error = (naive(past, observed) - future).double().numpy()
+    assert scores["mse"] == pytest.approx(np.nanmean(error**2))
+    assert scores["mae"] == pytest.approx(np.nanmean(np.abs(error)))
+    assert scores["per_channel"]["b"]["mse"] == pytest.approx(np.nanmean(error[..., 1] ** 2))
