@@ -13,6 +13,7 @@ from transformers.integrations import is_tensorboard_available
 
 from ..config import ModelArguments
 from ..errors import InputError
+from .presets import preset_for
 
 
 @dataclass
@@ -51,7 +52,7 @@ class ForecastTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "train into an output_dir that already holds a run"}
     )
     batch_size: int = field(
-        default=64, metadata={"help": "windows per optimizer step over all ranks and accumulation steps"}
+        default=128, metadata={"help": "windows per optimizer step over all ranks and accumulation steps"}
     )
     per_device_train_batch_size: int | None = field(
         default=None, metadata={"help": "windows per rank and micro-step; default from batch_size"}
@@ -64,11 +65,13 @@ class ForecastTrainingArguments(TrainingArguments):
             "choices": ("auto", "fp32", "bf16"),
         },
     )
-    learning_rate: float = field(default=5e-4, metadata={"help": "peak learning rate"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate"})
     projection_learning_rate: float = field(
-        default=1e-4, metadata={"help": "peak learning rate of attention and alignment projections"}
+        default=1e-3, metadata={"help": "peak learning rate of attention and alignment projections"}
     )
-    num_train_epochs: float = field(default=10.0, metadata={"help": "epochs at most"})
+    weight_decay: float = field(default=0.1, metadata={"help": "AdamW's decoupled weight decay"})
+    adam_beta2: float = field(default=0.98, metadata={"help": "AdamW's beta2: runs are short"})
+    num_train_epochs: float = field(default=3.0, metadata={"help": "epochs at most"})
     patience: int = field(
         default=3, metadata={"help": "stop after so many evaluations without a better validation MSE; 0: never"}
     )
@@ -162,14 +165,19 @@ def report_and_exit(message: str | Exception, program: str | None = None):
 
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, ForecastTrainingArguments]:
-    """Defaults < YAML file (`--config`) < command line; an unknown flag or key ends the program with one line."""
+    """Defaults < the data set's preset < YAML file (`--config`) < command line.
+
+    An unknown flag or key ends the program with one line.
+    """
     parser = _parser()
     given, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.error(f"unknown option {unknown[0]}")
     try:
-        if given.config is not None:
-            parser.set_defaults(**_read_yaml(given.config, parser))
+        settings = {} if given.config is None else _read_yaml(given.config, parser)
+        flags = {name: value for name, value in vars(given).items() if value != parser.get_default(name)}
+        dataset = (settings | flags).get("dataset", given.dataset)
+        parser.set_defaults(**preset_for(dataset, changed={*settings, *flags}) | settings)
         *arguments, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     except ValueError as error:
         parser.error(str(error))
