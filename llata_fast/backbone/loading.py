@@ -90,9 +90,12 @@ def build_backbone(config: PreTrainedConfig, attn_implementation: str = "sdpa") 
     """
     if attn_implementation == "sdpa" and not _decoder_class(config)._supports_sdpa:
         attn_implementation = "eager"
-    model = AutoModel.from_config(
-        copy.deepcopy(config), attn_implementation=attn_implementation, dtype=torch.get_default_dtype()
-    )
+    config = copy.deepcopy(config)
+    for name in ("activation_function", "hidden_act"):
+        if getattr(config, name, None) == "gelu_new":
+            # the same function in one operation, not in eight
+            setattr(config, name, "gelu_pytorch_tanh")
+    model = AutoModel.from_config(config, attn_implementation=attn_implementation, dtype=torch.get_default_dtype())
     model.set_input_embeddings(None)
     return model
 
@@ -290,9 +293,17 @@ def _gguf_decoder(place: _Place, config: PreTrainedConfig) -> PreTrainedModel:
     path = Path(place.location)
     with _reported(place, "unreadable GGUF file"):
         # transformers dequantises the whole file; the cut config keeps it from naming and copying what is not used
-        return AutoModel.from_pretrained(
-            path.parent, gguf_file=path.name, config=copy.deepcopy(config), dtype=torch.float32
+        decoder, report = AutoModel.from_pretrained(
+            path.parent,
+            gguf_file=path.name,
+            config=copy.deepcopy(config),
+            dtype=torch.float32,
+            output_loading_info=True,
         )
+    # transformers draws at random what a file lacks
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(f"backbone {place.source!r}: {path.name} lacks {missing[0]!r}")
+    return decoder
 
 
 def _word_embedding_key(decoder: PreTrainedModel) -> str:
