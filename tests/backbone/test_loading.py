@@ -440,13 +440,10 @@ def test_offline_without_cache(online, monkeypatch):
     assert "offline" in one_line(read_backbone_config, "org/tiny")
 
 
-@pytest.fixture
-def llama_gguf(tmp_path):
-    """A tiny Llama as llama.cpp's converter writes it, unquantised, and the model."""
+def write_gguf(path, model, leave_out=""):
+    """A Llama as llama.cpp's converter writes it, unquantised."""
     gguf = pytest.importorskip("gguf")
-    model = full_model("llama", head_dim=12)
     config = model.config
-    path = tmp_path / "tiny.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_block_count(config.num_hidden_layers)
@@ -461,6 +458,8 @@ def llama_gguf(tmp_path):
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for name, tensor in model.state_dict().items():
+        if name == leave_out:
+            continue
         projection = name.split(".")[-2]
         if projection in heads:
             # llama.cpp rotates neighbouring entries, transformers the two halves of a head
@@ -470,12 +469,17 @@ def llama_gguf(tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path, model
 
 
-def test_gguf(llama_gguf):
-    path, model = llama_gguf
-    assert_loads_as(str(path), model.base_model)
+def test_gguf(tmp_path):
+    model = full_model("llama", head_dim=12)
+    write_gguf(tmp_path / "whole.gguf", model)
+    assert_loads_as(str(tmp_path / "whole.gguf"), model.base_model)
+
+    model = full_model("llama", head_dim=12)
+    name = "layers.1.mlp.up_proj.weight"
+    write_gguf(tmp_path / "torn.gguf", model, leave_out=f"model.{name}")
+    assert name in one_line(load, str(tmp_path / "torn.gguf"))
 
 
 def test_embedded_default():
