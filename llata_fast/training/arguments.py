@@ -1,5 +1,6 @@
 """The command line of training: our fields, the Trainer's, and a YAML file that may fill either."""
 
+import json
 import os
 import sys
 from dataclasses import asdict, dataclass, field, fields
@@ -152,8 +153,11 @@ def _cpu_has_bf16() -> bool:
 class Parser(HfArgumentParser):
     """HfArgumentParser whose errors are one line: the usage of two hundred flags helps nobody."""
 
+    # what is being read, in front of every message
+    source = ""
+
     def error(self, message: str):
-        report_and_exit(message, self.prog)
+        report_and_exit(self.source + message, self.prog)
 
 
 def report_and_exit(message: str | Exception, program: str | None = None):
@@ -199,14 +203,24 @@ def _read_yaml(path: str, parser: Parser) -> dict:
         raise InputError(f"{path} is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold a mapping of option names to values")
-    actions = {action.dest: action for action in parser._actions}
+    known = {action.dest for action in parser._actions} - {"config", "help"}
+    if unknown := [name for name in values if name not in known]:
+        raise InputError(f"{path}: unknown option {unknown[0]}")
+    parser.source = f"{path}: "
+    checked = vars(parser.parse_args(_as_flags(values)))
+    parser.source = ""
+    return {name: None if value is None else checked[name] for name, value in values.items()}
+
+
+def _as_flags(values: dict) -> list[str]:
+    """A file's values as a command line, for the same checks and conversions to see them."""
+    flags = []
     for name, value in values.items():
-        if name not in actions or name == "config":
-            raise InputError(f"{path}: unknown option {name}")
-        choices = actions[name].choices
-        if choices and value is not None and value not in choices:
-            raise InputError(f"{path}: {name} must be one of {', '.join(map(str, choices))}, got {value!r}")
-    return values
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags
 
 
 def resolved_settings(model, data: DataArguments, training: ForecastTrainingArguments) -> dict:
