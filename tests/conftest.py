@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,10 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 # read by huggingface_hub when it is imported; a test that is about the network unsets it in a process of its own
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# the same examples every time, and no clock: the machine may be busy
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("suite")
 
 
 def pytest_configure(config):

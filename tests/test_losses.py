@@ -1,0 +1,54 @@
+"""The forecast loss against numpy, and what a missing target costs."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llata_fast.losses import LOSSES, forecast_loss
+
+ORACLES = {
+    "l1": lambda error: np.abs(error),
+    "mse": lambda error: error**2,
+    "smooth_l1": lambda error: np.where(np.abs(error) < 1, error**2 / 2, np.abs(error) - 0.5),
+}
+
+
+def pair(missing=0.3):
+    """prediction and target [B, H, C] with errors on both sides of smooth L1's kink, and some targets missing"""
+    prediction, target = torch.randn(2, 4, 6, 3).mul(2)
+    return prediction.requires_grad_(), target.masked_fill(torch.rand(4, 6, 3) < missing, torch.nan)
+
+
+def test_every_loss_has_its_oracle():
+    assert ORACLES.keys() == LOSSES.keys()
+
+
+@given(kind=st.sampled_from(sorted(ORACLES)), missing=st.sampled_from([0.0, 0.3, 1.0]), seed=st.integers(0, 999))
+def test_numpy_agrees(kind, missing, seed):
+    torch.manual_seed(seed)
+    prediction, target = pair(missing)
+    error = ORACLES[kind]((prediction - target).detach().double().numpy())
+    # missing targets add nothing, and the sum is divided by all values, missing ones too
+    expected = np.nansum(error) / error.size
+    loss = forecast_loss(kind, prediction, target)
+    torch.testing.assert_close(loss.item(), float(expected), rtol=1e-5, atol=1e-7)
+    loss.backward()
+    assert torch.equal(prediction.grad == 0, target.isnan())
+
+
+@pytest.mark.parametrize("kind", ORACLES)
+def test_mean_over_equal_parts_is_the_whole(kind):
+    """Micro-batches and ranks hold different numbers of missing values and still add up to the global batch."""
+    prediction, target = pair()
+    parts = [forecast_loss(kind, *part) for part in zip(prediction.split(2), target.split(2), strict=True)]
+    torch.testing.assert_close(torch.stack(parts).mean(), forecast_loss(kind, prediction, target))
+
+
+@pytest.mark.parametrize("kind", ORACLES)
+def test_half_precision_is_scored_in_fp32(kind):
+    prediction, target = torch.tensor([[[1016.0]]], dtype=torch.bfloat16), torch.tensor([[[1019.187]]])
+    loss = forecast_loss(kind, prediction, target)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.item(), float(ORACLES[kind](np.float64(3.187))), rtol=1e-5, atol=0)

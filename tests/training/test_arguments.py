@@ -1,0 +1,238 @@
+"""The command line: what wins over what, what is refused in one line, and what a run writes down."""
+
+from dataclasses import fields
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from transformers import TrainingArguments
+
+from llata_fast.config import ModelArguments
+from llata_fast.errors import InputError
+from llata_fast.training import arguments, presets
+from llata_fast.training.arguments import (
+    DataArguments,
+    ForecastTrainingArguments,
+    parse_arguments,
+    report_and_exit,
+    resolved_settings,
+)
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    def write(**values):
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def refused(capsys):
+    """`refused(*argv)` is the one line that the program ends with; its exit code is 2."""
+
+    def run(*argv):
+        with pytest.raises(SystemExit) as exit:
+            try:
+                parse_arguments(list(argv))
+            except InputError as error:
+                # as train.py does
+                report_and_exit(error)
+        assert exit.value.code == 2
+        output = capsys.readouterr()
+        assert output.out == "" and output.err.count("\n") == 1, output.err
+        return output.err
+
+    return run
+
+
+def settings_of(*argv):
+    model, data, training = parse_arguments(list(argv))
+    return resolved_settings(SimpleNamespace(config=model), data, training)
+
+
+def test_defaults_then_file_then_flags(config_file):
+    path = config_file(context_length=48, dataset="my.csv", learning_rate=0.25, task_loss="mse", columns=["a", "b"])
+    model, data, training = parse_arguments(["--config", path, "--context_length", "60", "--learning_rate", "1e-3"])
+    assert (model.context_length, training.learning_rate) == (60, 1e-3)
+    assert (model.task_loss, data.dataset, data.columns) == ("mse", "my.csv", ["a", "b"])
+    assert (model.prediction_length, training.patience) == (ModelArguments.prediction_length, 3)
+
+
+def test_a_preset_lies_below_file_and_flags(config_file, monkeypatch):
+    monkeypatch.setitem(presets.PRESETS, "ETTh1", {"num_layers": 3, "lora_r": 5, "learning_rate": 0.5})
+    model, _, training = parse_arguments(
+        ["--config", config_file(dataset="etth1", learning_rate=0.25), "--num_layers", "4"]
+    )
+    assert (model.num_layers, model.lora_r, training.learning_rate) == (4, 5, 0.25)
+    assert parse_arguments(["--dataset", "ETTh2"])[0].lora_r == ModelArguments.lora_r
+
+
+def test_wrong_command_lines(refused, config_file, tmp_path):
+    assert refused("--contxt_length", "96").endswith("error: unknown option --contxt_length\n")
+    assert "unknown option --context_len" in refused("--context_len", "96"), "no abbreviations"
+    assert "unknown option stray" in refused("stray")
+    assert "--task_loss/--task-loss: invalid choice: 'huber'" in refused("--task_loss", "huber")
+    assert "--num_layers/--num-layers: invalid int value: 'six'" in refused("--num_layers", "six")
+    assert "num_layers must be at least 1" in refused("--num_layers", "0")
+    assert "unknown option contxt_length" in refused("--config", config_file(contxt_length=96))
+    assert "unknown option config" in refused("--config", config_file(config="other.yaml"))
+    assert "config.yaml: argument --task_loss" in refused("--config", config_file(task_loss="huber"))
+    assert "IntervalStrategy" in refused("--eval_strategy", "sometimes")
+    assert "num_layers must be at least 1" in refused("--config", config_file(num_layers=0))
+    assert "No such file" in refused("--config", str(tmp_path / "absent.yaml"))
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1,")
+    assert "is not YAML" in refused("--config", str(broken))
+    broken.write_text("- a\n- b\n")
+    assert "must hold a mapping" in refused("--config", str(broken))
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("num_layers", "six"),
+        ("num_layers", 2.5),
+        ("num_layers", True),
+        ("num_layers", {"first": 2}),
+        ("context_length", [96, 192]),
+        ("learning_rate", "fast"),
+        ("bf16", "perhaps"),
+        ("columns", []),
+    ],
+)
+def test_wrong_types_in_the_file(refused, config_file, name, value):
+    assert "config.yaml: " in refused("--config", config_file(**{name: value}))
+
+
+def test_null_in_the_file_is_no_value(config_file):
+    model, data, _ = parse_arguments(["--config", config_file(num_heads=None, columns=None)])
+    assert model.num_heads is data.columns is None
+
+
+def test_numbers_in_the_file_may_be_written_as_text(config_file, tmp_path):
+    """YAML reads 1e-3, without a dot, as text."""
+    path = tmp_path / "config.yaml"
+    path.write_text("learning_rate: 1e-3\nlora_alpha: 16\n")
+    model, _, training = parse_arguments(["--config", str(path)])
+    assert training.learning_rate == 1e-3 and model.lora_alpha == 16.0
+
+
+def test_batch_size_is_the_global_one(refused, monkeypatch):
+    def per_device(*argv):
+        training = parse_arguments(list(argv))[2]
+        return training.per_device_train_batch_size, training.gradient_accumulation_steps
+
+    assert per_device("--batch_size", "48") == (48, 1)
+    assert per_device("--batch_size", "48", "--gradient_accumulation_steps", "4") == (12, 4)
+    assert per_device("--per_device_train_batch_size", "3", "--gradient_accumulation_steps", "2") == (3, 2)
+    message = "batch_size 10 is not a multiple of 1 ranks x 3 accumulation steps"
+    assert message in refused("--batch_size", "10", "--gradient_accumulation_steps", "3")
+    assert "batch_size 0" in refused("--batch_size", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert "batch_size 10 is not a multiple of 4 ranks x 1 accumulation" in refused("--batch_size", "10")
+
+
+def test_precision(refused, monkeypatch):
+    def precision(*argv):
+        training = parse_arguments(["--use_cpu", *argv])[2]
+        return training.precision, training.bf16
+
+    for has_bf16, auto in ((True, ("bf16", True)), (False, ("fp32", False))):
+        monkeypatch.setattr(arguments, "_cpu_has_bf16", lambda has_bf16=has_bf16: has_bf16)
+        assert precision() == precision("--precision", "auto") == auto
+        assert precision("--precision", "fp32") == ("fp32", False)
+        assert precision("--precision", "bf16") == precision("--bf16") == ("bf16", True)
+    assert "either precision or bf16/fp16" in refused("--precision", "bf16", "--bf16")
+    assert "either precision or bf16/fp16" in refused("--precision", "fp32", "--fp16")
+    assert "--precision: invalid choice: 'fp8'" in refused("--precision", "fp8")
+
+
+@pytest.mark.parametrize("name", ["gradient_checkpointing", "activation_checkpointing"])
+def test_checkpointing_is_non_reentrant(refused, name):
+    if name not in {item.name for item in fields(TrainingArguments)}:
+        pytest.skip("a name that this transformers does not have")
+    training = parse_arguments([f"--{name}"])[2]
+    assert training.gradient_checkpointing and training.gradient_checkpointing_kwargs == {"use_reentrant": False}
+    assert "non-reentrant" in refused(f"--{name}", f"--{name}_kwargs", '{"use_reentrant": true}')
+
+
+def test_evaluation_keeps_the_best_epoch_if_there_is_one():
+    training = parse_arguments([])[2]
+    assert training.load_best_model_at_end and training.metric_for_best_model == "mse"
+    assert not parse_arguments(["--eval_strategy", "no"])[2].load_best_model_at_end
+    assert not parse_arguments(["--save_strategy", "no"])[2].load_best_model_at_end
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["--bf16", "--columns", "a", "b", "--lr_scheduler_kwargs", '{"num_cycles": 0.5}', "--report_to", "none"],
+        ["--precision", "fp32", "--patch_length", "16", "--patch_stride", "8", "--missing", "mask", "--max_steps", "3"],
+        ["--gradient_checkpointing", "--eval_strategy", "no", "--gradient_accumulation_steps", "2", "--seed", "7"],
+    ],
+    ids=["defaults", "bf16", "patches", "checkpointing"],
+)
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing")
+def test_settings_go_back_in(config_file, argv):
+    settings = settings_of(*argv, "--output_dir", "somewhere")
+    again = settings_of("--config", config_file(**settings))
+    assert again == settings
+    given = parse_arguments([*argv, "--output_dir", "x"])
+    read = parse_arguments(["--config", config_file(**settings), "--output_dir", "x"])
+    assert read[:2] == given[:2]
+    for name, value in given[2].to_dict().items():
+        assert read[2].to_dict()[name] == value, name
+
+
+def test_settings_hold_no_noise():
+    own = {item.name for kind in (ModelArguments, DataArguments) for item in fields(kind)}
+    own |= ForecastTrainingArguments.__annotations__.keys()
+    # what names one run is not what it was made with
+    own -= {"output_dir", "overwrite_output_dir"}
+    assert settings_of("--output_dir", "x").keys() == own
+    assert settings_of("--warmup_steps", "5", "--max_grad_norm", "2").keys() == own | {"warmup_steps", "max_grad_norm"}
+
+
+def test_our_option_names():
+    """Scripts and configuration files rest on them."""
+    trainers = {item.name for item in fields(TrainingArguments)}
+    ours = [item.name for kind in (ModelArguments, DataArguments) for item in fields(kind)]
+    ours += [name for name in ForecastTrainingArguments.__annotations__ if name not in trainers]
+    assert sorted(ours) == [
+        "alignment_decay",
+        "alignment_loss",
+        "alignment_weight",
+        "backbone",
+        "backbone_pass",
+        "backbone_seed",
+        "batch_size",
+        "columns",
+        "consistency_loss",
+        "consistency_weight",
+        "context_length",
+        "data_dir",
+        "dataset",
+        "date_column",
+        "dropout",
+        "few_shot_percent",
+        "intermediate_size",
+        "lora_alpha",
+        "lora_dropout",
+        "lora_r",
+        "missing",
+        "num_heads",
+        "num_layers",
+        "num_prototypes",
+        "overwrite_output_dir",
+        "patch_length",
+        "patch_stride",
+        "patience",
+        "precision",
+        "prediction_length",
+        "projection_learning_rate",
+        "task_loss",
+    ]
