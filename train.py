@@ -14,6 +14,7 @@ from llata_fast.evaluation.baselines import score
 from llata_fast.evaluation.tables import results_table
 from llata_fast.modeling import LlataForPrediction
 from llata_fast.serving.forecaster import SeriesInfo
+from llata_fast.serving.plots import HAS_MATPLOTLIB
 from llata_fast.training.arguments import parse_arguments, report_and_exit, resolved_settings
 from llata_fast.training.run import (
     draw_test_forecast,
@@ -46,6 +47,8 @@ def main():
     set_seed(args.seed)
     with whole_weights(args):
         model = LlataForPrediction.from_backbone(LlataConfig(**asdict(model_args)))
+    # more channels than the backbone has positions: found before anything is written
+    model._check_shapes(splits.train[0]["past_values"][None], None)
     trainer = ForecastTrainer(model, args, splits, series.columns)
     main_process = trainer.is_world_process_zero()
     if main_process:
@@ -68,7 +71,8 @@ def main():
         {"test": test, "baselines": scores, "train": trained.metrics, "parameters": counts},
     )
     print(results_table({"llata": test, **scores}))
-    print(f"picture: {draw_test_forecast(args.output_dir, series, splits, baselines)}")
+    if HAS_MATPLOTLIB:
+        print(f"picture: {draw_test_forecast(args.output_dir, series, splits, baselines)}")
     print(f"to forecast: python -m llata_fast predict {args.output_dir} --input my.csv --output forecast.csv --plot")
 
 

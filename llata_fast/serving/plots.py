@@ -1,5 +1,6 @@
 """Pictures of forecasts."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,14 @@ import pandas as pd
 
 from ..errors import InputError
 
+HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 _MAX_CHANNELS = 7
+
+
+def check_matplotlib():
+    """Raise InputError where matplotlib is not installed."""
+    if not HAS_MATPLOTLIB:
+        raise InputError("a picture needs matplotlib: pip install llata-fast[plot]")
 
 
 def plot_forecast(
@@ -28,11 +36,10 @@ def plot_forecast(
     Raises:
         InputError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("a picture needs matplotlib: pip install llata-fast[plot]") from None
+    check_matplotlib()
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    from matplotlib.figure import Figure
+
     columns = list(history.columns)[:_MAX_CHANNELS]
     figure = Figure(figsize=(11, 1.2 + 2.2 * len(columns)), layout="constrained")
     axes = np.atleast_1d(figure.subplots(len(columns), sharex=True))
