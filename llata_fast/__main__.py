@@ -2,32 +2,37 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
-from .data import read_csv, read_series, split_windows
+from .data import evaluation_windows, find_dataset, read_csv, read_series
 from .errors import InputError
 from .evaluation.baselines import score, seasonal_naive
 from .evaluation.tables import results_table
 from .serving.forecaster import Forecaster, SeriesInfo
-from .serving.plots import plot_forecast
+from .serving.plots import check_matplotlib, plot_forecast
 from .training.arguments import Parser, report_and_exit
 
 
 def predict(options: argparse.Namespace):
     """Forecast what follows a CSV's last row, in its own units."""
-    _check_writable(options.output)
-    settings = _run_settings(options.run)
-    series = read_csv(
-        options.input, options.date_column, options.columns, options.missing or settings["missing"] or "error"
-    )
+    _check_writable(options.output, source=options.input)
+    picture = Path(options.output).with_suffix(".png")
+    if options.plot:
+        check_matplotlib()
+        if picture == Path(options.output):
+            raise InputError(f"--plot would draw over the output {picture}: give the output another ending")
+    settings, info = _load_settings(options.run)
+    spec = find_dataset(info.dataset)
+    missing = options.missing or settings["missing"] or (spec.missing if spec else "error")
+    series = read_csv(options.input, options.date_column, options.columns, missing)
     forecast = Forecaster.from_run(options.run).predict(series)
     forecast.to_csv(options.output, index=False)
     print(f"{len(forecast)} rows, {forecast.iloc[0, 0]} to {forecast.iloc[-1, 0]}, written to {options.output}")
     if options.plot:
-        picture = Path(options.output).with_suffix(".png")
         plot_forecast(
             picture,
             history=pd.DataFrame(series.values, index=series.dates, columns=series.columns).iloc[-3 * len(forecast) :],
@@ -39,10 +44,15 @@ def predict(options: argparse.Namespace):
 
 def evaluate(options: argparse.Namespace):
     """Score a run on every test window, of its own series or another."""
-    settings, info = _run_settings(options.run), SeriesInfo.load(options.run)
+    settings, info = _load_settings(options.run)
     own = options.dataset is None
+    dataset = info.dataset if own else options.dataset
+    if options.batch_size < 1:
+        raise InputError(f"--batch_size must be at least 1, got {options.batch_size}")
+    if options.output:
+        _check_writable(options.output, source=dataset)
     series = read_series(
-        info.dataset if own else options.dataset,
+        dataset,
         data_dir=options.data_dir or settings["data_dir"],
         date_column=settings["date_column"] if own else options.date_column,
         columns=settings["columns"] if own else options.columns,
@@ -50,7 +60,8 @@ def evaluate(options: argparse.Namespace):
     )
     forecaster = Forecaster.from_run(options.run)
     config = forecaster.model.config
-    windows = split_windows(series, config.context_length, config.prediction_length).test.to(forecaster.model.device)
+    windows, _ = evaluation_windows(series, config.context_length, config.prediction_length)
+    windows = windows.to(forecaster.model.device)
     scores = {
         "llata": score(forecaster, windows, series.columns, options.batch_size),
         "seasonal_naive": score(seasonal_naive(series.seasonality, config.prediction_length), windows, series.columns),
@@ -61,14 +72,27 @@ def evaluate(options: argparse.Namespace):
         Path(options.output).write_text(json.dumps(scores, indent=2) + "\n")
 
 
-def _run_settings(run: str) -> dict:
-    SeriesInfo.load(run)  # raises where this is no finished run
-    return yaml.safe_load(Path(run, "run.yaml").read_text())
+def _load_settings(run: str) -> tuple[dict, SeriesInfo]:
+    """What a run was made with, and what it knows of its series; InputError where this is no finished run."""
+    info = SeriesInfo.load(run)
+    path = Path(run, "run.yaml")
+    try:
+        return yaml.safe_load(path.read_text()), info
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read the run's settings {path}: {error}") from None
 
 
-def _check_writable(path: str):
-    if not Path(path).parent.is_dir():
-        raise InputError(f"cannot write {path}: no folder {Path(path).parent}")
+def _check_writable(path: str, source: str):
+    """Raise InputError where `path` cannot be written, or is the very file that is read."""
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise InputError(f"cannot write {path}: no folder {target.parent}")
+    if target.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder")
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise InputError(f"cannot write {path}: no permission")
+    if target.resolve() == Path(source).resolve():
+        raise InputError(f"cannot write {path}: it is the input")
 
 
 def _parser() -> argparse.ArgumentParser:

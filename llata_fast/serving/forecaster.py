@@ -47,11 +47,14 @@ class SeriesInfo:
 
     @classmethod
     def load(cls, run: str | Path) -> "SeriesInfo":
-        """Raises InputError where `run` is no finished run."""
+        """Raises InputError where `run` is no finished run, or its file is damaged."""
         path = Path(run, _FILE)
         if not path.is_file():
             raise InputError(f"{run} is not the folder of a finished run: it holds no {_FILE}")
-        return cls(**json.loads(path.read_text()))
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{path} is damaged: {error}") from None
 
 
 class Forecaster:
@@ -69,10 +72,16 @@ class Forecaster:
         """Load a run's folder; `device` defaults to the GPU where there is one.
 
         Raises:
-            InputError: not a finished run, or its backbone is not to be had.
+            InputError: not a finished run, a damaged one, or its backbone is not to be had.
         """
         info = SeriesInfo.load(run)
-        model = LlataForPrediction.from_pretrained(run)
+        try:
+            model = LlataForPrediction.from_pretrained(run)
+        except InputError:
+            raise
+        # what transformers and safetensors make of damaged files
+        except (OSError, ValueError) as error:
+            raise InputError(f"{run} is damaged: {error}") from error
         return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), info)
 
     def predict(self, series: TimeSeries) -> pd.DataFrame:
