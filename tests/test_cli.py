@@ -1,0 +1,401 @@
+"""Both programs from the user's side: what a run can be asked for afterwards, and what bad input gets in return."""
+
+import json
+import os
+import runpy
+import shutil
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny import random_backbone
+
+from llata_fast.__main__ import main
+from llata_fast.data import read_csv
+from llata_fast.serving import plots
+from llata_fast.serving.forecaster import Forecaster
+
+ROOT = Path(__file__).resolve().parent.parent
+L, H, ROWS = 24, 8, 400
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """A module's worth of `plain_ops`, because the run is shared; no environment that would change a result."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llata_fast.kernels._launch.ENABLED", False)
+        patch.delenv("LLATA_DATA", raising=False)
+        yield
+
+
+def make_table(rows=ROWS, frequency="h"):
+    """Three channels in units that differ a thousandfold: a load near 1000, a share near 0.5, a temperature near 0."""
+    noise = np.random.default_rng(0).normal(size=(rows, 3))
+    daily = np.sin(2 * np.pi * np.arange(rows) / 24)
+    values = np.array([1000, 0.5, 0]) + np.array([20, 0.1, 8]) * (daily[:, None] + 0.2 * noise)
+    table = pd.DataFrame(values.round(4), columns=["load", "share", "temperature"])
+    table.insert(0, "date", pd.date_range("2024-01-01", periods=rows, freq=frequency))
+    return table
+
+
+def write(folder, table, name="series.csv"):
+    path = Path(folder, name)
+    table.to_csv(path, index=False)
+    return path
+
+
+def train(*argv):
+    """`python train.py ...`, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train.py", *map(str, argv)])
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+
+
+def llata_fast(*argv):
+    """`python -m llata_fast ...`, in this process."""
+    main([str(part) for part in argv])
+
+
+def tiny_run(dataset, output_dir, backbone, **options):
+    """Arguments of a training that takes a second; `options` win."""
+    settings = {
+        "dataset": dataset,
+        "output_dir": output_dir,
+        "backbone": backbone,
+        "context_length": L,
+        "prediction_length": H,
+        "num_layers": 2,
+        "num_prototypes": 9,
+        "intermediate_size": 20,
+        "batch_size": 16,
+        "max_steps": 3,
+        "precision": "fp32",
+        "report_to": "none",
+    }
+    return [part for name, value in (settings | options).items() for part in (f"--{name}", value)]
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    return random_backbone(tmp_path_factory.mktemp("backbone"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, backbone):
+    """Folder of a run, trained on `series.csv` beside it."""
+    folder = tmp_path_factory.mktemp("trained")
+    train(*tiny_run(write(folder, make_table()), folder / "run", backbone))
+    return folder / "run"
+
+
+def contents(*folders):
+    """Every file's bytes, and every folder."""
+    paths = [path for folder in folders for path in Path(folder).rglob("*")]
+    return {path: path.read_bytes() if path.is_file() else None for path in paths}
+
+
+@pytest.fixture
+def refused(run, tmp_path, monkeypatch, capfd):
+    """`refused(program, *argv)` is the one line on stderr that the program ends with, exit code 2, nothing written."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(program, *argv):
+        before = contents(tmp_path, run.parent)
+        capfd.readouterr()
+        with warnings.catch_warnings(record=True) as lines, pytest.raises(SystemExit) as exit:
+            program(*argv)
+        output = capfd.readouterr()
+        assert exit.value.code == 2
+        # outside of pytest a warning is a line on stderr, too
+        assert not lines
+        assert output.err.count("\n") == 1 and ": error: " in output.err and not output.out, output
+        assert contents(tmp_path, run.parent) == before
+        return output.err
+
+    return call
+
+
+@pytest.mark.parametrize("frequency", ["h", "15min", "D", "B", "MS"])
+def test_predict_continues_the_series(run, tmp_path, capfd, frequency):
+    table = make_table(60, frequency)
+    output = tmp_path / "forecast.csv"
+    llata_fast("predict", run, "--input", write(tmp_path, table), "--output", output)
+    forecast = pd.read_csv(output, parse_dates=["date"])
+    assert list(forecast.columns) == list(table.columns)
+    dates = pd.date_range(table["date"].iloc[-1], periods=H + 1, freq=frequency)[1:]
+    assert list(forecast["date"]) == list(dates)
+    values = table.drop(columns="date")
+    away = (forecast.drop(columns="date") - values.mean()).abs() / values.std()
+    assert away.to_numpy().max() < 6
+    assert forecast["load"].between(900, 1100).all()
+    assert f"{H} rows" in capfd.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["forecast.csv", "series.csv"]
+
+
+def test_predict_is_the_model_between_the_training_rows_units(run, tmp_path):
+    seen = make_table().drop(columns="date").to_numpy()[: int(ROWS * 0.7)]
+    mean, scale = seen.mean(0), seen.std(0)
+    # another series: the units are those of the run's, not its own
+    table = make_table(90)
+    table[["load", "share"]] *= 1.5
+    llata_fast("predict", run, "--input", write(tmp_path, table), "--output", tmp_path / "forecast.csv")
+    past = (table.drop(columns="date").to_numpy()[-L:] - mean) / scale
+    forecast = Forecaster.from_run(run)(torch.from_numpy(past).float()[None])[0].cpu().numpy() * scale + mean
+    written = pd.read_csv(tmp_path / "forecast.csv").drop(columns="date").to_numpy()
+    np.testing.assert_allclose((written - mean) / scale, (forecast - mean) / scale, atol=1e-4)
+
+
+def test_predict_draws(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    llata_fast("predict", run, "--input", run.parent / "series.csv", "--output", tmp_path / "next.csv", "--plot")
+    assert (tmp_path / "next.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_forecaster_in_three_lines(run, tmp_path):
+    path = run.parent / "series.csv"
+    forecaster = Forecaster.from_run(run)
+    table = forecaster.predict(read_csv(path))
+    assert table.shape == (H, 4)
+    llata_fast("predict", run, "--input", path, "--output", tmp_path / "forecast.csv")
+    pd.testing.assert_frame_equal(
+        table, pd.read_csv(tmp_path / "forecast.csv", parse_dates=["date"]), check_dtype=False
+    )
+
+
+def evaluate(run, output, *argv):
+    llata_fast("evaluate", run, "--output", output, *argv)
+    return json.loads(output.read_text())
+
+
+def test_evaluate_repeats_the_runs_own_scores(run, tmp_path, capfd):
+    test = json.loads((run / "metrics.json").read_text())["test"]
+    scores = evaluate(run, tmp_path / "scores.json")
+    table = capfd.readouterr().out
+    assert "llata" in table and "seasonal_naive" in table and f"{scores['llata']['mse']:.4f}" in table
+    batched = evaluate(run, tmp_path / "batched.json", "--batch_size", "7")
+    for got in (scores["llata"], batched["llata"]):
+        assert got["mse"] == pytest.approx(test["mse"], rel=1e-5)
+        assert got["mae"] == pytest.approx(test["mae"], rel=1e-5)
+        assert got["per_channel"].keys() == test["per_channel"].keys()
+    assert batched["seasonal_naive"]["mse"] == pytest.approx(scores["seasonal_naive"]["mse"], rel=1e-5)
+
+
+def test_evaluate_another_series_in_its_own_units(run, tmp_path):
+    """Five channels instead of three, every test window, standardised by that series' training rows."""
+    table = make_table(300)
+    table["kelvin"], table["parts"] = table["temperature"] + 273.15, 1e4 * table["share"]
+    score = evaluate(run, tmp_path / "scores.json", "--dataset", write(tmp_path, table, "wide.csv"))["llata"]
+    values = table.drop(columns="date").to_numpy()
+    values = (values - values[:210].mean(0)) / values[:210].std(0)
+    starts = range(240 - L, 300 - L - H + 1)
+    past = np.stack([values[start : start + L] for start in starts])
+    future = np.stack([values[start + L : start + L + H] for start in starts])
+    forecast = Forecaster.from_run(run)(torch.from_numpy(past).float()).cpu().numpy()
+    assert score["mse"] == pytest.approx(np.square(forecast - future).mean(), rel=1e-5)
+    assert list(score["per_channel"]) == list(table.columns[1:])
+
+
+def without_date(table):
+    return table.rename(columns={"date": "when"})
+
+
+def doubled(table):
+    table.loc[5, "date"] = table.loc[4, "date"]
+    return table
+
+
+def unsorted(table):
+    table.loc[[4, 5], "date"] = table.loc[[5, 4], "date"].to_numpy()
+    return table
+
+
+def with_cell(value):
+    def change(table):
+        table["load"] = table["load"].astype(object)
+        table.loc[10, "load"] = value
+        return table
+
+    return change
+
+
+BAD_SERIES = {
+    "no date": (without_date, "line 1: no date column"),
+    "doubled": (doubled, "line 7, column 'date': timestamp 2024-01-01 04:00:00 is a duplicate of line 6"),
+    "unsorted": (unsorted, "line 7, column 'date': timestamp 2024-01-01 04:00:00 is earlier"),
+    "text": (with_cell("broken"), "line 12, column 'load': 'broken' is not a number"),
+    "missing": (with_cell(np.nan), "line 12, column 'load': the value is missing"),
+    "infinite": (with_cell(np.inf), "line 12, column 'load': the value is infinite"),
+}
+
+
+@pytest.mark.parametrize("change, words", BAD_SERIES.values(), ids=BAD_SERIES.keys())
+def test_bad_series(refused, run, backbone, tmp_path, change, words):
+    path = write(tmp_path, change(make_table(100)), "bad.csv")
+    for program, *argv in (
+        (train, *tiny_run(path, tmp_path / "new", backbone)),
+        (llata_fast, "predict", run, "--input", path, "--output", tmp_path / "forecast.csv"),
+        (llata_fast, "evaluate", run, "--dataset", path, "--output", tmp_path / "scores.json"),
+    ):
+        assert f"bad.csv, {words}" in refused(program, *argv)
+
+
+def test_infinities_are_never_masked(refused, run, backbone, tmp_path):
+    path = write(tmp_path, with_cell(-np.inf)(make_table(100)))
+    assert "is infinite" in refused(train, *tiny_run(path, tmp_path / "new", backbone, missing="mask"))
+    argv = ("--input", path, "--output", tmp_path / "forecast.csv", "--missing", "mask")
+    assert "is infinite" in refused(llata_fast, "predict", run, *argv)
+
+
+def test_short_series(refused, run, backbone, tmp_path):
+    path = write(tmp_path, make_table(L - 1), "short.csv")
+    too_few = f"rows are too few for context {L} + horizon {H}"
+    assert too_few in refused(train, *tiny_run(path, tmp_path / "new", backbone))
+    assert too_few in refused(llata_fast, "evaluate", run, "--dataset", path)
+    argv = ("--input", path, "--output", tmp_path / "forecast.csv")
+    assert f"short has {L - 1} rows, the context takes {L}" in refused(llata_fast, "predict", run, *argv)
+    write(tmp_path, make_table(L), "short.csv")
+    llata_fast("predict", run, *argv)
+    assert len(pd.read_csv(tmp_path / "forecast.csv")) == H
+
+
+def test_predict_with_other_channels(refused, run, tmp_path):
+    output = tmp_path / "forecast.csv"
+    path = write(tmp_path, make_table(60).drop(columns="share"), "narrow.csv")
+    message = refused(llata_fast, "predict", run, "--input", path, "--output", output)
+    assert "narrow has 2 channels (load, temperature)" in message and "on 3 (load, share, temperature)" in message
+    argv = ("--input", run.parent / "series.csv", "--output", output, "--columns", "load", "wind", "share")
+    assert "no column 'wind' among date, load, share, temperature" in refused(llata_fast, "predict", run, *argv)
+
+
+def test_unknown_dataset(refused, run, backbone, tmp_path):
+    for program, *argv in (
+        (train, *tiny_run("ETTh9", tmp_path / "new", backbone)),
+        (llata_fast, "evaluate", run, "--dataset", "ETTh9"),
+    ):
+        message = refused(program, *argv)
+        assert "unknown dataset 'ETTh9'" in message and "did you mean ETTh" in message
+    assert "no such file" in refused(train, *tiny_run(tmp_path / "absent.csv", tmp_path / "new", backbone))
+    argv = ("--input", tmp_path / "absent.csv", "--output", tmp_path / "forecast.csv")
+    assert "absent.csv: no such file" in refused(llata_fast, "predict", run, *argv)
+
+
+@pytest.mark.parametrize(
+    "source, options, words",
+    [
+        ("no-such-org/no-such-model", {}, "the hub cannot be reached"),
+        ("./no/such/folder", {}, "no such file or folder"),
+        ("random:eliza", {}, "neither a family (gpt2,"),
+        (None, {"num_layers": 4}, "has 3 layers, num_layers 4 is not in 1..3"),
+        (None, {"num_heads": 7}, "num_heads 7 does not divide the backbone's width 48"),
+        (None, {"num_prototypes": 48}, "a backbone of width 48 has at most 47"),
+    ],
+    ids=["hub", "folder", "family", "layers", "heads", "prototypes"],
+)
+def test_bad_backbone(refused, run, backbone, tmp_path, source, options, words):
+    argv = tiny_run(run.parent / "series.csv", tmp_path / "new", source or backbone, **options)
+    assert words in refused(train, *argv)
+
+
+def test_more_tokens_than_positions(refused, run, tmp_path):
+    positions = random_backbone(tmp_path, "gpt2", n_positions=2, bos_token_id=0, eos_token_id=0)
+    for options in ({}, {"patch_length": 8, "patch_stride": 8}):
+        argv = tiny_run(run.parent / "series.csv", tmp_path / "new", positions, **options)
+        message = refused(train, *argv)
+        assert "3 tokens a sequence" in message and "only 2 positions" in message
+
+
+def test_output_dir_of_another_run(refused, run, backbone):
+    assert "holds a run already" in refused(train, *tiny_run(run.parent / "series.csv", run, backbone))
+
+
+def test_output_that_cannot_be_written(refused, run, tmp_path):
+    series = write(tmp_path, make_table(60))
+    predict = ("predict", run, "--input", series, "--output")
+    for argv in (predict, ("evaluate", run, "--output")):
+        assert "no folder" in refused(llata_fast, *argv, tmp_path / "absent" / "file")
+        assert "it is a folder" in refused(llata_fast, *argv, tmp_path)
+    # overwriting is for what a program wrote
+    assert "is the input" in refused(llata_fast, *predict, series)
+    assert "is the input" in refused(llata_fast, *predict, os.path.relpath(series))
+    assert "is the input" in refused(llata_fast, "evaluate", run, "--dataset", series, "--output", series)
+    # the picture would take the place of the forecast
+    assert "forecast.png" in refused(llata_fast, *predict, tmp_path / "forecast.png", "--plot")
+
+
+def test_picture_without_matplotlib(refused, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "HAS_MATPLOTLIB", False)
+    argv = ("--input", run.parent / "series.csv", "--output", tmp_path / "forecast.csv", "--plot")
+    assert "matplotlib" in refused(llata_fast, "predict", run, *argv)
+
+
+def test_run_that_is_none(refused, run, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (tmp_path / "empty").mkdir()
+    argv = ("--input", run.parent / "series.csv", "--output", tmp_path / "forecast.csv")
+
+    def refusals(folder):
+        return [refused(llata_fast, "predict", folder, *argv), refused(llata_fast, "evaluate", folder)]
+
+    for folder in ("absent", "empty"):
+        for message in refusals(tmp_path / folder):
+            assert f"{folder} is not the folder of a finished run" in message
+    for name in ("series.json", "run.yaml", "config.json", "model.safetensors"):
+        for message in refusals(broken):
+            assert name in message
+        (broken / name).write_text("[1,")
+        for message in refusals(broken):
+            assert str(broken) in message
+        (broken / name).write_bytes((run / name).read_bytes())
+    llata_fast("predict", broken, *argv)
+
+
+def test_wrong_command_lines(refused, run):
+    assert "COMMAND" in refused(llata_fast)
+    assert "invalid choice: 'forecast'" in refused(llata_fast, "forecast", run)
+    assert "--input" in refused(llata_fast, "predict", run)
+    # the context is the run's
+    assert "--context_length" in refused(llata_fast, "evaluate", run, "--context_length", "12")
+    for number in ("0", "-3", "many"):
+        assert "--batch_size" in refused(llata_fast, "evaluate", run, "--batch_size", number)
+
+
+def test_constant_column_trains_with_a_warning(backbone, tmp_path):
+    table = make_table()
+    table["flat"] = 7.0
+    path = write(tmp_path, table)
+    with pytest.warns(UserWarning, match="constant in the training rows, scaled by 1: 'flat'"):
+        train(*tiny_run(path, tmp_path / "run", backbone))
+    scores = json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]["per_channel"]
+    assert all(np.isfinite(score["mse"]) for score in scores.values())
+    llata_fast("predict", tmp_path / "run", "--input", path, "--output", tmp_path / "forecast.csv")
+    assert (pd.read_csv(tmp_path / "forecast.csv")["flat"] - 7).abs().max() < 1
+
+
+def test_gaps_are_masked_when_asked(backbone, tmp_path, monkeypatch):
+    # a run needs no matplotlib
+    monkeypatch.setattr(plots, "HAS_MATPLOTLIB", False)
+    table = make_table()
+    gaps = np.random.default_rng(1).random((ROWS, 3)) < 0.1
+    table[["load", "share", "temperature"]] = table.drop(columns="date").mask(gaps)
+    path, run = write(tmp_path, table), tmp_path / "run"
+    train(*tiny_run(path, run, backbone, missing="mask"))
+    test = json.loads((run / "metrics.json").read_text())["test"]
+    assert np.isfinite(test["mse"]) and not (run / "forecast.png").exists()
+    # what reads the series later takes gaps as the run did
+    assert evaluate(run, tmp_path / "scores.json")["llata"]["mse"] == pytest.approx(test["mse"], rel=1e-5)
+    llata_fast("predict", run, "--input", path, "--output", tmp_path / "forecast.csv")
+    assert pd.read_csv(tmp_path / "forecast.csv")["load"].between(900, 1100).all()
+
+
+def test_gaps_are_masked_where_the_runs_data_set_says_so(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    info = json.loads((copy / "series.json").read_text())
+    (copy / "series.json").write_text(json.dumps(info | {"dataset": "Metro"}))
+    path = write(tmp_path, with_cell(np.nan)(make_table(60)))
+    llata_fast("predict", copy, "--input", path, "--output", tmp_path / "forecast.csv")
+    assert len(pd.read_csv(tmp_path / "forecast.csv")) == H
