@@ -9,7 +9,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Cast as `F.linear` does: to the autocast dtype inside an enabled region, untouched elsewhere and in float64."""
     device_type = tensors[0].device.type
-    if not torch.is_autocast_enabled(device_type):
+    # the meta device, for one, knows no autocast
+    if not (torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)):
         return tensors
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)

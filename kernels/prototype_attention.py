@@ -135,7 +135,8 @@ def _bwd_dkv_kernel(
         dout = _load_head(dout_ptr, offs_m, M, pid_a, E, stride_gm, stride_ga, stride_ge, DOT_DTYPE, BLOCK_E)
         lse = tl.load(lse_ptr + pid_a * M + offs_m, mask=offs_m < M, other=0.0)
         delta = tl.load(delta_ptr + pid_a * M + offs_m, mask=offs_m < M, other=0.0)
-        # rows beyond M need no mask: their q, dout and delta are 0, so they add 0 to dk and dv
+        # queries beyond M need no mask: their q, dout and delta are 0, so they add 0 to dk and dv; keys beyond V
+        # may overflow, and are not stored
         scores = tl.dot(k, tl.trans(q), input_precision=INPUT_PRECISION)  # [BLOCK_V, BLOCK_M]
         p = tl.exp2(scores * scale_log2 - lse[None, :])
         dv = tl.dot(p.to(DOT_DTYPE), dout, dv, input_precision=INPUT_PRECISION)

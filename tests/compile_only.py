@@ -1,8 +1,8 @@
 """Compile every kernel with every default config for GPUs that are not here, and read what the compiler made of it.
 
-    python tests/compile_only.py sm_90 gfx942    # prints the table's rows for these targets
-    python tests/compile_only.py --sample        # every kernel, but only its first shape class
-    python tests/compile_only.py --write         # kernels/RESOURCES.md, all targets
+    python tests/compile_only.py --targets sm_90 gfx942    # prints the table's rows for these targets
+    python tests/compile_only.py --sample                  # every kernel, but only its first shape class
+    python tests/compile_only.py --write                   # kernels/RESOURCES.md, all targets
 
 The real launchers run on CPU tensors under a stub driver that names the target, so no signature is written twice.
 The interpreter must be off, hence a process of its own; results are kept in Triton's cache, by source hash.
@@ -20,13 +20,13 @@ import subprocess
 import tempfile
 from functools import partial
 
-os.environ.pop("TRITON_INTERPRET", None)
+if __name__ == "__main__":
+    os.environ.pop("TRITON_INTERPRET", None)
 
 import torch
 import triton
-from llata_fast.kernels import _launch
+from llata_fast.kernels import _launch, configs
 from llata_fast.kernels.alignment_loss import alignment_loss_bwd, alignment_loss_fwd
-from llata_fast.kernels.configs import PATH, Config
 from llata_fast.kernels.patch_embed import patch_embed_bwd, patch_embed_fwd
 from llata_fast.kernels.prototype_attention import prototype_attention_bwd, prototype_attention_fwd
 from triton.backends.compiler import GPUTarget
@@ -42,7 +42,7 @@ TARGETS = {
 }
 # bytes of shared memory that one program may use
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
-TABLE = PATH.with_name("RESOURCES.md")
+TABLE = configs.PATH.with_name("RESOURCES.md")
 # what the target's tensor cores are called in its assembly: PTX (HMMA, HGMMA and UTCHMMA in SASS) or GCN
 MATRIX_INSTRUCTION = {"sm_80": "mma.sync.", "sm_90": "wgmma.mma_async.", "sm_100": "tcgen05.mma.", "gfx942": "v_mfma_"}
 
@@ -88,9 +88,13 @@ Sources: `{digest}`
 """
 
 
+def parse_rows(text: str) -> list[Resources]:
+    rows = [line[2:-2].split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return [Resources(*row[:5], *map(int, row[5:])) for row in rows if row[-1].isdecimal()]
+
+
 def read_table() -> list[Resources]:
-    rows = [line.strip("| \n").split(" | ") for line in TABLE.read_text().splitlines() if line.startswith("| ")]
-    return [Resources(*row[:5], *map(int, row[5:])) for row in rows[2:]]
+    return parse_rows(TABLE.read_text())
 
 
 def write_table(rows: list[Resources]) -> None:
@@ -102,7 +106,7 @@ def write_table(rows: list[Resources]) -> None:
 
 def source_digest() -> str:
     """Of everything that the table follows from, the compiler's version apart."""
-    sources = [*sorted(TABLE.parent.glob("*.py")), PATH, pathlib.Path(__file__)]
+    sources = [*sorted(TABLE.parent.glob("*.py")), configs.PATH, pathlib.Path(__file__)]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 
 
@@ -124,7 +128,7 @@ class StubDriver:
 def compile_only(target: GPUTarget):
     """Yield a list that every launch is added to, as its config and the compiled kernel, instead of being run."""
     built, looked_up = [], []
-    run, launch_options, active = JITFunction.run, Config.launch_options, driver._active
+    run, launch_options, active = JITFunction.run, configs.Config.launch_options, driver._active
 
     def compile_(self, *args, grid, warmup, **kwargs):
         built.append((looked_up[-1], run(self, *args, grid=grid, warmup=True, **kwargs)))
@@ -134,12 +138,12 @@ def compile_only(target: GPUTarget):
         return launch_options(config)
 
     driver.set_active(StubDriver(target))
-    JITFunction.run, Config.launch_options = compile_, remember
+    JITFunction.run, configs.Config.launch_options = compile_, remember
     _launch.target_name.cache_clear()
     try:
         yield built
     finally:
-        JITFunction.run, Config.launch_options, driver._active = run, launch_options, active
+        JITFunction.run, configs.Config.launch_options, driver._active = run, launch_options, active
 
 
 def launches(sample: bool = False):
@@ -226,7 +230,7 @@ def resources(target: str, sample: bool = False) -> list[Resources]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("targets", nargs="*", default=list(TARGETS), choices=TARGETS, metavar="TARGET")
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)
     parser.add_argument("--sample", action="store_true", help="every kernel, but only its first shape class")
     parser.add_argument("--write", action="store_true", help="write kernels/RESOURCES.md instead of printing")
     args = parser.parse_args()
