@@ -19,6 +19,7 @@ from llata_fast.training.arguments import parse_arguments, report_and_exit, reso
 from llata_fast.training.run import (
     draw_test_forecast,
     fit_baselines,
+    learn_from_linear,
     parameter_counts,
     settle_output_dir,
     whole_weights,
@@ -47,8 +48,9 @@ def main():
     set_seed(args.seed)
     with whole_weights(args):
         model = LlataForPrediction.from_backbone(LlataConfig(**asdict(model_args)))
+        learn_from_linear(model, splits.train)
     # more channels than the backbone has positions: found before anything is written
-    model._check_shapes(splits.train[0]["past_values"][None], None)
+    model.check_shapes(splits.train[0]["past_values"][None])
     trainer = ForecastTrainer(model, args, splits, series.columns)
     main_process = trainer.is_world_process_zero()
     if main_process:

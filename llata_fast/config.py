@@ -42,6 +42,12 @@ class ModelArguments:
     consistency_weight: float = _field(1.0, "weight of the consistency loss")
     alignment_weight: float = _field(0.01, "weight of the alignment loss")
     alignment_decay: float = _field(0.8, "the alignment loss of a feature k steps before the last counts decay**k")
+    linear_skip: bool = _field(
+        False, "add a linear forecast of the lookback to both branches, at first least squares (not in the paper)"
+    )
+    channel_balance: float = _field(
+        0.0, "p: in training, channels weigh (error of a linear forecast)**-p; 0 for none (not in the paper)"
+    )
     backbone_pass: str = _field(
         "twin", "twin: both branches in one call of the backbone; two_pass: one call each", ("twin", "two_pass")
     )

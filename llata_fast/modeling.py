@@ -113,6 +113,25 @@ class CrossAttention(nn.Module):
         return self.out_proj(prototype_attention(q, k, v).reshape(time.shape))
 
 
+class LinearSkip(nn.Module):
+    """A linear forecast of the normalised lookback: past_values [B, L, C] -> [B, C, H], fp32.
+
+    What is linear in a series (seasons, trends) is then not left to the language model, as in the residual connection
+    of TiDE (arXiv 2304.08424). Zero at first; training starts it at the least-squares solution.
+    """
+
+    def __init__(self, context_length: int, prediction_length: int):
+        super().__init__()
+        self.linear = nn.Linear(context_length, prediction_length, bias=False)
+        nn.init.zeros_(self.linear.weight)
+
+    def forward(self, past_values: Tensor, observed_mask: Tensor | None, loc: Tensor, scale: Tensor) -> Tensor:
+        normalised = (past_values.float() - loc[:, None]) / scale[:, None]
+        if observed_mask is not None:
+            normalised = normalised.masked_fill(~observed_mask, 0)
+        return self.linear(normalised.transpose(1, 2).to(self.linear.weight.dtype)).float()
+
+
 class FeatureAlignment(nn.Module):
     """Distance of the branches' features of one depth, each projected: time, text [B, T, D] -> fp32 scalar."""
 
@@ -157,6 +176,8 @@ class LlataForPrediction(PreTrainedModel):
         self.embedding = PatchEmbedding(D, *config.patching)
         self.encoder = EncoderLayer(D, config.num_heads, config.intermediate_size, config.dropout)
         self.head = nn.Linear(D * (1 if config.variate_tokens else config.num_patches), config.prediction_length)
+        self.register_buffer("channel_weights", None, persistent=False)
+        self.skip = LinearSkip(config.context_length, config.prediction_length) if config.linear_skip else None
         if config.merged:
             self.backbone = MergedBackbone(backbone)
         else:
@@ -263,14 +284,15 @@ class LlataForPrediction(PreTrainedModel):
         """
         if self.training and self.config.merged:
             raise RuntimeError("a merged model has no textual branch and cannot be trained")
-        self._check_shapes(past_values, future_values)
+        self.check_shapes(past_values, future_values)
         time, loc, scale = self.embed(past_values, past_observed_mask)
         if self.training:
             tokens = torch.cat((time, self.cross_attention(time, self.prototypes)))
         else:
             tokens = time
         features = self.backbone(tokens)
-        forecasts = self.forecast(features[-1], loc, scale)
+        skipped = None if self.skip is None else self.skip(past_values, past_observed_mask, loc, scale)
+        forecasts = self.forecast(features[-1], loc, scale, skipped)
         if self.training:
             output = self._training_output(forecasts, features, future_values)
         else:
@@ -284,11 +306,16 @@ class LlataForPrediction(PreTrainedModel):
         tokens = tokens.squeeze(2) if self.config.variate_tokens else tokens.flatten(0, 1)
         return self.encoder(tokens), loc, scale
 
-    def forecast(self, features: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-        """Last features of one or both branches, then loc and scale [B, C] -> forecasts [B or 2B, H, C], fp32."""
+    def forecast(self, features: Tensor, loc: Tensor, scale: Tensor, skipped: Tensor | None = None) -> Tensor:
+        """Last features of one or both branches -> forecasts [B or 2B, H, C], fp32.
+
+        loc and scale are [B, C]; `skipped` [B, C, H] is added to the normalised forecasts.
+        """
         C = loc.shape[1]
         normalised = self.head(features.reshape(-1, C, self.head.in_features)).float()  # [rows, C, H]
         branches = normalised.unflatten(0, (-1, loc.shape[0]))
+        if skipped is not None:
+            branches = branches + skipped
         return (branches * scale[..., None] + loc[..., None]).flatten(0, 1).transpose(1, 2)
 
     def _training_output(
@@ -299,8 +326,8 @@ class LlataForPrediction(PreTrainedModel):
         output = ForecastOutput(prediction_outputs=prediction, text_outputs=text)
         if target is None:
             return output
-        output.task_loss = forecast_loss(config.task_loss, prediction, target)
-        output.consistency_loss = forecast_loss(config.consistency_loss, prediction, text)
+        output.task_loss = forecast_loss(config.task_loss, prediction, target, self.channel_weights)
+        output.consistency_loss = forecast_loss(config.consistency_loss, prediction, text, self.channel_weights)
         output.alignment_loss = sum(
             config.alignment_decay**depth * align(*feature.chunk(2))
             for depth, (align, feature) in enumerate(zip(self.alignment[::-1], features[::-1], strict=True))
@@ -312,7 +339,8 @@ class LlataForPrediction(PreTrainedModel):
         )
         return output
 
-    def _check_shapes(self, past_values: Tensor, future_values: Tensor | None):
+    def check_shapes(self, past_values: Tensor, future_values: Tensor | None = None):
+        """Raise InputError where inputs are not of this model's sizes; reads no values."""
         L, H = self.config.context_length, self.config.prediction_length
         if past_values.ndim != 3 or past_values.shape[1] != L:
             raise InputError(f"past_values must be [B, {L}, C], got {list(past_values.shape)}")

@@ -96,3 +96,14 @@ def test_every_window_is_scored_once():
     assert scores["mse"] == pytest.approx(np.nanmean(error**2))
     assert scores["mae"] == pytest.approx(np.nanmean(np.abs(error)))
     assert scores["per_channel"]["b"]["mse"] == pytest.approx(np.nanmean(error[..., 1] ** 2))
+
+
+def test_balance_moves_the_shared_map_towards_the_channel_that_can_be_forecast():
+    hours = torch.arange(300)[:, None]
+    values = torch.cat((torch.sin(2 * torch.pi * hours / 4), 3 * torch.randn(300, 1)), 1)
+    windows = WindowDataset(values, L, H)
+    plain, balanced = (LinearBaseline(balance=p).fit(windows) for p in (0.0, 1.0))
+    assert plain.channel_weights.tolist() == [1, 1]
+    assert balanced.channel_weights.mean().item() == pytest.approx(1)
+    wave = [score(model, windows, ["wave", "noise"])["per_channel"]["wave"]["mse"] for model in (plain, balanced)]
+    assert wave[1] < wave[0] / 2

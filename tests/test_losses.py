@@ -52,3 +52,9 @@ def test_half_precision_is_scored_in_fp32(kind):
     loss = forecast_loss(kind, prediction, target)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss.item(), float(ORACLES[kind](np.float64(3.187))), rtol=1e-5, atol=0)
+
+
+def test_channel_weights_scale_each_channel():
+    prediction, target, weights = torch.randn(3, 4, 2), torch.randn(3, 4, 2), torch.tensor([0.5, 1.5])
+    expected = ((prediction - target).square().mean((0, 1)) * weights).mean()
+    torch.testing.assert_close(forecast_loss("mse", prediction, target, weights), expected)

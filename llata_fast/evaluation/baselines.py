@@ -31,13 +31,15 @@ class LinearBaseline:
     out. Toner and Darlow (arXiv 2403.14587) show that the linear forecasters of the literature are all this model.
     """
 
-    def __init__(self, per_channel: bool = False, ridge: float = 1.0):
-        self.per_channel, self.ridge = per_channel, ridge
+    def __init__(self, per_channel: bool = False, balance: float = 0.0, ridge: float = 1.0):
+        """`balance` p: a map for all channels weighs each by (error of a map of its own)**-p."""
+        self.per_channel, self.balance, self.ridge = per_channel, balance, ridge
         self.weight: Tensor | None = None
+        self.channel_weights: Tensor | None = None
 
     def fit(self, train: WindowDataset, batch_size: int = 1024) -> "LinearBaseline":
         """Learn from every training window."""
-        gram = moment = 0.0
+        gram = moment = power = 0.0
         for past, observed, future in batches(train, batch_size):
             inputs, mean = self._inputs(past, observed)
             target = (future - mean).double()
@@ -46,11 +48,19 @@ class LinearBaseline:
             target = target.nan_to_num() * complete[:, None]
             gram = gram + torch.einsum("blc,bmc->clm", inputs, inputs)
             moment = moment + torch.einsum("blc,bhc->clh", inputs, target)
+            power = power + target.square().sum((0, 1))
+        self.weight = self._solve(gram, moment)  # [C, L, H]
+        error = power - (self.weight * moment).sum((1, 2))
+        shares = error**-self.balance
+        self.channel_weights = shares / shares.mean()  # [C], mean 1
         if not self.per_channel:
-            gram, moment = gram.sum(0, keepdim=True), moment.sum(0, keepdim=True)
-        gram.diagonal(dim1=1, dim2=2).add_(self.ridge)
-        self.weight = torch.linalg.solve(gram, moment).expand(past.shape[2], -1, -1)  # [C, L, H]
+            gram, moment = (torch.einsum("c,cij->ij", self.channel_weights, sums)[None] for sums in (gram, moment))
+            self.weight = self._solve(gram, moment).expand(len(shares), -1, -1)
         return self
+
+    def _solve(self, gram: Tensor, moment: Tensor) -> Tensor:
+        ridge = self.ridge * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        return torch.linalg.solve(gram + ridge, moment)
 
     def __call__(self, past: Tensor, observed: Tensor) -> Tensor:
         inputs, mean = self._inputs(past, observed)

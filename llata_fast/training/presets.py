@@ -16,8 +16,8 @@ _ETT = {
 }
 
 PRESETS: dict[str, dict] = {
-    # a token is a week: with variate tokens the clouds are learnt by heart before the weeks of the traffic are learnt
-    "Metro": {"context_length": 336, "patch_length": 168, "patch_stride": 168, "num_train_epochs": 2.0},
+    # the clouds are mostly noise: unweighted, they are learnt by heart before the traffic's week is learnt
+    "Metro": {"context_length": 336, "linear_skip": True, "channel_balance": 0.5, "num_train_epochs": 3.0},
     "ETTh1": _ETT,
     "ETTh2": _ETT,
     "ETTm1": _ETT,

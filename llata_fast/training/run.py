@@ -13,9 +13,10 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..config import ModelArguments
-from ..data import Splits, TimeSeries
+from ..data import Splits, TimeSeries, WindowDataset
 from ..errors import InputError
 from ..evaluation.baselines import Forecast, LinearBaseline, batches, seasonal_naive
+from ..modeling import LlataForPrediction
 from ..serving.forecaster import Forecaster
 from ..serving.plots import plot_forecast
 from .arguments import DataArguments, ForecastTrainingArguments
@@ -83,6 +84,18 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
         for part in (f"{name.split('.')[0]} {kind}", kind):
             counts[part] = counts.get(part, 0) + parameter.numel()
     return counts
+
+
+def learn_from_linear(model: LlataForPrediction, train: WindowDataset):
+    """What training takes from a linear forecast of its windows: the skip's start and the weights of the channels."""
+    balance = model.config.channel_balance
+    if model.skip is None and not balance:
+        return
+    linear = LinearBaseline(balance=balance).fit(train)
+    if model.skip is not None:
+        model.skip.linear.weight.data.copy_(linear.weight[0].T)
+    if balance:
+        model.channel_weights = linear.channel_weights.float()
 
 
 def fit_baselines(series: TimeSeries, train) -> dict[str, Forecast]:
