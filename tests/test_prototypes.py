@@ -157,16 +157,16 @@ def test_unusable_cache_folder_costs_a_warning(tmp_path, caplog):
     assert result.shape == (5, 48) and "could not be kept" in caplog.text
 
 
-def test_ranks_may_race(tmp_path, monkeypatch):
+def test_ranks_may_race(tmp_path, monkeypatch, caplog):
+    """Everyone has written before anyone renames: a file of their common name would be gone for all but one."""
     words = embeddings(100)
     everyone = threading.Barrier(4)
-    write = prototypes._write
 
-    def write_together(path, tensor):
+    def save_together(tensors, path):
+        save_file(tensors, path)
         everyone.wait(timeout=30)
-        write(path, tensor)
 
-    monkeypatch.setattr(prototypes, "_write", write_together)
+    monkeypatch.setattr(prototypes, "save_file", save_together)
     results = []
     ranks = [
         threading.Thread(target=lambda: results.append(load_prototypes(words, 5, cache_dir=tmp_path))) for _ in range(4)
@@ -176,5 +176,6 @@ def test_ranks_may_race(tmp_path, monkeypatch):
     for rank in ranks:
         rank.join()
     assert len(results) == 4 and all(torch.equal(result, results[0]) for result in results)
+    assert not caplog.records
     (file,) = tmp_path.iterdir()
     assert torch.equal(load_file(file)["prototypes"], results[0])
