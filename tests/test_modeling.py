@@ -440,3 +440,33 @@ def test_perturbed_differs(backbone):
     before = trained_weights(fresh.backbone)
     perturb(fresh)
     assert all(not torch.equal(before[name], weight) for name, weight in trained_weights(fresh.backbone).items())
+
+
+# beyond the paper
+
+
+@pytest.mark.parametrize("tokens", [{}, PATCHES], ids=["variates", "patches"])
+def test_linear_skip_adds_a_linear_forecast_to_both_branches(backbone, tokens):
+    model = tiny_model(backbone, linear_skip=True, **tokens)
+    past, _ = window()
+    mask = torch.ones_like(past, dtype=torch.bool)
+    mask[0, 3, 1] = False
+    without = model(past, past_observed_mask=mask)
+    torch.nn.init.normal_(model.skip.linear.weight)
+    added = model(past, past_observed_mask=mask)
+    _, loc, scale = model.embed(past, mask)
+    normalised = ((past - loc[:, None]) / scale[:, None]).masked_fill(~mask, 0)
+    linear = torch.einsum("hl,blc->bhc", model.skip.linear.weight, normalised) * scale[:, None]
+    for branch in ("prediction_outputs", "text_outputs"):
+        torch.testing.assert_close(added[branch] - without[branch], linear, rtol=1e-4, atol=1e-3)
+
+
+def test_linear_skip_survives_a_round_trip_and_a_merge(backbone, tmp_path):
+    model = tiny_model(backbone, linear_skip=True)
+    torch.nn.init.normal_(model.skip.linear.weight)
+    past, _ = window()
+    forecast = model.eval()(past).prediction_outputs
+    model.save_pretrained(tmp_path / "run")
+    restored = LlataForPrediction.from_pretrained(tmp_path / "run")
+    torch.testing.assert_close(restored(past).prediction_outputs, forecast)
+    torch.testing.assert_close(restored.merge()(past).prediction_outputs, forecast, rtol=1e-5, atol=1e-4)
