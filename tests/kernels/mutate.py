@@ -1,0 +1,144 @@
+"""Break the kernels one line at a time and see that their tests fail: python tests/kernels/mutate.py [NAME ...]
+
+Each mutant is a copy of kernels/ with one replacement, tested in a process of its own; the checkout stays as it is.
+Prints a table of the first test that failed; exits with 1 if a mutant survived. Runs in the interpreter, for minutes.
+"""
+
+import contextlib
+import importlib.util
+import io
+import os
+import pathlib
+import re
+import shutil
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TESTS = {
+    "patch_embed": ["test_patch_embed.py"],
+    "prototype_attention": ["test_prototype_attention.py"],
+    "alignment_loss": ["test_alignment_loss.py"],
+    "_reduce": ["test_prototype_attention.py"],
+    "_launch": ["test_launch.py"],
+}
+# file, what is broken, code as it is, code as it becomes; one mutant a line, however long
+# ruff: noqa: E501
+MUTANTS = [
+    ("patch_embed", "steps beyond L count", "in_range = (offs_l < L) & in_row", "in_range = (offs_l >= 0) & in_row"),
+    ("patch_embed", "missing values are read", "in_range & (tl.load(mask_row + offs_l", "in_range | (tl.load(mask_row + offs_l"),
+    ("patch_embed", "missing values enter the mean", "tl.where(observed, x - x_first, 0.0)", "x - x_first"),
+    ("patch_embed", "missing values enter the variance", "tl.where(observed, (x - loc) - loc_rest, 0.0)", "(x - loc) - loc_rest"),
+    ("patch_embed", "first value may be missing", "in_row = in_row & (first < L)", "first = first * 0"),
+    ("patch_embed", "level's rounding lost in scale", "(x - loc) - loc_rest, 0.0)\n        squares", "x - loc, 0.0)\n        squares"),
+    ("patch_embed", "level's rounding lost in tokens", "((x - loc) - loc_rest) * inverse, 0.0).to(DOT_DTYPE)  # [BLOCK_P, BLOCK_M]\n            weight_ptrs", "(x - loc) * inverse, 0.0).to(DOT_DTYPE)\n            weight_ptrs"),
+    ("patch_embed", "level's rounding lost in dweight", "((x - loc) - loc_rest) * inverse, 0.0).to(DOT_DTYPE)  # [BLOCK_P, BLOCK_M]\n\n", "(x - loc) * inverse, 0.0).to(DOT_DTYPE)\n\n"),
+    ("patch_embed", "eps left out", "squares / count + eps", "squares / count"),
+    ("patch_embed", "patches start too early", "offs_l = first + (offs_n * patch_stride)[None, :] + offs_p\n", "offs_l = (offs_n * patch_stride)[None, :] + offs_p\n"),
+    ("patch_embed", "strides of time and width of x's mask", "offs_l * stride_ol, mask=in_range", "offs_l * stride_xl, mask=in_range"),
+    ("patch_embed", "weight beyond P is read", "mask=(offs_p < P) & in_d[None, :]", "mask=(offs_p >= 0) & in_d[None, :]"),
+    ("patch_embed", "bias left out", "acc + bias[None, :]", "acc"),
+    ("patch_embed", "tokens beyond N are stored", "mask=in_patch[:, None] & in_d[None, :])\n\n", "mask=(row < R)[:, None] & in_d[None, :])\n\n"),
+    ("patch_embed", "scale is not stored", "        tl.store(scale_ptr + row, scale, mask=row < R)\n", ""),
+    ("patch_embed", "each split overwrites dweight", "dweight_ptr += split.to(tl.int64) * stride_split", "dweight_ptr += 0"),
+    ("patch_embed", "gradient's strides swapped", "b * stride_gb + c * stride_gc", "b * stride_gc + c * stride_gb"),
+    ("patch_embed", "a tile of the last split is left out", "tiles_per_split=triton.cdiv(tiles, splits)", "tiles_per_split=max(1, tiles // splits)"),
+    ("prototype_attention", "keys beyond V score 0", 'tl.where(offs_v[None, :] < V, scores, float("-inf"))', "scores"),
+    ("prototype_attention", "keys beyond V in dq", "tl.where(offs_v[None, :] < V, tl.exp2(scores * scale_log2 - lse[:, None]), 0.0)", "tl.exp2(scores * scale_log2 - lse[:, None])"),
+    ("prototype_attention", "rows beyond the end are read", "mask=(offs[:, None] < size) & (offs_e[None, :] < E), other=0.0)", "mask=(offs[:, None] >= 0) & (offs_e[None, :] < E), other=0.0)"),
+    ("prototype_attention", "columns beyond E are stored", "ptr.dtype.element_ty), mask=(offs[:, None] < size) & (offs_e[None, :] < E))", "ptr.dtype.element_ty), mask=(offs[:, None] < size))"),
+    ("prototype_attention", "accumulator is not shrunk", "acc * shrink[:, None]", "acc"),
+    ("prototype_attention", "sum is not shrunk", "row_sum * shrink + tl.sum", "row_sum + tl.sum"),
+    ("prototype_attention", "lse in base e", "row_max + tl.log2(row_sum)", "row_max + tl.log(row_sum)"),
+    ("prototype_attention", "dq without scale", "dq * scale, offs_m", "dq, offs_m"),
+    ("prototype_attention", "dk without scale", "dk * scale, offs_v", "dk, offs_v"),
+    ("prototype_attention", "delta left out of dk", "ds = p * (dp - delta[None, :])", "ds = p * dp"),
+    ("prototype_attention", "delta is not stored", "    tl.store(delta_ptr + pid_a * M + offs_m, delta, mask=offs_m < M)\n", ""),
+    ("prototype_attention", "key strides swapped", "pid_a * stride_head + offs[:, None].to(tl.int64) * stride_row", "pid_a * stride_row + offs[:, None].to(tl.int64) * stride_head"),
+    ("prototype_attention", "offsets in 32 bits", "offs[:, None].to(tl.int64) * stride_row", "offs[:, None] * stride_row"),
+    ("prototype_attention", "splits overlap", "first_row = split * rows_per_split", "first_row = split * (rows_per_split // 2)"),
+    ("prototype_attention", "splits only over key blocks", "splits = num_splits(q.device, config.waves, blocks_v * A, limit=blocks_m)", "splits = 1"),
+    ("alignment_loss", "sum instead of difference", "-acc, time_ptr", "acc, time_ptr"),
+    ("alignment_loss", "columns beyond D count", "in_k = offs_k < K - start", "in_k = offs_k >= 0"),
+    ("alignment_loss", "strides of the weights swapped", "offs_f * stride_twf", "offs_f * stride_xwf"),
+    ("alignment_loss", "smooth_l1 without its bend", "tl.clamp(d, -1.0, 1.0)", "d"),
+    ("alignment_loss", "smooth_l1 without its offset", "tl.abs(d) - 0.5", "tl.abs(d)"),
+    ("alignment_loss", "slope beyond F is stored", "mask=in_m[:, None] & in_f[None, :])", "mask=in_m[:, None])"),
+    ("alignment_loss", "whole derivative of mse kept in fp16", "        slope = d\n", "        slope = 2 * d\n"),
+    ("alignment_loss", "mean over rows alone", "inverse_count=1 / (M * F)", "inverse_count=1 / M"),
+    ("alignment_loss", "text's gradient without its sign", "dtext * -factor", "dtext * factor"),
+    ("alignment_loss", "gradient without the loss's", "factor *= tl.load(dloss_ptr)", "factor *= 1.0"),
+    ("alignment_loss", "parts of the rows are not added up", "if ACCUMULATE:", "if False:"),
+    ("alignment_loss", "last rows of a split count twice", "min(start + k_per_split, K), BLOCK_K", "min(start + k_per_split + BLOCK_K, K), BLOCK_K"),
+    ("alignment_loss", "fp32 slope is kept", "if not save or time.dtype == torch.float32:", "if not save:"),
+    ("alignment_loss", "sign in two bytes", 'dtype=torch.int8 if kind == "l1" else time.dtype', "dtype=time.dtype"),
+    ("_reduce", "first split alone is summed", "        partial_ptr += size\n", ""),
+    ("_reduce", "second gradient is not stored", "    tl.store(second_ptr", "    0 and tl.store(second_ptr"),
+    ("_launch", "Triton's default precision", '"tf32" if _allows_tf32() else "ieee"', '"tf32"'),
+    ("_launch", "LLATA_KERNELS is ignored", "return ENABLED and (x.is_cuda or INTERPRET)", "return x.is_cuda or INTERPRET"),
+]  # fmt: skip
+
+
+def load_mutant(folder: pathlib.Path) -> None:
+    """Make the package in `folder` what `import llata_fast.kernels` finds; on disk, as the interpreter reads sources."""
+    import llata_fast
+
+    spec = importlib.util.spec_from_file_location(
+        "llata_fast.kernels", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    package = llata_fast.kernels = sys.modules["llata_fast.kernels"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
+
+
+def first_failure(folder: pathlib.Path, tests: list[str]) -> str | None:
+    """Name of the first test that fails with the package in `folder`, run in a fork of this process."""
+    import pytest
+
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            load_mutant(folder)
+            paths = [str(ROOT / "tests" / "kernels" / name) for name in tests]
+            code = pytest.main(
+                ["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist", *paths]
+            )
+        failed = re.search(r"^(?:FAILED|ERROR) \S*::(.+?)(?: - |$)", output.getvalue(), re.MULTILINE)
+        answer = "" if code == 0 else failed[1] if failed else output.getvalue()[-2000:]
+        os.write(writer, answer.encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as answer:
+        name = answer.read()
+    os.waitpid(child, 0)
+    return name or None
+
+
+def main(names: list[str]) -> int:
+    os.environ["TRITON_INTERPRET"] = "1"
+    # loaded once here, not in each of the forks
+    for module in ("torch", "triton", "hypothesis", "pytest"):
+        importlib.import_module(module)
+    os.chdir(ROOT)
+    survivors = 0
+    print("| file | broken | first test that fails |\n| - | - | - |", flush=True)
+    for file, broken, before, after in MUTANTS:
+        if names and file not in names:
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = pathlib.Path(scratch, "kernels")
+            shutil.copytree(ROOT / "kernels", folder, ignore=shutil.ignore_patterns("__pycache__"))
+            path = folder / f"{file}.py"
+            source = path.read_text()
+            assert source.count(before) >= 1, f"{file}: {broken}: the line is gone"
+            path.write_text(source.replace(before, after))
+            test = first_failure(folder, TESTS[file])
+        survivors += test is None
+        print(f"| {file} | {broken} | {test or '**none**'} |", flush=True)
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
