@@ -1,5 +1,6 @@
 """Triton kernels for the parts that LLaTA adds to a language model, each with a plain PyTorch reference beside it."""
 
+from . import _flops  # noqa: F401
 from .alignment_loss import alignment_loss, alignment_loss_ref
 from .patch_embed import patch_embed, patch_embed_ref
 from .prototype_attention import prototype_attention, prototype_attention_ref

@@ -4,6 +4,7 @@ import pytest
 import torch
 from llata_fast.kernels import alignment_loss, patch_embed, prototype_attention
 from llata_fast.kernels._launch import INTERPRET
+from torch.utils.flop_counter import FlopCounterMode
 
 # CPU tensors reach the custom ops in the interpreter alone
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -79,3 +80,20 @@ def test_cuda_graph_and_no_synchronisation():
     graph.replay()
     for ours, eager in zip(captured, expected, strict=True):
         assert torch.equal(ours, eager)
+
+
+def test_flops_are_counted():
+    """As many as for plain products; a backward of attention computes its scores once more."""
+    x, tensors = torch.randn(B, L, C, device=DEVICE), parameters()
+    with FlopCounterMode(display=False) as counter:
+        all_three(x, **tensors).backward()
+    counts = {str(op).removeprefix("llata_fast."): flops for op, flops in counter.get_flop_counts()["Global"].items()}
+    M = B * C * (L // S)
+    assert counts == {
+        "patch_embed": 2 * M * D * P,
+        "patch_embed_backward": 2 * M * D * P,
+        "prototype_attention": 2 * 2 * M * V * D,
+        "prototype_attention_backward": 5 * 2 * M * V * D,
+        "alignment_loss": 2 * 2 * M * D * F,
+        "alignment_loss_backward": 4 * 2 * M * D * F,
+    }
