@@ -18,8 +18,9 @@ from llata_fast.kernels import patch_embed, patch_embed_ref
 # B, L, C, P, S, D
 CASES = {
     "variate tokens of ETT": (2, 96, 7, 96, 96, 48),
-    "patches": (1, 40, 5, 16, 8, 33),
-    "patches, oldest values left out": (2, 37, 3, 8, 5, 16),
+    "patches": (1, 80, 5, 16, 8, 33),
+    "patches, oldest values left out": (2, 52, 3, 8, 5, 16),
+    "few patches": (2, 37, 3, 16, 8, 16),
     "stride beyond the patch": (1, 23, 2, 3, 7, 20),
     "window longer than a block": (1, 300, 2, 300, 300, 16),
     "many rows": (5, 12, 7, 12, 1, 8),
@@ -28,13 +29,16 @@ CASES = {
 }
 
 
-def make_inputs(B, L, C, P, D, dtype, x_dtype=torch.float32, missing=0.0, layout="contiguous", device="cpu"):
+def make_inputs(
+    B, L, C, P, D, dtype,
+    x_dtype=torch.float32, missing=0.0, layout="contiguous", mask_layout="contiguous", device="cpu",
+):  # fmt: skip
     x = torch.randn(B, L, C, device=device) * 3 + 20
     observed_mask = None
     if missing:
         observed_mask = torch.rand(B, L, C, device=device) >= missing
         x = x.masked_fill(~observed_mask, float("nan"))
-        observed_mask = in_layout(observed_mask, layout)
+        observed_mask = in_layout(observed_mask, mask_layout)
     # shares of P keep the tokens of unit size
     weight = torch.randn(D, P, device=device) * P**-0.5
     return (
@@ -82,6 +86,7 @@ def test_any_shape_layout_and_mask(data, device):
         x_dtype=draw(st.sampled_from((torch.float32, torch.float16))),
         missing=draw(st.sampled_from((0.0, 0.2, 0.9))),
         layout=draw(st.sampled_from(LAYOUTS)),
+        mask_layout=draw(st.sampled_from(LAYOUTS)),
         device=device,
     )  # fmt: skip
     check(*inputs, P, S, steps=1)
