@@ -74,7 +74,9 @@ def main():
     )
     print(results_table({"llata": test, **scores}))
     if HAS_MATPLOTLIB:
-        print(f"picture: {draw_test_forecast(args.output_dir, series, splits, baselines)}")
+        with whole_weights(args):
+            picture = draw_test_forecast(args.output_dir, series, splits, baselines)
+        print(f"picture: {picture}")
     print(f"to forecast: python -m llata_fast predict {args.output_dir} --input my.csv --output forecast.csv --plot")
 
 
