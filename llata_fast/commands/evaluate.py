@@ -1,0 +1,49 @@
+"""Score a run on every test window, of its own series or another."""
+
+import argparse
+import json
+from pathlib import Path
+
+from ..data import evaluation_windows, read_series
+from ..errors import InputError
+from ..evaluation.baselines import score, seasonal_naive
+from ..evaluation.tables import results_table
+from ..serving.forecaster import Forecaster
+from .inputs import add_run_arguments, check_writable, load_settings
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    add_run_arguments(parser)
+    parser.add_argument("--dataset", help="registry name or CSV of another series; default the run's own")
+    parser.add_argument("--data_dir", help="folder that holds the dataset's file")
+    parser.add_argument("--batch_size", type=int, default=1024, help="windows at a time; no result depends on it")
+    parser.add_argument("--output", help="JSON file for the scores")
+
+
+def run(options: argparse.Namespace):
+    settings, info = load_settings(options.run)
+    own = options.dataset is None
+    dataset = info.dataset if own else options.dataset
+    if options.batch_size < 1:
+        raise InputError(f"--batch_size must be at least 1, got {options.batch_size}")
+    if options.output:
+        check_writable(options.output, source=dataset)
+    series = read_series(
+        dataset,
+        data_dir=options.data_dir or settings["data_dir"],
+        date_column=settings["date_column"] if own else options.date_column,
+        columns=settings["columns"] if own else options.columns,
+        missing=options.missing or (settings["missing"] if own else None),
+    )
+    forecaster = Forecaster.from_run(options.run)
+    config = forecaster.model.config
+    windows, _ = evaluation_windows(series, config.context_length, config.prediction_length)
+    windows = windows.to(forecaster.model.device)
+    scores = {
+        "llata": score(forecaster, windows, series.columns, options.batch_size),
+        "seasonal_naive": score(seasonal_naive(series.seasonality, config.prediction_length), windows, series.columns),
+    }
+    print(f"{series.name}: {len(windows)} test windows, standardised by the training rows of {series.name}")
+    print(results_table(scores))
+    if options.output:
+        Path(options.output).write_text(json.dumps(scores, indent=2) + "\n")

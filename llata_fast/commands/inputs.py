@@ -1,0 +1,41 @@
+"""What several commands ask of a run, a path and the command line."""
+
+import argparse
+import os
+from pathlib import Path
+
+import yaml
+
+from ..errors import InputError
+from ..serving.forecaster import SeriesInfo
+
+
+def add_run_arguments(parser: argparse.ArgumentParser):
+    """The run, and how a series is read for it."""
+    parser.add_argument("run", help="folder of a finished run")
+    parser.add_argument("--date_column", help="default: the first of date, datetime, timestamp, time, ds")
+    parser.add_argument("--columns", nargs="+", help="channels, in the order of the run's; default all but the date")
+    parser.add_argument("--missing", choices=("error", "mask"), help="missing values; default as the run did")
+
+
+def load_settings(run: str) -> tuple[dict, SeriesInfo]:
+    """What a run was made with, and what it knows of its series; InputError where this is no finished run."""
+    info = SeriesInfo.load(run)
+    path = Path(run, "run.yaml")
+    try:
+        return yaml.safe_load(path.read_text()), info
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read the run's settings {path}: {error}") from None
+
+
+def check_writable(path: str, source: str):
+    """Raise InputError where `path` cannot be written, or is the very file that is read."""
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise InputError(f"cannot write {path}: no folder {target.parent}")
+    if target.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder")
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise InputError(f"cannot write {path}: no permission")
+    if target.resolve() == Path(source).resolve():
+        raise InputError(f"cannot write {path}: it is the input")
