@@ -73,7 +73,7 @@ def shared():
     return find
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def free_port():
     """A TCP port for `--master_port`: launches of several test processes must not meet on the default one."""
     with socket.socket() as probe:

@@ -1,0 +1,246 @@
+"""The same training however it is spread: ranks, accumulation, ZeRO stages, checkpointing, interruption.
+
+Two ranks on the CPU, in one launch for all cases (`distributed_cases.py`), against one process at the same global
+batch.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny import random_backbone, write_series
+from training.distributed_cases import train
+
+from llata_fast.data import read_csv, split_windows
+from llata_fast.evaluation.baselines import score
+from llata_fast.serving.forecaster import Forecaster
+
+ROOT = Path(__file__).resolve().parents[2]
+L, H, STEPS = 12, 6, 3
+# 62 + H rows of the test split: 63 windows, which neither 2 ranks nor batches of 4 divide
+ROWS = 340
+
+# name -> flags beside the common ones; plain runs come first, for accelerate does not forget that DeepSpeed was there
+CASES = {
+    "ddp": [],
+    "ddp, accumulation": ["--gradient_accumulation_steps", "2"],
+    "ddp, checkpointing": ["--gradient_checkpointing"],
+    "zero1": ["--deepspeed", "zero1"],
+    "zero2": ["--deepspeed", "zero2"],
+    "zero2, accumulation": ["--deepspeed", "zero2", "--gradient_accumulation_steps", "2"],
+    "zero2, checkpointing": ["--deepspeed", "zero2", "--gradient_checkpointing"],
+    "zero3": ["--deepspeed", "zero3"],
+    "zero3, accumulation": ["--deepspeed", "zero3", "--gradient_accumulation_steps", "2"],
+    "zero3, checkpointing": ["--deepspeed", "zero3", "--gradient_checkpointing"],
+    "zero2_offload": ["--deepspeed", "zero2_offload"],
+    "zero3_offload": ["--deepspeed", "zero3_offload"],
+}
+RESUMED = ["ddp", "zero2", "zero3"]
+BF16 = ["zero2", "zero3"]
+ALL = [*CASES, *(f"{case}, bf16" for case in BF16)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where all runs go; it holds a series with gaps, unevenly spread over windows and ranks."""
+    folder = tmp_path_factory.mktemp("distributed")
+    table = pd.read_csv(write_series(folder / "series.csv", ROWS))
+    table.iloc[np.random.default_rng(0).integers(ROWS, size=20), 1] = np.nan
+    table.to_csv(folder / "series.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(folder):
+    """Settings of a training of three steps, each logged, checkpointed and validated, on 8 windows a step."""
+    return {
+        "dataset": str(folder / "series.csv"),
+        "missing": "mask",
+        "backbone": random_backbone(folder, "llama"),
+        "context_length": L,
+        "prediction_length": H,
+        "num_layers": 2,
+        "num_prototypes": 9,
+        "intermediate_size": 20,
+        "dropout": 0.0,
+        "lora_dropout": 0.0,
+        "batch_size": 8,
+        "max_steps": STEPS,
+        "precision": "fp32",
+        "use_cpu": True,
+        "logging_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "save_total_limit": 5,
+        "per_device_eval_batch_size": 4,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def flags(settings, output_dir, *more):
+    named = [f"--{name}={value}" for name, value in settings.items()]
+    more = [f"{ROOT}/ds_configs/{flag}.json" if flag.startswith("zero") else flag for flag in more]
+    return [*named, "--output_dir", str(output_dir), *more]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """A module's worth of `plain_ops`: its runs are shared."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llata_fast.kernels._launch.ENABLED", False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def single(folder, settings):
+    """One process, one micro-batch a step, all evaluation windows in one batch: what all others must equal."""
+    train(flags(settings | {"per_device_eval_batch_size": 256}, folder / "single"))
+    train(flags(settings, folder / "single, accumulation", "--gradient_accumulation_steps", "2"))
+    return folder / "single"
+
+
+@pytest.fixture(scope="module")
+def ranks(folder, settings, launch, free_port):
+    """Folder of all runs on two ranks."""
+    cases = []
+    for name, more in CASES.items():
+        cases.append(flags(settings, folder / name, *more))
+        if name in RESUMED:
+            resume = ["--resume_from_checkpoint", str(folder / name / "checkpoint-1")]
+            cases.append(flags(settings, folder / f"{name}, resumed", *more, *resume))
+    cases += [flags(settings | {"precision": "bf16"}, folder / f"{name}, bf16", *CASES[name]) for name in BF16]
+    (folder / "cases.json").write_text(json.dumps(cases))
+    script = ROOT / "tests" / "training" / "distributed_cases.py"
+    launch("deepspeed", "--num_gpus", 2, "--master_port", free_port, script, folder / "cases.json", timeout=280)
+    return folder
+
+
+def history(run, *names):
+    """[steps, names] of what the Trainer logged while it trained."""
+    state = json.loads(Path(run, f"checkpoint-{STEPS}", "trainer_state.json").read_text())
+    return np.array([[entry[name] for name in names] for entry in state["log_history"] if names[0] in entry])
+
+
+def scores(run):
+    return json.loads(Path(run, "metrics.json").read_text())["test"]
+
+
+def series_of(folder):
+    return read_csv(folder / "series.csv", missing="mask")
+
+
+def assert_equal_training(run, reference, relative=1e-5):
+    names = ("loss", "task_loss", "consistency_loss", "alignment_loss", "grad_norm", "learning_rate")
+    ours = history(run, *names)
+    assert ours.shape == (STEPS, len(names)) and np.isfinite(ours).all()
+    np.testing.assert_allclose(ours, history(reference, *names), rtol=relative)
+    np.testing.assert_allclose(
+        history(run, "eval_mse", "eval_mae"), history(reference, "eval_mse", "eval_mae"), rtol=relative
+    )
+
+
+def test_accumulation_in_one_process(single, folder):
+    assert_equal_training(folder / "single, accumulation", single)
+
+
+def test_what_is_compared_is_not_trivial(single):
+    """Losses fall, all three of them count, and the gradient is not clipped to a constant."""
+    loss, task, alignment, norm = history(single, "loss", "task_loss", "alignment_loss", "grad_norm").T
+    assert loss[0] > loss[-1] and (loss > 1.001 * task).all() and (alignment > 0).all()
+    assert len(set(norm.tolist())) == STEPS
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_train_as_one(case, ranks, single):
+    assert_equal_training(ranks / case, single)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_scores_know_neither_ranks_nor_batches(case, ranks, single):
+    """63 windows by two ranks in batches of 4, or by one process in one batch."""
+    assert len(split_windows(series_of(ranks), L, H).test) == 63
+    ours, theirs = scores(ranks / case), scores(single)
+    for name in ("mse", "mae"):
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-5)
+        for channel, errors in theirs["per_channel"].items():
+            assert ours["per_channel"][channel][name] == pytest.approx(errors[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_the_run_that_was_saved_is_the_one_that_was_scored(case, ranks, single):
+    saved, expected = (load_file(run / "model.safetensors") for run in (ranks / case, single))
+    assert {name: tensor.shape for name, tensor in saved.items()} == {
+        name: tensor.shape for name, tensor in expected.items()
+    }
+    # prototypes are made before ZeRO-3 takes the weights apart
+    prototypes = expected["prototypes"]
+    assert prototypes.abs().max() > 0
+    if case in CASES:
+        assert torch.equal(saved["prototypes"], prototypes)
+    # a weight that was lost on the way shows in the forecasts; bf16 runs store what they computed with, rounded
+    test = split_windows(series_of(ranks), L, H).test
+    again = score(Forecaster.from_run(ranks / case), test, ["c0", "c1", "c2"])
+    assert again["mse"] == pytest.approx(scores(ranks / case)["mse"], rel=1e-5 if case in CASES else 0.02)
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_resumed_training_repeats_every_loss(case, ranks):
+    """From the checkpoint of the first step on, to the last bit."""
+    names = ("loss", "grad_norm", "learning_rate")
+    assert np.array_equal(history(ranks / f"{case}, resumed", *names), history(ranks / case, *names))
+    assert scores(ranks / f"{case}, resumed") == scores(ranks / case)
+    assert not (ranks / f"{case}, resumed" / "checkpoint-1").exists(), "it began anew"
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_series_and_targets_stay_fp32(case, ranks):
+    seen = json.loads((ranks / case / "seen.json").read_text())
+    assert seen == dict.fromkeys(("past_values", "future_values", "targets", "forecasts"), ["torch.float32"])
+
+
+@pytest.mark.parametrize("case", BF16)
+def test_bf16_is_near(case, ranks, single):
+    """DeepSpeed's bf16 is one of weights, too; and it was bf16 that ran."""
+    ours, theirs = (history(run, "loss") for run in (ranks / f"{case}, bf16", single))
+    np.testing.assert_allclose(ours, theirs, rtol=0.05)
+    assert not np.allclose(ours, theirs, rtol=1e-5)
+    assert scores(ranks / f"{case}, bf16")["mse"] == pytest.approx(scores(single)["mse"], rel=0.05)
+
+
+def test_dropout_resumes(folder, settings):
+    """The state of the random numbers is part of a checkpoint."""
+    noisy = settings | {"dropout": 0.3, "lora_dropout": 0.3}
+    train(flags(noisy, folder / "dropout"))
+    checkpoint = str(folder / "dropout" / "checkpoint-1")
+    train(flags(noisy, folder / "dropout, resumed", "--resume_from_checkpoint", checkpoint))
+    losses = [history(folder / name, "loss", "grad_norm") for name in ("dropout", "dropout, resumed")]
+    assert np.array_equal(*losses)
+
+
+def test_plain_python(folder, settings, single, launch):
+    """The program as a user starts it, by a file of settings."""
+    path = folder / "plain.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    output = launch("python", "train.py", "--config", path, "--output_dir", folder / "plain")
+    assert "seasonal_naive" in output and f"predict {folder / 'plain'}" in output
+    assert {path.name for path in (folder / "plain").iterdir()} >= {"forecast.png", "metrics.json", "run.yaml"}
+    assert_equal_training(folder / "plain", single)
+
+
+def test_the_literal_deepspeed_command(folder, settings, single, launch, free_port):
+    """`deepspeed train.py --deepspeed ds_configs/zero2.json`, made small by a file and kept off others' port."""
+    path = folder / "literal.yaml"
+    settings = {name: value for name, value in settings.items() if name != "use_cpu"}
+    path.write_text(yaml.safe_dump(settings | {"output_dir": str(folder / "literal")}))
+    command = ("deepspeed", "--master_port", free_port, "train.py", "--deepspeed", "ds_configs/zero2.json")
+    launch(*command, "--config", path)
+    # where there is a GPU it is the GPU's arithmetic
+    assert_equal_training(folder / "literal", single, relative=1e-3)
