@@ -27,7 +27,6 @@ import psutil
 import torch
 from reference import ReferenceModel, reference_loss
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from tqdm import tqdm
 from transformers import GPT2Config
 
@@ -35,6 +34,7 @@ from llata_fast.backbone.twin import store_frozen
 from llata_fast.checkpoint import load_reference_checkpoint
 from llata_fast.config import LlataConfig
 from llata_fast.modeling import LlataForPrediction
+from llata_fast.planning.flops import count_flops
 
 AGREEMENT = 1e-4
 LOSS = "l1"
@@ -171,20 +171,6 @@ def interleaved(calls: dict[str, Callable], repeats: int, device: str, label: st
         for name, call in calls.items():
             times[name].append(seconds(call, device))
     return {name: statistics.median(taken[2:]) for name, taken in times.items()}
-
-
-def count_flops(call: Callable) -> int:
-    # torch counts nothing for attention on the CPU
-    aten = torch.ops.aten
-    attention = {
-        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-            lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(g, q, k, v)
-        ),
-    }
-    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
-        call()
-    return counter.get_total_flops()
 
 
 def matmul_rate(precision: str, device: str) -> float:

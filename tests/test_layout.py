@@ -19,11 +19,12 @@ OPS = [name for name in kernels.__all__ if not name.endswith("_ref")]
 MODEL = ("config", "modeling", "prototypes", "losses", "backbone", "checkpoint")
 # the parts of llata_fast that a room must not know
 FORBIDDEN = {
-    "data": (*MODEL, "kernels", "metrics", "training", "evaluation", "serving"),
-    **{room: ("data", "training", "evaluation", "serving") for room in MODEL},
+    "data": (*MODEL, "kernels", "metrics", "training", "evaluation", "serving", "planning"),
+    **{room: ("data", "training", "evaluation", "serving", "planning") for room in MODEL},
     "metrics": (*MODEL, "data", "training", "evaluation", "serving"),
     "evaluation": ("backbone", "prototypes", "losses", "training"),
     "serving": ("backbone", "prototypes", "losses", "training"),
+    "planning": ("data", "evaluation", "serving"),
 }
 
 
