@@ -8,6 +8,22 @@ from .errors import InputError
 
 LOSS_NAMES = ("l1", "smooth_l1", "mse")
 
+ABLATIONS = {
+    "none": "LLaTA whole",
+    "no_llm": "no language model: the head reads the time tokens",
+    "llm_to_attention": "one attention layer, random at first, for the language model",
+    "llm_to_transformer": "one encoder layer, random at first, for the language model",
+    "random_init": "the language model with random weights, all of them trained",
+    "no_text_branch": "the temporal branch alone",
+    "no_consistency": "forecasts are not pulled together",
+    "no_alignment": "features are not pulled together",
+    "random_prototypes": "random text prototypes, spread as the words' principal components are",
+}
+"""What is taken out of the method. The first five after `none` have no textual branch, hence the task loss alone; the
+first four of these are the ablations of Tan et al. (arXiv 2406.16964), with or without our options."""
+
+_REPLACED = ("no_llm", "llm_to_attention", "llm_to_transformer", "random_init")
+
 
 def _field(default, doc: str, choices: tuple[str, ...] | None = None):
     return field(default=default, metadata={"help": doc} | ({"choices": choices} if choices else {}))
@@ -48,6 +64,7 @@ class ModelArguments:
     channel_balance: float = _field(
         0.0, "p: in training, channels weigh (error of a linear forecast)**-p; 0 for none (not in the paper)"
     )
+    ablation: str = _field("none", "; ".join(f"{name}: {doc}" for name, doc in ABLATIONS.items()), tuple(ABLATIONS))
     backbone_pass: str = _field(
         "twin", "twin: both branches in one call of the backbone; two_pass: one call each", ("twin", "two_pass")
     )
@@ -125,6 +142,21 @@ class LlataConfig(PreTrainedConfig):
     def hidden_size(self) -> int:
         """D, the backbone's width (DeepSpeed sizes its automatic buckets by it)."""
         return self.backbone_config.hidden_size
+
+    @property
+    def has_text_branch(self) -> bool:
+        """Whether training runs a textual branch beside the temporal one."""
+        return self.ablation not in (*_REPLACED, "no_text_branch")
+
+    @property
+    def has_language_model(self) -> bool:
+        """Whether tokens pass through a decoder, of pre-trained weights or random ones."""
+        return self.ablation in ("none", "random_init") or self.has_frozen_base
+
+    @property
+    def has_frozen_base(self) -> bool:
+        """Whether the pre-trained backbone is part of the forecaster."""
+        return self.ablation not in _REPLACED
 
     @property
     def variate_tokens(self) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .ablations import AttentionBlock, StandIn
 from .backbone.attention import choose_attention
 from .backbone.loading import (
     BackboneWeights,
@@ -42,7 +43,9 @@ class ForecastOutput(ModelOutput):
 
     loss: task + consistency_weight * consistency + alignment_weight * alignment; the task loss alone in evaluation.
     prediction_outputs: the forecast [B, H, C], fp32, in the units of the input.
-    text_outputs: the textual branch's forecast [B, H, C]; only in training.
+    text_outputs: the textual branch's forecast [B, H, C]; only in training, like the terms of the loss.
+
+    An ablation leaves out what it takes away.
     """
 
     loss: Tensor | None = None
@@ -175,34 +178,49 @@ class LlataForPrediction(PreTrainedModel):
     def __init__(self, config: LlataConfig, backbone: PreTrainedModel | None = None):
         """Build the forecaster around `backbone` (default: one with random weights), wrapping its modules in place."""
         super().__init__(config)
-        if backbone is None:
-            backbone = build_backbone(config.backbone_config, choose_attention(config.backbone_config))
         D = config.hidden_size
-        self.max_tokens = max_tokens(config.backbone_config)
+        self.max_tokens = max_tokens(config.backbone_config) if config.has_language_model else None
         self.embedding = PatchEmbedding(D, *config.patching)
         self.encoder = EncoderLayer(D, config.num_heads, config.intermediate_size, config.dropout)
         self.head = nn.Linear(D * (1 if config.variate_tokens else config.num_patches), config.prediction_length)
         self.register_buffer("channel_weights", None, persistent=False)
         self.skip = LinearSkip(config.context_length, config.prediction_length) if config.linear_skip else None
-        if config.merged:
-            self.backbone = MergedBackbone(backbone)
-        else:
+        two_branches = config.has_text_branch and not config.merged
+        if two_branches:
             self.cross_attention = CrossAttention(D, config.num_heads)
             self.register_buffer("prototypes", torch.zeros(config.num_prototypes, D))
-            self.backbone = TwinBackbone(
-                backbone,
-                rank=config.lora_r,
-                alpha=config.lora_alpha,
-                dropout=config.lora_dropout,
-                mode=config.backbone_pass,
-            )
-            self.alignment = nn.ModuleList(
-                FeatureAlignment(D, config.alignment_loss) for _ in range(config.num_layers + 1)
-            )
+        self.backbone = self._build_backbone(backbone)
+        if two_branches:
+            num_aligned = 0 if config.ablation == "no_alignment" else config.num_layers + 1
+            self.alignment = nn.ModuleList(FeatureAlignment(D, config.alignment_loss) for _ in range(num_aligned))
         self.post_init()
-        if not config.merged:
+        if config.merged:
+            self.backbone.requires_grad_(False)
+        else:
             # the frozen base is named in the configuration, not copied into every checkpoint
             self._keys_to_ignore_on_save = self.backbone.frozen_keys("backbone.")
+
+    def _build_backbone(self, backbone: PreTrainedModel | None) -> nn.Module:
+        """What the tokens pass through, around `backbone` or one with random weights."""
+        config = self.config
+        D = config.hidden_size
+        if config.ablation == "no_llm":
+            return StandIn(nn.Identity())
+        if config.ablation == "llm_to_attention":
+            return StandIn(AttentionBlock(D))
+        if config.ablation == "llm_to_transformer":
+            return StandIn(EncoderLayer(D, config.num_heads, config.intermediate_size, config.dropout))
+        if backbone is None:
+            backbone = build_backbone(config.backbone_config, choose_attention(config.backbone_config))
+        if config.merged or config.ablation == "random_init":
+            return PlainBackbone(backbone)
+        return TwinBackbone(
+            backbone,
+            rank=config.lora_r,
+            alpha=config.lora_alpha,
+            dropout=config.lora_dropout,
+            mode=config.backbone_pass if config.has_text_branch else "temporal",
+        )
 
     def init_weights(self):
         """Every module has initialised itself, or was loaded."""
@@ -217,9 +235,15 @@ class LlataForPrediction(PreTrainedModel):
         backbone_config = read_backbone_config(config.backbone, config.num_layers)
         # through the constructor, which settles what depends on the backbone's width
         config = LlataConfig(**(config.to_dict() | {"backbone_config": backbone_config.to_dict()}))
+        if not config.has_frozen_base:
+            return cls(config)
         backbone, weights = load_base(config)
         model = cls(config, backbone)
-        model.prototypes.copy_(backbone_prototypes(weights, config.num_prototypes))
+        if config.has_text_branch:
+            prototypes = backbone_prototypes(weights, config.num_prototypes)
+            if config.ablation == "random_prototypes":
+                prototypes = torch.randn_like(prototypes) * prototypes.std(1, keepdim=True)
+            model.prototypes.copy_(prototypes)
         return model
 
     @classmethod
@@ -241,7 +265,7 @@ class LlataForPrediction(PreTrainedModel):
         if not (folder / "config.json").is_file() or not any(folder.glob("model*.safetensors")):
             raise InputError(f"{folder} holds no config.json and model.safetensors: not the folder of a trained model")
         config = LlataConfig.from_pretrained(folder, **kwargs)
-        held = config.merged or config.includes_backbone
+        held = config.merged or config.includes_backbone or not config.has_frozen_base
         model = cls(config, None if held else load_base(config)[0])
         missing, unexpected = load_torch_model(model, folder)
         absent = model.backbone.shared_keys("backbone.") if held else model._keys_to_ignore_on_save
@@ -265,8 +289,11 @@ class LlataForPrediction(PreTrainedModel):
     def merge(self) -> "LlataForPrediction":
         """Keep what a forecast needs, in place: LoRA, tuned norms and positions folded into a plain backbone."""
         if not self.config.merged:
-            self.backbone = MergedBackbone(self.backbone.merge())
-            del self.cross_attention, self.prototypes, self.alignment
+            if isinstance(self.backbone, TwinBackbone):
+                self.backbone = PlainBackbone(self.backbone.merge())
+            self.backbone.requires_grad_(False)
+            if self.config.has_text_branch:
+                del self.cross_attention, self.prototypes, self.alignment
             self.config.merged, self._keys_to_ignore_on_save = True, set()
         return self.eval()
 
@@ -292,17 +319,21 @@ class LlataForPrediction(PreTrainedModel):
             raise RuntimeError("a merged model has no textual branch and cannot be trained")
         self.check_shapes(past_values, future_values)
         time, loc, scale = self.embed(past_values, past_observed_mask)
-        if self.training:
+        two_branches = self.training and self.config.has_text_branch
+        if two_branches:
             tokens = torch.cat((time, self.cross_attention(time, self.prototypes)))
         else:
             tokens = time
         features = self.backbone(tokens)
         skipped = None if self.skip is None else self.skip(past_values, past_observed_mask, loc, scale)
         forecasts = self.forecast(features[-1], loc, scale, skipped)
-        if self.training:
+        if two_branches:
             output = self._training_output(forecasts, features, future_values)
         else:
-            task = None if future_values is None else forecast_loss(self.config.task_loss, forecasts, future_values)
+            task = None
+            if future_values is not None:
+                weights = self.channel_weights if self.training else None
+                task = forecast_loss(self.config.task_loss, forecasts, future_values, weights)
             output = ForecastOutput(loss=task, prediction_outputs=forecasts, task_loss=task)
         return output.to_tuple() if return_dict is False else output
 
@@ -333,16 +364,16 @@ class LlataForPrediction(PreTrainedModel):
         if target is None:
             return output
         output.task_loss = forecast_loss(config.task_loss, prediction, target, self.channel_weights)
-        output.consistency_loss = forecast_loss(config.consistency_loss, prediction, text, self.channel_weights)
-        output.alignment_loss = sum(
-            config.alignment_decay**depth * align(*feature.chunk(2))
-            for depth, (align, feature) in enumerate(zip(self.alignment[::-1], features[::-1], strict=True))
-        )
-        output.loss = (
-            output.task_loss
-            + config.consistency_weight * output.consistency_loss
-            + config.alignment_weight * output.alignment_loss
-        )
+        output.loss = output.task_loss
+        if config.ablation != "no_consistency":
+            output.consistency_loss = forecast_loss(config.consistency_loss, prediction, text, self.channel_weights)
+            output.loss = output.loss + config.consistency_weight * output.consistency_loss
+        if config.ablation != "no_alignment":
+            output.alignment_loss = sum(
+                config.alignment_decay**depth * align(*feature.chunk(2))
+                for depth, (align, feature) in enumerate(zip(self.alignment[::-1], features[::-1], strict=True))
+            )
+            output.loss = output.loss + config.alignment_weight * output.alignment_loss
         return output
 
     def check_shapes(self, past_values: Tensor, future_values: Tensor | None = None):
@@ -361,12 +392,15 @@ class LlataForPrediction(PreTrainedModel):
             )
 
 
-class MergedBackbone(nn.Module):
-    """A plain transformers decoder in the place of a `TwinBackbone`: the temporal branch alone."""
+class PlainBackbone(nn.Module):
+    """A transformers decoder in the place of a `TwinBackbone`: a merged temporal branch, or one trained whole."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
-        self.model = model.requires_grad_(False)
+        self.model = model
+
+    def frozen_keys(self, prefix: str = "") -> set[str]:
+        return set()
 
     def shared_keys(self, prefix: str = "") -> set[str]:
         return set()

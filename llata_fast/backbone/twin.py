@@ -141,7 +141,7 @@ class TwinBackbone(nn.Module):
 
     Args:
         model: decoder without word embedding (`build_backbone`); its modules are wrapped in place.
-        mode: twin or two_pass.
+        mode: twin, two_pass, or temporal for a backbone that never sees a textual row.
     """
 
     def __init__(self, model: PreTrainedModel, *, rank: int, alpha: float, dropout: float, mode: str = "twin"):
@@ -149,9 +149,9 @@ class TwinBackbone(nn.Module):
         twin = mode == "twin"
         self.positions = None
         if (learned := getattr(model, "wpe", None)) is not None:
-            self.positions = TwinPositions(learned, twin=True)
+            self.positions = TwinPositions(learned, twin=mode != "temporal")
             model.wpe = NoPositions()
-        self.textual = None if twin else _sharing_copy(model)
+        self.textual = _sharing_copy(model) if mode == "two_pass" else None
         wrap_branches(model, rank=rank, alpha=alpha, dropout=dropout, twin=twin)
         self.model = model
 

@@ -67,7 +67,8 @@ class ForecastTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs)
         if model.training:
-            for name in _LOSS_TERMS:
+            # an ablation lacks some
+            for name in [name for name in _LOSS_TERMS if name in outputs]:
                 term = outputs[name].detach()
                 self._terms[name] = self._terms[name] + term if name in self._terms else term
             self._num_terms += 1

@@ -203,6 +203,7 @@ def test_our_option_names():
     ours = [item.name for kind in (ModelArguments, DataArguments) for item in fields(kind)]
     ours += [name for name in ForecastTrainingArguments.__annotations__ if name not in trainers]
     assert sorted(ours) == [
+        "ablation",
         "alignment_decay",
         "alignment_loss",
         "alignment_weight",
