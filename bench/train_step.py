@@ -16,14 +16,14 @@ import argparse
 import copy
 import functools
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-import psutil
 import torch
 from reference import ReferenceModel, reference_loss
 from torch import Tensor
@@ -34,6 +34,7 @@ from llata_fast.backbone.twin import store_frozen
 from llata_fast.checkpoint import load_reference_checkpoint
 from llata_fast.config import LlataConfig
 from llata_fast.modeling import LlataForPrediction
+from llata_fast.training.arguments import has_bf16
 from llata_fast.planning.flops import count_flops
 
 AGREEMENT = 1e-4
@@ -189,7 +190,7 @@ def peak_memory(name: str, precision: str, compiled: bool) -> float:
 
 
 def measure_own_memory(options: argparse.Namespace):
-    before = psutil.Process().memory_info().rss
+    before = process_memory("VmRSS")
     provider = Provider(options, options.memory_of, options.precisions[0], options.compile == "only")
     past, future = batch(options)
     for _ in range(3):
@@ -197,7 +198,16 @@ def measure_own_memory(options: argparse.Namespace):
     if options.device == "cuda":
         print(torch.cuda.max_memory_allocated() / 2**20)
     else:
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 2**20)
+        print((process_memory("VmHWM") - before) / 2**20)
+
+
+def process_memory(name: str) -> int:
+    """Bytes that Linux gives under this name: VmRSS is what is held, VmHWM the most there was.
+
+    Not getrusage's ru_maxrss: it begins at what the parent process held when it started this one.
+    """
+    kib = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(kib[1]) * 1024
 
 
 def measure(options: argparse.Namespace, precision: str, compiled: bool) -> dict:
@@ -234,7 +244,11 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     names = ["reference", "llata_fast"]
     parser.add_argument("--providers", type=lambda text: text.split(","), default=names, help=",".join(names))
-    parser.add_argument("--precisions", type=lambda text: text.split(","), default=["fp32", "bf16"])
+    parser.add_argument(
+        "--precisions",
+        type=lambda text: text.split(","),
+        help="fp32,bf16; default both, but no bf16 where the device would emulate it (a step takes minutes)",
+    )
     parser.add_argument(
         "--compile", choices=("no", "also", "only"), default="no", help="torch.compile for our provider"
     )
@@ -247,6 +261,14 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--backbone_pass", choices=("twin", "two_pass"), default="twin")
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.left_out = {}
+    if options.precisions is None:
+        options.precisions = ["fp32", "bf16"]
+        if not has_bf16(options.device == "cpu"):
+            options.precisions.remove("bf16")
+            options.left_out["bf16"] = (
+                f"this {options.device} has no bf16 instructions: --precisions bf16 times emulation"
+            )
     if unknown := set(options.providers) - set(names):
         parser.error(f"unknown provider {min(unknown)}: choose from {', '.join(names)}")
     return options
@@ -263,7 +285,10 @@ def main():
     for row in rows:
         print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()})
     device = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
-    print(json.dumps({"device": device, "torch": torch.__version__, "threads": torch.get_num_threads(), "rows": rows}))
+    for name, reason in options.left_out.items():
+        print(f"{name} left out: {reason}")
+    facts = {"device": device, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    print(json.dumps({**facts, "left_out": options.left_out, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -139,14 +139,15 @@ class ForecastTrainingArguments(TrainingArguments):
         self.bf16 = self.precision == "bf16"
 
     def _bf16_pays(self) -> bool:
-        if not self.use_cpu:
-            return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-        # DeepSpeed would cast the weights themselves, which costs accuracy and on a CPU gains little
-        return self.deepspeed is None and _cpu_has_bf16()
+        # on a CPU DeepSpeed would cast the weights themselves, which costs accuracy and gains little
+        return has_bf16(self.use_cpu) and not (self.use_cpu and self.deepspeed is not None)
 
 
-def _cpu_has_bf16() -> bool:
-    # private in torch, and absent from some versions; an emulated bf16 is slower than fp32
+def has_bf16(cpu: bool) -> bool:
+    """Whether the CPU, or else the GPU, multiplies bf16 in hardware: emulated it is far slower than fp32."""
+    if not cpu:
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    # private in torch, and absent from some versions
     return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
 
 

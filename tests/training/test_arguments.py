@@ -141,7 +141,7 @@ def test_precision(refused, monkeypatch):
         return training.precision, training.bf16
 
     for has_bf16, auto in ((True, ("bf16", True)), (False, ("fp32", False))):
-        monkeypatch.setattr(arguments, "_cpu_has_bf16", lambda has_bf16=has_bf16: has_bf16)
+        monkeypatch.setattr(arguments, "has_bf16", lambda cpu, has_bf16=has_bf16: has_bf16)
         assert precision() == precision("--precision", "auto") == auto
         assert precision("--precision", "fp32") == ("fp32", False)
         assert precision("--precision", "bf16") == precision("--bf16") == ("bf16", True)
