@@ -7,6 +7,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from .errors import InputError
 
 LOSS_NAMES = ("l1", "smooth_l1", "mse")
+FORECAST_LOSS_NAMES = (*LOSS_NAMES, "smape", "mase")
 
 ABLATIONS = {
     "none": "LLaTA whole",
@@ -52,8 +53,10 @@ class ModelArguments:
     lora_r: int = _field(8, "R: rank of LoRA on the attention's query, key and value projections; 0 for none")
     lora_alpha: float = _field(32.0, "LoRA's scale is lora_alpha / lora_r")
     lora_dropout: float = _field(0.1, "dropout in front of LoRA")
-    task_loss: str = _field("mse", "forecast against target", LOSS_NAMES)
-    consistency_loss: str = _field("mse", "forecast of one branch against the other's", LOSS_NAMES)
+    task_loss: str = _field(
+        "mse", "forecast against target; smape and mase as in the M4 competition", FORECAST_LOSS_NAMES
+    )
+    consistency_loss: str = _field("mse", "forecast of one branch against the other's", FORECAST_LOSS_NAMES)
     alignment_loss: str = _field("smooth_l1", "features of one branch against the other's", LOSS_NAMES)
     consistency_weight: float = _field(1.0, "weight of the consistency loss")
     alignment_weight: float = _field(0.01, "weight of the alignment loss")

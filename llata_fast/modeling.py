@@ -302,6 +302,7 @@ class LlataForPrediction(PreTrainedModel):
         past_values: Tensor,
         future_values: Tensor | None = None,
         past_observed_mask: Tensor | None = None,
+        insample_scale: Tensor | None = None,
         return_dict: bool | None = None,
     ) -> ForecastOutput | tuple:
         """Forecast, and the losses where targets are given.
@@ -310,6 +311,7 @@ class LlataForPrediction(PreTrainedModel):
             past_values: the lookback [B, L, C].
             future_values: the targets [B, H, C]; NaN marks a missing value.
             past_observed_mask: [B, L, C] bool, False where `past_values` is missing.
+            insample_scale: [B, C], what the mase loss divides errors by.
             return_dict: False for a plain tuple of what is not None.
 
         Raises:
@@ -328,12 +330,12 @@ class LlataForPrediction(PreTrainedModel):
         skipped = None if self.skip is None else self.skip(past_values, past_observed_mask, loc, scale)
         forecasts = self.forecast(features[-1], loc, scale, skipped)
         if two_branches:
-            output = self._training_output(forecasts, features, future_values)
+            output = self._training_output(forecasts, features, future_values, insample_scale)
         else:
             task = None
             if future_values is not None:
                 weights = self.channel_weights if self.training else None
-                task = forecast_loss(self.config.task_loss, forecasts, future_values, weights)
+                task = forecast_loss(self.config.task_loss, forecasts, future_values, weights, insample_scale)
             output = ForecastOutput(loss=task, prediction_outputs=forecasts, task_loss=task)
         return output.to_tuple() if return_dict is False else output
 
@@ -356,17 +358,18 @@ class LlataForPrediction(PreTrainedModel):
         return (branches * scale[..., None] + loc[..., None]).flatten(0, 1).transpose(1, 2)
 
     def _training_output(
-        self, forecasts: Tensor, features: tuple[Tensor, ...], target: Tensor | None
+        self, forecasts: Tensor, features: tuple[Tensor, ...], target: Tensor | None, insample_scale: Tensor | None
     ) -> ForecastOutput:
         config = self.config
         prediction, text = forecasts.chunk(2)
         output = ForecastOutput(prediction_outputs=prediction, text_outputs=text)
         if target is None:
             return output
-        output.task_loss = forecast_loss(config.task_loss, prediction, target, self.channel_weights)
+        weighting = (self.channel_weights, insample_scale)
+        output.task_loss = forecast_loss(config.task_loss, prediction, target, *weighting)
         output.loss = output.task_loss
         if config.ablation != "no_consistency":
-            output.consistency_loss = forecast_loss(config.consistency_loss, prediction, text, self.channel_weights)
+            output.consistency_loss = forecast_loss(config.consistency_loss, prediction, text, *weighting)
             output.loss = output.loss + config.consistency_weight * output.consistency_loss
         if config.ablation != "no_alignment":
             output.alignment_loss = sum(

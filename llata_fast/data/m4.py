@@ -1,0 +1,179 @@
+"""The M4 competition: thousands of short series, each with its own last steps to forecast.
+
+Makridakis et al. 2020, doi 10.1016/j.ijforecast.2019.04.014. A frequency is two files, `m4/Hourly-train.csv` and
+`m4/Hourly-test.csv`: a series a row, its name first, empty cells behind the last value.
+
+Letters: N series, B windows, L lookback, H horizon.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from llata_fast.data.registry import DatasetSpec
+from llata_fast.data.sources import locate
+from llata_fast.data.windows import masked_past
+from llata_fast.errors import InputError
+
+
+@dataclass(frozen=True)
+class M4Spec:
+    """What the competition fixed for one frequency, and from where training windows are drawn."""
+
+    frequency: str
+    prediction_length: int
+    seasonality: int
+    """m of MASE and of Naive2; 1: none."""
+    last_cuts: int
+    """Training windows end within so many of a series' last steps."""
+    pandas_frequency: str
+
+    @property
+    def context_length(self) -> int:
+        return 2 * self.prediction_length
+
+
+def _spec(frequency: str, horizon: int, seasonality: int, horizons_back: float, pandas_frequency: str) -> M4Spec:
+    return M4Spec(frequency, horizon, seasonality, int(horizons_back * horizon), pandas_frequency)
+
+
+M4_SPECS = {
+    spec.frequency: spec
+    for spec in (
+        _spec("Yearly", 6, 1, 1.5, "YE"),
+        _spec("Quarterly", 8, 4, 1.5, "QE"),
+        _spec("Monthly", 18, 12, 1.5, "ME"),
+        _spec("Weekly", 13, 1, 10, "W"),
+        _spec("Daily", 14, 1, 10, "D"),
+        _spec("Hourly", 48, 24, 10, "h"),
+    )
+}
+
+
+@dataclass(frozen=True, eq=False)
+class M4Set:
+    """All series of one frequency."""
+
+    spec: M4Spec
+    names: tuple[str, ...]
+    insample: tuple[np.ndarray, ...]
+    """N arrays of float64, of different lengths."""
+    future: np.ndarray
+    """[N, H], the values to forecast."""
+
+
+def read_m4(frequency: str, data_dir: str | os.PathLike | None = None) -> M4Set:
+    """The series of Yearly, Quarterly, Monthly, Weekly, Daily or Hourly, looked for where named data sets are.
+
+    Raises InputError for another frequency, files that are not there, and files that do not fit one another.
+    """
+    if frequency not in M4_SPECS:
+        raise InputError(f"M4 has no frequency {frequency!r}, only {', '.join(M4_SPECS)}")
+    spec = M4_SPECS[frequency]
+    train, test = (_read_rows(_file_spec(spec, part), data_dir) for part in ("train", "test"))
+    horizons = {len(values) for values in test.values()}
+    if horizons != {spec.prediction_length}:
+        raise InputError(f"M4 {frequency}: test rows hold {sorted(horizons)} values, not {spec.prediction_length}")
+    if list(train) != list(test):
+        raise InputError(f"M4 {frequency}: the series of the training and test files differ")
+    short = next((name for name, values in train.items() if len(values) < spec.prediction_length + 2), None)
+    if short is not None:
+        raise InputError(f"M4 {frequency}: series {short} has only {len(train[short])} values")
+    return M4Set(spec, tuple(train), tuple(train.values()), np.stack(list(test.values())))
+
+
+def _file_spec(spec: M4Spec, part: str) -> DatasetSpec:
+    return DatasetSpec(
+        name=f"M4 {spec.frequency}",
+        file=f"m4/{spec.frequency}-{part}.csv",
+        frequency=spec.pandas_frequency,
+        seasonality=spec.seasonality,
+        licence="none stated; published for research by the competition",
+        source="https://github.com/Mcompetitions/M4-methods/tree/master/Dataset",
+    )
+
+
+def _read_rows(spec: DatasetSpec, data_dir: str | os.PathLike | None) -> dict[str, np.ndarray]:
+    path = locate(spec, data_dir)
+    try:
+        table = pd.read_csv(path, index_col=0, low_memory=False).astype(np.float64)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} can't be read as a file of M4: {' '.join(str(error).split())}") from None
+    rows = {}
+    for name, row in zip(table.index, table.to_numpy(), strict=True):
+        length = np.flatnonzero(~np.isnan(row))[-1] + 1 if not np.isnan(row).all() else 0
+        if not length or np.isnan(row[:length]).any() or np.isinf(row[:length]).any():
+            raise InputError(f"{path}: series {name} is empty, infinite or has a gap")
+        rows[str(name)] = row[:length]
+    return rows
+
+
+def insample_scale(values: np.ndarray, seasonality: int) -> float:
+    """MASE's denominator: the mean absolute step over `seasonality` rows; 1 for a series that never moves."""
+    if len(values) <= seasonality:
+        return 1.0
+    return float(np.abs(values[seasonality:] - values[:-seasonality]).mean()) or 1.0
+
+
+class M4Windows(Dataset):
+    """Windows of many series: what lies before a cut and the H steps behind it.
+
+    A batch is {"past_values" [B, L, 1], "past_observed_mask", "future_values" [B, H, 1] with NaN behind a series' end,
+    "insample_scale" [B, 1]}. With `last_cuts` every access draws a cut among each series' last ones; without, the
+    only cut leaves the last H steps to forecast.
+    """
+
+    def __init__(self, series: Sequence[np.ndarray], spec: M4Spec, *, last_cuts: int = 0, windows_per_series: int = 1):
+        self.spec, self.last_cuts, self.windows_per_series = spec, last_cuts, windows_per_series
+        L, H = spec.context_length, spec.prediction_length
+        # one row of values, with room in front of every series for a lookback and behind it for a horizon
+        padded = [np.concatenate((np.full(L, np.nan), values, np.full(H, np.nan))) for values in series]
+        self.values = torch.from_numpy(np.concatenate(padded).astype(np.float32))
+        self.lengths = torch.tensor([len(values) for values in series])
+        self.starts = torch.tensor([0, *np.cumsum([len(values) for values in padded])[:-1]])
+        scales = [
+            insample_scale(values[: len(values) - (0 if last_cuts else H)], spec.seasonality) for values in series
+        ]
+        self.scales = torch.tensor(scales, dtype=torch.float32)[:, None]
+
+    def __len__(self) -> int:
+        return len(self.lengths) * self.windows_per_series
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: values[0] for name, values in self.__getitems__([range(len(self))[index]]).items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        series = torch.as_tensor(indices, device=self.values.device) % len(self.lengths)
+        L, H = self.spec.context_length, self.spec.prediction_length
+        lengths = self.lengths[series]
+        cuts = lengths - H
+        if self.last_cuts:
+            first = (lengths - self.last_cuts).clamp(min=1)
+            # drawn on the CPU, whose generator a resumed run restores
+            draw = torch.rand(len(series)).to(first.device)
+            cuts = first + (draw * (lengths - first)).long()
+        steps = torch.arange(L + H, device=self.values.device)
+        rows = self.values[self.starts[series, None] + cuts[:, None] + steps][..., None]
+        past, future = rows.split((L, H), 1)
+        return {**masked_past(past), "future_values": future, "insample_scale": self.scales[series]}
+
+    def to(self, device: torch.device | str) -> "M4Windows":
+        """The same windows on `device`."""
+        for name in ("values", "lengths", "starts", "scales"):
+            setattr(self, name, getattr(self, name).to(device))
+        return self
+
+
+def last_lookbacks(series: Sequence[np.ndarray], context_length: int) -> dict[str, Tensor]:
+    """The model's inputs for what follows every series: {"past_values" [N, L, 1], "past_observed_mask"}."""
+    rows = np.full((len(series), context_length), np.nan, dtype=np.float32)
+    for row, values in zip(rows, series, strict=True):
+        known = values[-context_length:]
+        row[-len(known) :] = known
+    return masked_past(torch.from_numpy(rows)[..., None])
