@@ -51,14 +51,15 @@ def main():
         learn_from_linear(model, splits.train)
     # more channels than the backbone has positions: found before anything is written
     model.check_shapes(splits.train[0]["past_values"][None])
+    num_tokens = model.config.num_tokens(len(series.columns))
+    attention = model.attention.explain(num_tokens, args.compute_dtype, args.device)
     trainer = ForecastTrainer(model, args, splits, series.columns)
     main_process = trainer.is_world_process_zero()
     if main_process:
         write_settings(args.output_dir, resolved_settings(model, data_args, args))
         counts = parameter_counts(model)
-        print(
-            f"{counts['trained']:,} parameters trained, {counts['frozen']:,} frozen; the run goes to {args.output_dir}"
-        )
+        print(f"{counts['trained']:,} parameters trained, {counts['frozen']:,} frozen; attention: {attention}")
+        print(f"the run goes to {args.output_dir}")
 
     trained = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     test = trainer.test()

@@ -71,6 +71,11 @@ class ModelArguments:
     backbone_pass: str = _field(
         "twin", "twin: both branches in one call of the backbone; two_pass: one call each", ("twin", "two_pass")
     )
+    attn_implementation: str = _field(
+        "auto",
+        "attention of the backbone: auto, flash_attention_4, flash_attention_3, flash_attention_2, a hub kernel "
+        "(kernels-community/...), sdpa or eager; chosen anew wherever the run is loaded",
+    )
     backbone_seed: int = _field(0, "seed of the weights of a random: backbone")
 
     def __post_init__(self):
@@ -118,6 +123,9 @@ class LlataConfig(PreTrainedConfig):
         **kwargs,
     ):
         own = {item.name: kwargs.pop(item.name) for item in fields(ModelArguments) if item.name in kwargs}
+        # transformers' way of saying that nobody asked for one
+        if own.get("attn_implementation", "auto") is None:
+            del own["attn_implementation"]
         for name, value in asdict(ModelArguments(**own)).items():
             setattr(self, name, value)
         if isinstance(backbone_config, dict):
@@ -128,6 +136,12 @@ class LlataConfig(PreTrainedConfig):
         super().__init__(**kwargs)
         if backbone_config is not None:
             self._resolve()
+
+    def to_diff_dict(self) -> dict:
+        """What `config.json` holds: all but the attention, which is a matter of the machine."""
+        stored = super().to_diff_dict()
+        stored.pop("attn_implementation", None)
+        return stored
 
     def _resolve(self):
         """Settle the defaults that depend on the backbone's width, and check the sizes against it."""
@@ -177,3 +191,7 @@ class LlataConfig(PreTrainedConfig):
         """N, patches per channel."""
         length, stride = self.patching
         return (self.context_length - length) // stride + 1
+
+    def num_tokens(self, num_channels: int) -> int:
+        """T, tokens that the backbone attends over for a series of `num_channels`."""
+        return num_channels if self.variate_tokens else self.num_patches

@@ -178,6 +178,7 @@ class LlataForPrediction(PreTrainedModel):
     def __init__(self, config: LlataConfig, backbone: PreTrainedModel | None = None):
         """Build the forecaster around `backbone` (default: one with random weights), wrapping its modules in place."""
         super().__init__(config)
+        self.attention = choose_attention(config.backbone_config, config.attn_implementation)
         D = config.hidden_size
         self.max_tokens = max_tokens(config.backbone_config) if config.has_language_model else None
         self.embedding = PatchEmbedding(D, *config.patching)
@@ -211,7 +212,9 @@ class LlataForPrediction(PreTrainedModel):
         if config.ablation == "llm_to_transformer":
             return StandIn(EncoderLayer(D, config.num_heads, config.intermediate_size, config.dropout))
         if backbone is None:
-            backbone = build_backbone(config.backbone_config, choose_attention(config.backbone_config))
+            backbone = build_backbone(
+                config.backbone_config, choose_attention(config.backbone_config, config.attn_implementation).name
+            )
         if config.merged or config.ablation == "random_init":
             return PlainBackbone(backbone)
         return TwinBackbone(
@@ -387,7 +390,7 @@ class LlataForPrediction(PreTrainedModel):
         expected = (past_values.shape[0], H, past_values.shape[2])
         if future_values is not None and future_values.shape != expected:
             raise InputError(f"future_values must be {list(expected)}, got {list(future_values.shape)}")
-        num_tokens = past_values.shape[2] if self.config.variate_tokens else self.config.num_patches
+        num_tokens = self.config.num_tokens(past_values.shape[2])
         if self.max_tokens is not None and num_tokens > self.max_tokens:
             raise InputError(
                 f"{num_tokens} tokens a sequence, but {self.config.backbone} has only {self.max_tokens} positions: "
@@ -414,7 +417,9 @@ class PlainBackbone(nn.Module):
 
 def load_base(config: LlataConfig) -> tuple[PreTrainedModel, BackboneWeights]:
     """The pre-trained decoder that `config` names, without word embedding, and the weights it was loaded from."""
-    backbone = build_backbone(config.backbone_config, choose_attention(config.backbone_config))
+    backbone = build_backbone(
+        config.backbone_config, choose_attention(config.backbone_config, config.attn_implementation).name
+    )
     weights = load_backbone_weights(config.backbone, config.backbone_config, seed=config.backbone_seed)
     backbone.load_state_dict(weights.blocks)
     return backbone, weights

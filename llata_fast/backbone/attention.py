@@ -1,15 +1,40 @@
-"""Causal attention of the backbone without a mask tensor.
+"""What the backbone attends with: FlashAttention where it can and pays, else SDPA; no mask tensor in either.
 
 transformers builds its masks from position ids, reads them back to look for packed sequences (a host synchronisation
 each step) and, when compiled, hands SDPA a mask that keeps it from its flash kernels. Our sequences are never padded
-nor packed, so the implementation registered here declares no mask function: every layer gets None and SDPA its
-`is_causal` flag.
+nor packed, so the implementations registered here declare no mask function: every layer gets None, SDPA its
+`is_causal` flag, and a flash kernel no position ids.
+
+The choice is made in two steps. What holds for a backbone on a machine (installed? does it take this head width, these
+grouped keys, this window?) is found once, by trying the backend. What differs from call to call (device, precision,
+tokens) is compared at every call, by shapes and types alone, so one model trains in bf16 on a GPU and forecasts in fp32
+on a CPU. The choice is no part of a checkpoint: it is made anew wherever weights are loaded.
 """
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedConfig
+from transformers import MODEL_MAPPING, AttentionInterface, PreTrainedConfig, modeling_flash_attention_utils
+from transformers.utils import is_kernels_available
+
+from ..errors import InputError
+from .loading import within
+
+AUTO, SDPA, EAGER = "auto", "sdpa", "eager"
+FLASH_PACKAGES = ("flash_attention_4", "flash_attention_3", "flash_attention_2")
+HUB_KERNEL = "kernels-community/flash-attn2"
+FLASH_DEVICE = "cuda"
+
+# SDPA is faster below: the crossover is reported at 150 to 200 tokens (github.com/Dao-AILab/flash-attention/issues/591)
+FLASH_MIN_TOKENS = 200
+
+# unasked, nobody waits longer for a kernel from the hub
+_HUB_SECONDS = 15.0
 
 CAUSAL_SDPA = "causal_sdpa"
 
@@ -48,6 +73,220 @@ def causal_sdpa(
 AttentionInterface.register(CAUSAL_SDPA, causal_sdpa)
 
 
-def choose_attention(config: PreTrainedConfig) -> str:
-    """The attention implementation for a backbone: SDPA, or eager where logits are soft-capped (Gemma 2)."""
-    return CAUSAL_SDPA if getattr(config, "attn_logit_softcapping", None) is None else "eager"
+class AttentionChoice(NamedTuple):
+    """What a backbone attends with, on this machine."""
+
+    name: str
+    """`attn_implementation` of the backbone's config."""
+    backend: str
+    """A flash package, a hub kernel, sdpa or eager."""
+    forced: bool
+    reason: str
+
+    def explain(self, num_tokens: int, dtype: torch.dtype, device: torch.device) -> str:
+        """Backend and reason in one line, for sequences of `num_tokens` computed in `dtype`.
+
+        Raises:
+            InputError: the backend is forced and cannot attend over these.
+        """
+        if self.backend in (SDPA, EAGER):
+            return f"{self.backend} ({self.reason})"
+        refusal = _refuses_call(self.backend, self.forced, num_tokens, dtype, device)
+        return f"{self.backend} ({self.reason})" if refusal is None else f"{SDPA} ({refusal})"
+
+
+def choose_attention(config: PreTrainedConfig, requested: str = AUTO) -> AttentionChoice:
+    """Choose for a backbone's `config`.
+
+    `auto` takes the first flash backend that works here (4, 3, 2, then a hub kernel), for calls that it can take and
+    that it is worth for, and SDPA for the rest; eager where scores are soft-capped (Gemma 2).
+
+    Raises:
+        InputError: the backend is forced and cannot be used, or there is none of that name.
+    """
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    if requested == AUTO:
+        return _choose_freely(config, capped)
+    if requested == EAGER:
+        return AttentionChoice(EAGER, EAGER, True, "forced")
+    if requested == SDPA:
+        if capped:
+            raise InputError(f"attn_implementation sdpa cannot cap attention scores, as {config.model_type} does")
+        return AttentionChoice(CAUSAL_SDPA, SDPA, True, "forced")
+    if requested not in FLASH_PACKAGES and "/" not in requested:
+        raise InputError(
+            f"attn_implementation must be one of {', '.join((AUTO, *FLASH_PACKAGES, SDPA, EAGER))} "
+            f"or a hub kernel like {HUB_KERNEL}, got {requested!r}"
+        )
+    if (refusal := _refuses_config(requested, config, seconds=None)) is not None:
+        raise InputError(f"attn_implementation {requested} cannot be used: {refusal}")
+    lost = _lost_dropout(requested, config)
+    return AttentionChoice(_register_flash(requested, forced=True), requested, True, f"forced{lost and ', ' + lost}")
+
+
+def _choose_freely(config: PreTrainedConfig, capped: bool) -> AttentionChoice:
+    if capped:
+        return AttentionChoice(EAGER, EAGER, False, f"{config.model_type} caps attention scores")
+    if not torch.get_device_module(FLASH_DEVICE).is_available():
+        return AttentionChoice(CAUSAL_SDPA, SDPA, False, f"no {FLASH_DEVICE} device")
+    refusals = []
+    for backend in (*FLASH_PACKAGES, HUB_KERNEL):
+        refusal = _refuses_config(backend, config, _HUB_SECONDS) or _lost_dropout(backend, config)
+        if not refusal:
+            reason = "; ".join([*refusals, f"from {FLASH_MIN_TOKENS} tokens in 16 bits"])
+            return AttentionChoice(_register_flash(backend, forced=False), backend, False, reason)
+        refusals.append(f"{backend}: {refusal}")
+    return AttentionChoice(CAUSAL_SDPA, SDPA, False, "; ".join(refusals))
+
+
+def _register_flash(backend: str, forced: bool) -> str:
+    """Register attention by `backend` with transformers; returns its name there."""
+    # transformers takes every name with "flash" in it for a backend of its own
+    name = f"{'forced' if forced else 'auto'}_{backend.replace('flash', 'fast')}"
+
+    def attend(module, query, key, value, attention_mask, **kwargs):
+        dtype = _compute_dtype(value)
+        if _refuses_call(backend, forced, query.shape[2], dtype, query.device) is not None:
+            return causal_sdpa(module, query, key, value, attention_mask, **kwargs)
+        return _flash(backend, query, key, value, dtype, **kwargs), None
+
+    AttentionInterface.register(name, attend)
+    return name
+
+
+def _compute_dtype(value: Tensor) -> torch.dtype:
+    # not the query's: norms and rotary positions leave queries and keys in fp32 under autocast
+    device = value.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
+
+
+def _flash(
+    backend: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dtype: torch.dtype,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs,
+) -> Tensor:
+    """query [B, A, T, E], key and value [B, A / groups, T, E] -> [B, T, A, E] in `dtype`."""
+    # the one place where all three get the precision that the kernels take
+    query, key, value = (tensor.transpose(1, 2).to(dtype) for tensor in (query, key, value))
+    return modeling_flash_attention_utils._flash_attention_forward(
+        query,
+        key,
+        value,
+        None,
+        query_length=query.shape[1],
+        is_causal=True,
+        dropout=dropout,
+        softmax_scale=scaling,
+        sliding_window=sliding_window,
+        softcap=softcap,
+        attn_implementation=backend,
+    )
+
+
+def _refuses_call(backend: str, forced: bool, num_tokens: int, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why these sequences are not for `backend`; None where they are. InputError where it is forced."""
+    if device.type != FLASH_DEVICE:
+        refusal = f"{backend} needs a {FLASH_DEVICE} device, this is {device.type}"
+    elif dtype not in (torch.bfloat16, torch.float16):
+        refusal = f"{backend} takes bf16 and fp16, this is {dtype}"
+    elif num_tokens < FLASH_MIN_TOKENS and not forced:
+        return f"{backend} pays from {FLASH_MIN_TOKENS} tokens, these are {num_tokens}"
+    else:
+        return None
+    if forced:
+        raise InputError(f"attn_implementation {refusal}")
+    return refusal
+
+
+class _Probe(NamedTuple):
+    """What a backend is asked for."""
+
+    num_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    sliding_window: int | None
+    softcap: float | None
+
+
+def _refuses_config(backend: str, config: PreTrainedConfig, seconds: float | None) -> str | None:
+    """Why `backend` cannot attend for this backbone on this machine; None where it can. `seconds` bound a download."""
+    if not MODEL_MAPPING[type(config)]._supports_flash_attn:
+        return f"{config.model_type} has no flash attention"
+    num_heads = config.num_attention_heads
+    return _tried(
+        backend,
+        _Probe(
+            num_heads,
+            getattr(config, "num_key_value_heads", None) or num_heads,
+            getattr(config, "head_dim", None) or config.hidden_size // num_heads,
+            getattr(config, "sliding_window", None),
+            getattr(config, "attn_logit_softcapping", None),
+        ),
+        seconds,
+    )
+
+
+@functools.cache
+def _tried(backend: str, probe: _Probe, seconds: float | None) -> str | None:
+    """Why a small attention by `backend`, forward and backward, did not work; None where it did.
+
+    A backend's documented limits change from release to release, and transformers leaves out in silence what one does
+    not take: what comes out is compared.
+    """
+    if not torch.get_device_module(FLASH_DEVICE).is_available():
+        return f"no {FLASH_DEVICE} device"
+    T = 24
+    window = None if probe.sliding_window is None else min(probe.sliding_window, T // 2)
+    try:
+        _load(backend, seconds)
+        shapes = [(1, heads, T, probe.head_dim) for heads in (probe.num_heads, *2 * [probe.num_key_value_heads])]
+        # no random numbers: the run's own must not depend on what is installed
+        inputs = [
+            torch.arange(torch.Size(shape).numel(), device=FLASH_DEVICE).mul(7 + shift).cos().view(shape).bfloat16()
+            for shift, shape in enumerate(shapes)
+        ]
+        with torch.enable_grad(), torch.autocast(FLASH_DEVICE, enabled=False):
+            inputs = [tensor.requires_grad_() for tensor in inputs]
+            output = _flash(backend, *inputs, torch.bfloat16, sliding_window=window, softcap=probe.softcap)
+            torch.autograd.grad(output.sum(), inputs)
+        if probe.softcap is None:
+            expected, _ = causal_sdpa(None, *inputs, None, sliding_window=window)
+            if not (error := (output - expected).abs().max().item()) < 0.05:
+                return f"its result differs from SDPA's by {error:.2g}"
+    # a missing package, a card, a head width, a broken build: a backend may raise anything
+    except Exception as error:
+        return str(error).strip().partition("\n")[0] or type(error).__name__
+    return None
+
+
+def _load(backend: str, seconds: float | None = None) -> tuple[Callable, ...]:
+    """A backend's functions, for equal lengths first; raises whatever the import or download does."""
+    load = functools.partial(modeling_flash_attention_utils.lazy_import_flash_attention, backend)
+    if backend in FLASH_PACKAGES:
+        # transformers would go to the hub for it; older ones do not know version 4
+        installed = getattr(modeling_flash_attention_utils, f"is_flash_attn_{backend[-1]}_available", lambda: False)
+        if not installed():
+            raise ImportError("not installed")
+    elif not is_kernels_available():
+        raise ImportError("the package kernels is not installed, or not in a version that transformers takes")
+    elif seconds is not None:
+        load = functools.partial(within, seconds, load)
+    functions, _ = load()
+    return functions
+
+
+def _lost_dropout(backend: str, config: PreTrainedConfig) -> str:
+    """What training would lose with `backend`, "" for nothing: versions 3 and 4 know no dropout."""
+    dropout = getattr(config, "attn_pdrop", None) or getattr(config, "attention_dropout", None)
+    if not dropout:
+        return ""
+    _, with_lengths, *_ = _load(backend)
+    takes_it = "dropout_p" in inspect.signature(with_lengths).parameters
+    return "" if takes_it else f"it has no attention dropout, the backbone has {dropout}"

@@ -191,7 +191,7 @@ def _on_hub(place: _Place, name: str) -> bool:
     """Whether the hub model has this file, within _HUB_SECONDS: the library's own retries take half a minute."""
     where = f"backbone {place.source!r}: no such folder here"
     try:
-        _within(_HUB_SECONDS, lambda: get_hf_file_metadata(hf_hub_url(place.location, name), timeout=_HUB_SECONDS / 2))
+        within(_HUB_SECONDS, lambda: get_hf_file_metadata(hf_hub_url(place.location, name), timeout=_HUB_SECONDS / 2))
     except EntryNotFoundError:
         return False
     except GatedRepoError as error:
@@ -204,7 +204,7 @@ def _on_hub(place: _Place, name: str) -> bool:
     return True
 
 
-def _within(seconds: float, call: Callable[[], Any]) -> Any:
+def within(seconds: float, call: Callable[[], Any]) -> Any:
     """`call()`, given up after `seconds`. A thread, because no timeout of the HTTP library covers the name lookup."""
     outcome: queue.Queue = queue.Queue()
 

@@ -110,6 +110,11 @@ class ForecastTrainingArguments(TrainingArguments):
         if self._n_gpu > 1:
             self._n_gpu = 1
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What matrix products are computed in."""
+        return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else torch.float32
+
     def _settle_checkpointing(self):
         # the option's name in transformers, and the one it had before
         for name in ("activation_checkpointing", "gradient_checkpointing"):

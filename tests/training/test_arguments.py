@@ -207,6 +207,7 @@ def test_our_option_names():
         "alignment_decay",
         "alignment_loss",
         "alignment_weight",
+        "attn_implementation",
         "backbone",
         "backbone_pass",
         "backbone_seed",
