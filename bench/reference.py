@@ -1,6 +1,6 @@
 """LLaTA as its published implementation computes it: the yardstick of the train-step benchmark.
 
-Written from the method's description, with the published code's order of work: two whole copies of GPT-2 and two
+Written from the method's description, with the published code's order of work: two whole copies of the backbone and two
 passes, eager attention whose maps are kept, the prototypes copied for every window and projected to keys and values
 copy by copy, features projected and stored layer by layer, both branches at test time, fp32. State-dict keys are the
 published ones, so `load_reference_checkpoint` turns its weights into our model and the two can be compared.
@@ -11,17 +11,41 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2Model
+from transformers import AutoModel, GPT2Config, LlamaConfig, PreTrainedConfig
 
 LOSSES = {"l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss, "mse": F.mse_loss}
 
 
-class LoraConv1D(nn.Module):
-    """GPT-2's fused projection with a low-rank update."""
+def backbone_config(family: str, hidden_size: int, num_layers: int, dropout: float) -> PreTrainedConfig:
+    """GPT-2's proportions, or those of Llama 3 8B."""
+    if family == "gpt2":
+        return GPT2Config(
+            n_embd=hidden_size,
+            n_layer=num_layers,
+            n_head=hidden_size // 64,
+            resid_pdrop=dropout,
+            embd_pdrop=dropout,
+            attn_pdrop=dropout,
+            use_cache=False,
+        )
+    return LlamaConfig(
+        hidden_size=hidden_size,
+        intermediate_size=hidden_size * 7 // 2,
+        num_hidden_layers=num_layers,
+        num_attention_heads=hidden_size // 128,
+        num_key_value_heads=hidden_size // 512,
+        use_cache=False,
+    )
+
+
+class LoraLinear(nn.Module):
+    """A projection with a low-rank update."""
 
     def __init__(self, base_layer: nn.Module, rank: int, alpha: float, dropout: float):
         super().__init__()
         in_features, out_features = base_layer.weight.shape
+        if isinstance(base_layer, nn.Linear):
+            in_features, out_features = out_features, in_features
         self.base_layer = base_layer
         self.lora_A = nn.ModuleDict({"default": nn.Linear(in_features, rank, bias=False)})
         self.lora_B = nn.ModuleDict({"default": nn.Linear(rank, out_features, bias=False)})
@@ -57,37 +81,27 @@ class ReferenceModel(nn.Module):
     def __init__(
         self,
         prototypes: Tensor,
+        config: PreTrainedConfig,
         *,
         context_length: int,
         prediction_length: int,
-        num_layers: int,
         lora_r: int = 8,
         lora_alpha: float = 32,
         dropout: float = 0.1,
     ):
         super().__init__()
-        hidden_size = prototypes.shape[1]
+        hidden_size, num_layers = config.hidden_size, config.num_hidden_layers
         num_heads = hidden_size // 64
-        config = GPT2Config(
-            n_embd=hidden_size,
-            n_layer=num_layers,
-            n_head=num_heads,
-            resid_pdrop=dropout,
-            embd_pdrop=dropout,
-            attn_pdrop=dropout,
-            use_cache=False,
-        )
-        config._attn_implementation = "eager"
         self.prototypes = prototypes
-        temporal = GPT2Model(config)
-        self.gpt2_text = GPT2Model(config)
+        temporal, self.gpt2_text = (AutoModel.from_config(config, attn_implementation="eager") for _ in range(2))
         self.gpt2_text.load_state_dict(temporal.state_dict())
-        for block in temporal.h:
-            block.attn.c_attn = LoraConv1D(block.attn.c_attn, lora_r, lora_alpha, dropout)
+        for parent in list(temporal.modules()):
+            for name in {"c_attn", "q_proj", "k_proj", "v_proj"} & dict(parent.named_children()).keys():
+                setattr(parent, name, LoraLinear(getattr(parent, name), lora_r, lora_alpha, dropout))
         # the nesting of PEFT, for the names of the weights
         self.gpt2 = nn.ModuleDict({"base_model": nn.ModuleDict({"model": temporal})})
         for name, parameter in temporal.named_parameters():
-            parameter.requires_grad = any(part in name for part in ("ln", "wpe", "lora"))
+            parameter.requires_grad = any(part in name for part in ("ln", "norm", "wpe", "lora"))
         for name, parameter in self.gpt2_text.named_parameters():
             parameter.requires_grad = "wpe" in name
         self.in_layer = PrototypeEncoder(context_length, hidden_size, num_heads, dropout)

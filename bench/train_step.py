@@ -25,13 +25,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from reference import ReferenceModel, reference_loss
+from reference import ReferenceModel, backbone_config, reference_loss
 from torch import Tensor
 from tqdm import tqdm
-from transformers import GPT2Config
+from transformers import PreTrainedConfig
 
 from llata_fast.backbone.twin import store_frozen
-from llata_fast.checkpoint import load_reference_checkpoint
+from llata_fast.checkpoint import reference_weights
 from llata_fast.config import LlataConfig
 from llata_fast.modeling import LlataForPrediction
 from llata_fast.training.arguments import has_bf16
@@ -93,23 +93,27 @@ class Provider:
 
 
 def build_reference(options: argparse.Namespace) -> ReferenceModel:
-    prototypes = torch.randn(PROTOTYPES, options.hidden_size) * 0.1
-    sizes = {"context_length": CONTEXT, "prediction_length": HORIZON, "num_layers": options.num_layers}
-    return ReferenceModel(prototypes, dropout=options.dropout, **sizes)
+    prototypes = torch.randn(num_prototypes(options), options.hidden_size) * 0.1
+    return ReferenceModel(
+        prototypes,
+        backbone_of(options),
+        context_length=CONTEXT,
+        prediction_length=HORIZON,
+        dropout=options.dropout,
+    )
 
 
 def build_ours(options: argparse.Namespace) -> LlataForPrediction:
     """Our model of the same size; random weights take the same time as any."""
-    gpt2 = GPT2Config(
-        n_embd=options.hidden_size,
-        n_layer=options.num_layers,
-        n_head=options.hidden_size // 64,
-        resid_pdrop=options.dropout,
-        embd_pdrop=options.dropout,
-        attn_pdrop=options.dropout,
-        use_cache=False,
-    )
-    return LlataForPrediction(LlataConfig(gpt2, **config_fields(options)))
+    return LlataForPrediction(LlataConfig(backbone_of(options), **config_fields(options)))
+
+
+def backbone_of(options: argparse.Namespace) -> PreTrainedConfig:
+    return backbone_config(options.backbone, options.hidden_size, options.num_layers, options.dropout)
+
+
+def num_prototypes(options: argparse.Namespace) -> int:
+    return min(PROTOTYPES, options.hidden_size - 1)
 
 
 def config_fields(options: argparse.Namespace) -> dict:
@@ -117,7 +121,7 @@ def config_fields(options: argparse.Namespace) -> dict:
         "num_layers": options.num_layers,
         "context_length": CONTEXT,
         "prediction_length": HORIZON,
-        "num_prototypes": PROTOTYPES,
+        "num_prototypes": num_prototypes(options),
         "num_heads": options.hidden_size // 64,
         "task_loss": LOSS,
         "consistency_loss": LOSS,
@@ -140,7 +144,9 @@ def check_agreement(options: argparse.Namespace):
     exact = argparse.Namespace(**vars(options) | {"dropout": 0.0, "batch": min(options.batch, 8)})
     past, future = batch(exact)
     theirs = build_reference(exact)
-    ours = load_reference_checkpoint(theirs.state_dict(), theirs.prototypes, **config_fields(exact))
+    ours = build_ours(exact)
+    # two_pass names the shared weights twice, which the reference does not
+    ours.load_state_dict(reference_weights(theirs.state_dict(), theirs.prototypes), strict=False)
     theirs, ours = theirs.to(options.device).train(), ours.to(options.device).train()
     published, mine = theirs(past), ours(past, future)
     pairs = {
@@ -255,6 +261,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--yardstick", choices=("published", "compiled"), default="published")
     parser.add_argument("--batch", type=int, default=32, help="windows")
     parser.add_argument("--channels", type=int, default=7)
+    parser.add_argument("--backbone", choices=("gpt2", "llama"), default="gpt2", help="its proportions")
     parser.add_argument("--hidden_size", type=int, default=768)
     parser.add_argument("--num_layers", type=int, default=6)
     parser.add_argument("--dropout", type=float, default=0.1)

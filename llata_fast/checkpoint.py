@@ -16,6 +16,8 @@ from .errors import InputError
 from .modeling import LlataForPrediction
 
 _BLOCK = r"gpt2\.base_model\.model\."
+# GPT-2's norms, and those of decoders with RMS norms
+_NORM = r"((?:(?:h|layers)\.\d+\.)?(?:ln_\w+|\w*norm))\."
 
 # reference key -> ours; GPT-2's weights feed the shared frozen base and the modules tuned from it
 _RENAMES = [
@@ -34,9 +36,9 @@ _RENAMES = [
     (_BLOCK + r"(.*)\.lora_A\.default\.", r"backbone.model.\1.lora_a."),
     (_BLOCK + r"(.*)\.lora_B\.default\.", r"backbone.model.\1.lora_b."),
     (_BLOCK + r"(.*)\.base_layer\.", r"backbone.model.\1.base."),
-    (_BLOCK + r"((?:h\.\d+\.)?ln_\w+)\.", r"backbone.model.\1.tuned."),
+    (_BLOCK + _NORM, r"backbone.model.\1.tuned."),
     (_BLOCK, "backbone.model."),
-    (r"gpt2_text\.((?:h\.\d+\.)?ln_\w+)\.", r"backbone.model.\1.base."),
+    (r"gpt2_text\." + _NORM, r"backbone.model.\1.base."),
 ]
 
 
@@ -61,7 +63,6 @@ def load_reference_checkpoint(
         InputError: a file that is not there, or weights that are not the reference's.
     """
     state = _read_state(source)
-    rename = reference_names(state)
     try:
         sizes = _sizes(state)
     except KeyError as error:
@@ -89,9 +90,7 @@ def load_reference_checkpoint(
         "num_prototypes": len(prototypes),
     }
     model = LlataForPrediction(LlataConfig(gpt2, num_heads=num_heads, lora_alpha=lora_alpha, **(fields | config)))
-    weights = {ours: state[key] for key, ours in rename.items()} | {"prototypes": prototypes}
-    weights |= _split_cross_attention(state)
-    missing, unexpected = model.load_state_dict(weights, strict=False)
+    missing, unexpected = model.load_state_dict(reference_weights(state, prototypes), strict=False)
     missing = [key for key in missing if key not in model.backbone.shared_keys("backbone.")]
     if missing or unexpected:
         raise InputError(f"not a checkpoint of the reference: {(missing + unexpected)[0]} has no counterpart")
@@ -108,6 +107,12 @@ def reference_names(keys) -> dict[str, str]:
                 break
     # the vocabulary is not used, its principal components are
     return {key: ours for key, ours in names.items() if ".wte." not in ours}
+
+
+def reference_weights(state: dict[str, Tensor], prototypes: Tensor) -> dict[str, Tensor]:
+    """The state dict of our model from the reference's and its prototypes [V, D]; without what two_pass shares."""
+    weights = {ours: state[key] for key, ours in reference_names(state).items()}
+    return weights | {"prototypes": prototypes} | _split_cross_attention(state)
 
 
 def _split_cross_attention(state: dict[str, Tensor]) -> dict[str, Tensor]:

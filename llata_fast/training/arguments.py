@@ -94,6 +94,7 @@ class ForecastTrainingArguments(TrainingArguments):
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         self._settle_batch_size()
         self._settle_precision()
+        self._settle_compilation()
         if self.report_to is None:
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
         if self.eval_strategy == "no" or self.save_strategy == "no":
@@ -123,6 +124,11 @@ class ForecastTrainingArguments(TrainingArguments):
                 if kwargs["use_reentrant"]:
                     raise InputError(f"{name} must be non-reentrant: use_reentrant true is not supported")
                 setattr(self, f"{name}_kwargs", kwargs)
+
+    def _settle_compilation(self):
+        # few channels are bound by launches: CUDA graphs take them away, but cannot capture ZeRO's hooks between blocks
+        if self.torch_compile and self.torch_compile_mode is None and not self.use_cpu and self.deepspeed is None:
+            self.torch_compile_mode = "reduce-overhead"
 
     def _settle_batch_size(self):
         if self.per_device_train_batch_size is not None:

@@ -69,7 +69,8 @@ class ForecastTrainer(Trainer):
         if model.training:
             # an ablation lacks some
             for name in [name for name in _LOSS_TERMS if name in outputs]:
-                term = outputs[name].detach()
+                # a copy: the next step of a CUDA graph writes where this one did
+                term = outputs[name].detach().clone()
                 self._terms[name] = self._terms[name] + term if name in self._terms else term
             self._num_terms += 1
         return (outputs.loss, outputs) if return_outputs else outputs.loss

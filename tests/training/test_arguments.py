@@ -150,6 +150,18 @@ def test_precision(refused, monkeypatch):
     assert "--precision: invalid choice: 'fp8'" in refused("--precision", "fp8")
 
 
+def test_compiled_steps_are_cuda_graphs_on_a_gpu():
+    def mode(**given):
+        settings = {"torch_compile": True, "torch_compile_mode": None, "use_cpu": False, "deepspeed": None} | given
+        arguments = SimpleNamespace(**settings)
+        ForecastTrainingArguments._settle_compilation(arguments)
+        return arguments.torch_compile_mode
+
+    assert mode() == "reduce-overhead"
+    assert mode(torch_compile_mode="default") == "default"
+    assert mode(torch_compile=False) is mode(use_cpu=True) is mode(deepspeed="zero2.json") is None
+
+
 @pytest.mark.parametrize("name", ["gradient_checkpointing", "activation_checkpointing"])
 def test_checkpointing_is_non_reentrant(refused, name):
     if name not in {item.name for item in fields(TrainingArguments)}:
