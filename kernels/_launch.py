@@ -25,9 +25,23 @@ ENABLED = AVAILABLE and os.environ.get("LLATA_KERNELS") != "0"
 DEFAULT_MULTIPROCESSORS = 2 if INTERPRET else 132
 
 
+_fake = False
+
+
+@contextlib.contextmanager
+def triton_for_fake_tensors():
+    """Within it the ops' Triton side runs on any device: on fake tensors, which launch nothing, as on a GPU's."""
+    global _fake
+    _fake = True
+    try:
+        yield
+    finally:
+        _fake = False
+
+
 def use_triton(x: torch.Tensor) -> bool:
     """CUDA tensors take Triton; CPU tensors only in the interpreter; LLATA_KERNELS=0 turns it off."""
-    return ENABLED and (x.is_cuda or INTERPRET)
+    return _fake or (ENABLED and (x.is_cuda or INTERPRET))
 
 
 def device_guard(x: torch.Tensor):

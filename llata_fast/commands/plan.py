@@ -1,0 +1,197 @@
+"""Say what a training will need, before anything is rented.
+
+From the configuration alone: parameters, memory of a GPU by part, bytes on the wire, FLOPs and time of a step for every
+parallel strategy, and the fastest one that fits. Rates are the data sheets', times are estimates.
+
+    python -m llata_fast plan --backbone meta-llama/Llama-3.1-70B --num_layers 80 --gpus 64 --gpu h100-80g
+"""
+
+import argparse
+import json
+from dataclasses import asdict, fields
+
+import pandas as pd
+from transformers import AutoConfig
+
+from ..backbone.families import published
+from ..backbone.loading import read_backbone_config
+from ..config import LlataConfig, ModelArguments
+from ..errors import InputError
+from ..planning.hardware import DEVICES
+from ..planning.planner import ASSUMPTIONS, GIB, Plan, Request, StagePlan, make_plan
+from ..planning.stages import STAGES
+
+_PARTS = (
+    "weights",
+    "gradients",
+    "optimizer",
+    "activations",
+    "communication",
+    "prototype_keys_values",
+    "runtime",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser._add_dataclass_arguments(ModelArguments)
+    parser.add_argument("--gpu", default="h100-80g", help=f"one of {', '.join(DEVICES)}")
+    parser.add_argument("--gpus", type=int, default=1, help="number of GPUs (or of CPU ranks)")
+    parser.add_argument("--stage", default="auto", help=f"auto (all of them), or one of {', '.join(STAGES)}")
+    parser.add_argument("--batch_size", type=int, default=None, help="windows of a step over all GPUs; default 32 each")
+    parser.add_argument("--gradient_accumulation_steps", type=int, default=1, help="micro-steps of a step")
+    parser.add_argument("--channels", type=int, default=7, help="channels of the series")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="default bf16, on a CPU fp32")
+    parser.add_argument("--gradient_checkpointing", action="store_true", help="plan with it alone; default: both")
+    parser.add_argument("--json", action="store_true", help="one JSON object and nothing else")
+
+
+def run(options: argparse.Namespace):
+    if options.stage not in ("auto", *STAGES):
+        raise InputError(f"stage {options.stage!r} is not one of auto, {', '.join(STAGES)}")
+    request = Request(
+        gpu=options.gpu,
+        gpus=options.gpus,
+        batch_size=32 * options.gpus * options.gradient_accumulation_steps
+        if options.batch_size is None
+        else options.batch_size,
+        micro_steps=options.gradient_accumulation_steps,
+        channels=options.channels,
+        precision=options.precision or ("fp32" if options.gpu == "cpu" else "bf16"),
+        checkpointing=True if options.gradient_checkpointing else None,
+    )
+    arguments = ModelArguments(**{item.name: getattr(options, item.name) for item in fields(ModelArguments)})
+    plan = make_plan(model_config(arguments), request, STAGES if options.stage == "auto" else (options.stage,))
+    print(json.dumps(as_json(plan)) if options.json else as_text(plan))
+
+
+def model_config(arguments: ModelArguments) -> LlataConfig:
+    """The configuration of a model whose backbone nobody has: the table of published ones, else wherever it is.
+
+    Raises:
+        InputError: the backbone is not to be found, or has fewer blocks.
+    """
+    known = published(arguments.backbone)
+    if known is None:
+        backbone = read_backbone_config(arguments.backbone, arguments.num_layers)
+    else:
+        layers = "n_layer" if known["model_type"] == "gpt2" else "num_hidden_layers"
+        total = AutoConfig.for_model(**known).num_hidden_layers
+        if arguments.num_layers > total:
+            raise InputError(f"backbone {arguments.backbone!r} has {total} layers, not {arguments.num_layers}")
+        backbone = AutoConfig.for_model(**known | {layers: arguments.num_layers})
+    return LlataConfig(**asdict(arguments), backbone_config=backbone)
+
+
+def as_json(plan: Plan) -> dict:
+    """The plan as one object; of each stage the variant to take: without checkpointing unless only that fits."""
+    request = plan.request
+    return {
+        "backbone": plan.config.backbone,
+        **asdict(request),
+        "frozen_parameters": plan.weights.frozen,
+        "trained_parameters": plan.weights.trained,
+        "flops_per_step": plan.stages[0].flops,
+        "tokens_per_step": plan.tokens,
+        "stages": {stage: _stage_json(plan, variants) for stage, variants in _by_stage(plan).items()},
+        "recommended": plan.recommended and plan.recommended.stage,
+        "recommended_checkpointing": plan.recommended and plan.recommended.checkpointing,
+        "reason": reason(plan),
+        "assumptions": ASSUMPTIONS,
+        "device": DEVICES[request.gpu]._asdict(),
+    }
+
+
+def _by_stage(plan: Plan) -> dict[str, list[StagePlan]]:
+    stages: dict[str, list[StagePlan]] = {}
+    for variant in plan.stages:
+        stages.setdefault(variant.stage, []).append(variant)
+    return stages
+
+
+def _stage_json(plan: Plan, variants: list[StagePlan]) -> dict:
+    return _variant_json(plan, variants[0]) | {
+        "with_checkpointing": _variant_json(plan, variants[-1]) if variants[-1].checkpointing else None
+    }
+
+
+def _variant_json(plan: Plan, variant: StagePlan) -> dict:
+    return {
+        "memory_gib": variant.memory_bytes / GIB,
+        "memory_by_part_gib": {part: variant.memory.get(part, 0.0) / GIB for part in _PARTS},
+        "wire_bytes_per_step": variant.wire_bytes,
+        "messages": {
+            "all_reduce": variant.messages.all_reduce,
+            "all_gather": variant.messages.all_gather,
+            "reduce_scatter": variant.messages.reduce_scatter,
+        },
+        "flops_per_step": variant.flops,
+        "step_seconds": variant.step_seconds,
+        "compute_seconds": variant.compute_seconds,
+        "exposed_seconds": variant.exposed_seconds,
+        "windows_per_second": plan.request.batch_size / variant.step_seconds,
+        "tokens_per_second": plan.tokens / variant.step_seconds,
+        "fits": variant.fits,
+    }
+
+
+def as_text(plan: Plan) -> str:
+    request, weights = plan.request, plan.weights
+    each = f"{request.gpus} x {request.gpu}, {request.batch_size} windows of {request.channels} channels a step"
+    rows = []
+    for variant in plan.stages:
+        rows.append(
+            {"stage": variant.stage, "checkpointing": "yes" if variant.checkpointing else "no"}
+            | {_SHORT[part]: f"{variant.memory.get(part, 0.0) / GIB:.2f}" for part in _PARTS}
+            | {
+                "GiB a GPU": f"{variant.memory_bytes / GIB:.2f}",
+                "fits": "yes" if variant.fits else "no",
+                "GB sent": f"{variant.wire_bytes / 1e9:.3f}",
+                "TFLOP": f"{variant.flops / 1e12:.2f}",
+                "s/step": f"{variant.step_seconds:.4f}",
+                "tokens/s": f"{plan.tokens / variant.step_seconds:,.0f}",
+            }
+        )
+    return "\n".join(
+        [
+            f"{plan.config.backbone}, first {plan.config.num_layers} blocks; {each}, {request.precision}",
+            f"{weights.frozen:,} parameters frozen, {weights.trained:,} trained",
+            "",
+            pd.DataFrame(rows).to_string(index=False),
+            "",
+            reason(plan),
+            "Memory at its peak, in GiB by part; 'GB sent' by one GPU in a step. Rates are the data sheet's; "
+            f"{ASSUMPTIONS['utilisation']:.0%} of the peak rate is assumed.",
+        ]
+    )
+
+
+_SHORT = {part: part for part in _PARTS} | {"communication": "buffers", "prototype_keys_values": "prototypes' k, v"}
+
+
+def reason(plan: Plan) -> str:
+    """The recommendation in a sentence, with its reason."""
+    best, request = plan.recommended, plan.request
+    room = DEVICES[request.gpu].memory_gib
+    if best is None:
+        least = min(plan.stages, key=lambda variant: variant.memory_bytes)
+        return (
+            f"Nothing fits: {least.stage} needs least, {least.memory_bytes / GIB:.1f} GiB of {room:.1f} GiB a GPU; "
+            "take more GPUs, fewer windows a GPU or fewer blocks."
+        )
+    what = f"Take {best.stage}{' with --gradient_checkpointing' if best.checkpointing else ''}"
+    needs = f"{best.memory_bytes / GIB:.1f} of {room:.1f} GiB a GPU, {best.step_seconds:.3g} s a step"
+    before = [variant for variant in plan.stages if variant.checkpointing == best.checkpointing]
+    if request.gpus == 1:
+        before = [variant for variant in before if variant.stage == "ddp" or "offload" in variant.stage]
+    simpler = before[: before.index(best)]
+    if not simpler:
+        why = "the simplest that fits, and no other is clearly faster"
+    elif all(not variant.fits for variant in simpler):
+        why = f"the simpler {', '.join(variant.stage for variant in simpler)} would not fit"
+    else:
+        slower = [variant for variant in simpler if variant.fits]
+        share = min(variant.step_seconds for variant in slower) / best.step_seconds - 1
+        why = f"the simpler {', '.join(variant.stage for variant in slower)} would be {share:.0%} slower or more"
+    if best.checkpointing:
+        why += "; without checkpointing nothing fits" if plan.request.checkpointing is None else ""
+    return f"{what}: {needs}; {why}."

@@ -1,0 +1,225 @@
+"""Puts it together: what a training needs on given devices, stage by stage, and which stage to take.
+
+Assumptions, all of them in `ASSUMPTIONS`: what is computed runs at a stated share of the data sheet's peak and never
+faster than its kernels are launched or its weights are read; what is moved follows `hardware.collective_seconds` and
+hides behind what is computed where DeepSpeed or DDP overlaps the two.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..config import LlataConfig
+from ..errors import InputError
+from .hardware import DEVICES, Device, collective_seconds
+from .stages import STAGES, Messages, Weights, memory, messages, weigh
+from .trace import Trace, Workload, trace_step
+
+GIB = 2**30
+
+ASSUMPTIONS = {
+    "utilisation": 0.4,
+    "launch_seconds": 5e-6,
+    "usable_memory": 0.94,
+    # estimates closer than that are equal, and the simpler stage wins
+    "tie": 0.1,
+    # CUDA's context, kernels and the collectives' own buffers
+    "gpu_runtime_bytes": 1.0 * GIB,
+    # what PyTorch's allocator holds beyond what is in use, as a share of activations
+    "gpu_fragmentation": 0.08,
+    # a CPU's matrix library, thread pools, data
+    "cpu_runtime_bytes": 0.08 * GIB,
+    # glibc keeps more of what is freed than a GPU's caching allocator: 1.58 GiB in use were 1.81 GiB resident
+    "cpu_fragmentation": 0.33,
+    # AdamW reads and writes weight, gradient and two states
+    "optimizer_passes": 7,
+    # GB/s of a host's memory, shared by its devices' optimizers
+    "host_memory_gbps": 200,
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is planned."""
+
+    gpu: str = "h100-80g"
+    gpus: int = 1
+    batch_size: int = 128
+    """windows of an optimizer step over all GPUs"""
+    micro_steps: int = 1
+    """accumulation steps"""
+    channels: int = 7
+    precision: str = "bf16"
+    """fp32 or bf16"""
+    checkpointing: bool | None = None
+    """None: where it makes a stage fit"""
+
+    def __post_init__(self):
+        if self.gpu not in DEVICES:
+            raise InputError(f"gpu {self.gpu!r} is not one of {', '.join(DEVICES)}")
+        for name in ("gpus", "batch_size", "micro_steps", "channels"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.batch_size % (self.gpus * self.micro_steps):
+            raise InputError(
+                f"batch_size {self.batch_size} is not a multiple of {self.gpus} GPUs x {self.micro_steps} "
+                "accumulation steps"
+            )
+
+    @property
+    def micro_batch(self) -> int:
+        return self.batch_size // (self.gpus * self.micro_steps)
+
+
+class StagePlan(NamedTuple):
+    """One stage, with or without activation checkpointing."""
+
+    stage: str
+    checkpointing: bool
+    memory: dict[str, float]
+    """bytes on a rank by part"""
+    messages: Messages
+    wire_bytes: float
+    """that one rank sends in a step"""
+    flops: float
+    """of a step, all ranks"""
+    compute_seconds: float
+    exposed_seconds: float
+    """of communication, optimizer and offloading, what does not hide behind computing"""
+    fits: bool
+
+    @property
+    def memory_bytes(self) -> float:
+        return sum(self.memory.values())
+
+    @property
+    def step_seconds(self) -> float:
+        return self.compute_seconds + self.exposed_seconds
+
+
+class Plan(NamedTuple):
+    """Every stage twice, and the one to take."""
+
+    request: Request
+    config: LlataConfig
+    weights: Weights
+    stages: list[StagePlan]
+    recommended: StagePlan | None
+
+    @property
+    def tokens(self) -> int:
+        """that the backbone attends over in a step, of the temporal branch"""
+        per_channel = 1 if self.config.variate_tokens else self.config.num_patches
+        return self.request.batch_size * self.request.channels * per_channel
+
+
+def make_plan(config: LlataConfig, request: Request, stages: tuple[str, ...] = STAGES) -> Plan:
+    """Plan the training of `config` (`backbone_config` filled in) by `request`; the first stage is the simplest.
+
+    Recommended is the simplest that fits and is within 10 % of the fastest; checkpointing only where nothing else fits.
+    """
+    half = request.precision == "bf16"
+    # under DDP bf16 is autocast, DeepSpeed casts the weights
+    modes = {stage: ("autocast" if stage == "ddp" else "bf16") if half else "fp32" for stage in stages}
+    weights = {mode: weigh(config, mode) for mode in set(modes.values())}
+    choices = (False, True) if request.checkpointing is None else (request.checkpointing,)
+    traces = {
+        (mode, checkpointing): trace_step(
+            config, Workload(request.micro_batch, request.channels, mode, checkpointing, request.gpu != "cpu")
+        )
+        for mode in weights
+        for checkpointing in choices
+    }
+    plans = [
+        _plan_stage(stage, checkpointing, weights[mode], traces[mode, checkpointing], config, request)
+        for checkpointing in choices
+        for stage, mode in modes.items()
+    ]
+    return Plan(request, config, weights[modes[stages[0]]], plans, _recommend(plans, request.gpus))
+
+
+def _recommend(plans: list[StagePlan], gpus: int) -> StagePlan | None:
+    fitting = [plan for plan in plans if plan.fits]
+    if gpus == 1:
+        # there is nobody to share with; only host memory takes a load off
+        fitting = [plan for plan in fitting if plan.stage == "ddp" or "offload" in plan.stage]
+    # computing blocks twice is for those who must
+    fitting = [plan for plan in fitting if not plan.checkpointing] or fitting
+    if not fitting:
+        return None
+    fastest = min(plan.step_seconds for plan in fitting)
+    return next(plan for plan in fitting if plan.step_seconds <= (1 + ASSUMPTIONS["tie"]) * fastest)
+
+
+def _plan_stage(
+    stage: str,
+    checkpointing: bool,
+    weights: Weights,
+    trace: Trace,
+    config: LlataConfig,
+    request: Request,
+) -> StagePlan:
+    device, ranks = DEVICES[request.gpu], request.gpus
+    moved = messages(stage, weights, ranks, request.micro_steps, checkpointing)
+    growth = trace.step_bytes - trace.activation_bytes
+    if request.micro_steps > 1:
+        # gradients of earlier micro-steps are there from the start
+        growth = weights.trained_bytes
+    parts = memory(stage, weights, ranks, trace.activation_bytes, growth)
+    kind = "cpu" if request.gpu == "cpu" else "gpu"
+    parts["runtime"] = ASSUMPTIONS[f"{kind}_runtime_bytes"]
+    parts["runtime"] += ASSUMPTIONS[f"{kind}_fragmentation"] * (parts["activations"] + parts["communication"])
+    if not config.merged and hasattr(config, "num_prototypes"):
+        keys_values = 2 * config.num_prototypes * config.hidden_size * weights.element_bytes
+        parts["prototype_keys_values"] = keys_values
+        parts["activations"] -= keys_values
+    compute = _compute_seconds(weights, trace, request, device)
+    capacity = device.memory_gib * GIB / (ranks if kind == "cpu" else 1)
+    return StagePlan(
+        stage=stage,
+        checkpointing=checkpointing,
+        memory=parts,
+        messages=moved,
+        wire_bytes=moved.sent_bytes(ranks),
+        flops=trace.flops * ranks * request.micro_steps,
+        compute_seconds=compute,
+        exposed_seconds=_exposed_seconds(stage, moved, weights, compute, request, device),
+        fits=sum(parts.values()) <= ASSUMPTIONS["usable_memory"] * capacity,
+    )
+
+
+def _compute_seconds(weights: Weights, trace: Trace, request: Request, device: Device) -> float:
+    peak = device.fp32_tflops if request.precision == "fp32" else device.bf16_tflops
+    arithmetic = trace.flops / (1e12 * peak * ASSUMPTIONS["utilisation"])
+    launching = trace.operations * ASSUMPTIONS["launch_seconds"]
+    # forward and backward
+    reading = 2 * (weights.frozen_bytes + weights.trained_bytes) / (1e9 * device.memory_gbps)
+    return request.micro_steps * max(arithmetic, launching, reading)
+
+
+def _exposed_seconds(
+    stage: str, moved: Messages, weights: Weights, compute: float, request: Request, device: Device
+) -> float:
+    ranks = request.gpus
+    total = collective_seconds(device, ranks, moved.sent_bytes(ranks), moved.calls)
+    after = collective_seconds(device, ranks, (ranks - 1) * moved.exposed_all_gather, 1) if ranks > 1 else 0.0
+    # gradients come in the backward pass, about two thirds of the time; ZeRO-3 gathers ahead in both
+    window = compute if stage.startswith("zero3") else 2 / 3 * compute
+    if "offload" in stage:
+        window -= _offload_seconds(stage, weights, request, device)
+    exposed = max(0.0, total - after - window) + after
+    shard = weights.trained / (1 if stage == "ddp" else ranks)
+    touched = 4 * ASSUMPTIONS["optimizer_passes"] * shard
+    if "offload" not in stage:
+        return exposed + touched / (1e9 * device.memory_gbps)
+    local = min(ranks, device.devices_per_node)
+    on_host = touched * local / (1e9 * ASSUMPTIONS["host_memory_gbps"])
+    there_and_back = 2 * shard * weights.element_bytes / (1e9 * device.host_gbps)
+    return exposed + on_host + there_and_back
+
+
+def _offload_seconds(stage: str, weights: Weights, request: Request, device: Device) -> float:
+    """Reading a rank's shard of the weights from host memory for every gather: it keeps the links from hiding."""
+    if stage != "zero3_offload":
+        return 0.0
+    whole = weights.frozen_bytes + weights.trained_bytes
+    return request.micro_steps * 2 * whole / request.gpus / (1e9 * device.host_gbps)

@@ -1,0 +1,185 @@
+"""What each parallel strategy keeps on a rank and moves between ranks, as DeepSpeed and DDP do it.
+
+Read from their sources and held to their behaviour by `tests/planning`: ZeRO-1 and 2 all-reduce whole gradients bucket
+by bucket and gather the updated weights; ZeRO-3 gathers every weight in the forward pass, keeps those that come again
+within its reuse distance, and gathers the others once more in the backward pass. Frozen weights have neither gradients
+nor optimizer state, so below ZeRO-3 nothing of them is ever moved.
+
+Letters: D width, V prototypes.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ..backbone.twin import store_frozen
+from ..config import LlataConfig
+from .trace import meta_model
+
+STAGES = ("ddp", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")
+
+# DeepSpeed's stage3_max_reuse_distance: parameters that pass, forward and backward, until a weight comes again
+REUSE_DISTANCE = 1e9
+_DDP_BUCKET_BYTES = 25 * 2**20
+_ADAM_BYTES = 8
+
+
+class Weights(NamedTuple):
+    """A model's parameters, in numbers and in bytes as they are stored."""
+
+    frozen: int
+    trained: int
+    frozen_bytes: int
+    trained_bytes: int
+    buffer_bytes: int
+    """prototypes"""
+    gathered: int
+    """of all parameters, those too large for ZeRO-3 to keep everywhere"""
+    recomputed: int
+    """of the frozen ones, what ZeRO-3 gathers again where checkpointed blocks are computed again"""
+    called_again: int
+    """of the frozen ones, what a second call of the backbone reads (two_pass)"""
+    tensors: int
+    """how many are in `gathered`"""
+    largest: int
+    width: int
+
+    @property
+    def element_bytes(self) -> float:
+        return self.trained_bytes / self.trained
+
+
+def weigh(config: LlataConfig, precision: str) -> Weights:
+    """Count the parameters of the model of `config`; `precision` as in `trace.Workload`."""
+    model = meta_model(config)
+    if precision == "bf16":
+        model.to(torch.bfloat16)
+    elif precision == "autocast":
+        store_frozen(model.backbone, torch.bfloat16)
+    parameters = list(model.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    # DeepSpeed's configuration is filled in by transformers: stage3_param_persistence_threshold is 10 D
+    threshold = 10 * config.hidden_size
+    gathered = [parameter for parameter in parameters if parameter.numel() >= threshold]
+    twice = (
+        [parameter for parameter in frozen if parameter.numel() >= threshold]
+        if getattr(model.backbone, "textual", None)
+        else []
+    )
+    return Weights(
+        frozen=_count(frozen),
+        trained=_count(trained),
+        frozen_bytes=sum(parameter.nbytes for parameter in frozen),
+        trained_bytes=sum(parameter.nbytes for parameter in trained),
+        buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
+        gathered=_count(gathered),
+        recomputed=_recomputed(model.backbone, threshold),
+        called_again=_count(twice),
+        tensors=len(gathered),
+        largest=max(parameter.numel() for parameter in parameters),
+        width=config.hidden_size,
+    )
+
+
+def _count(parameters: list[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _recomputed(backbone: nn.Module, threshold: int) -> int:
+    """A block's frozen matrices but for the last, which the backward pass needs first."""
+    total = 0
+    for module in backbone.modules():
+        if isinstance(module, nn.ModuleList):
+            for block in module:
+                sizes = [parameter.numel() for parameter in block.parameters() if not parameter.requires_grad]
+                total += sum([size for size in sizes if size >= threshold][:-1])
+    return total
+
+
+@dataclass(frozen=True)
+class Messages:
+    """Tensor bytes that one rank hands to collectives in an optimizer step, as DeepSpeed's logger counts them."""
+
+    all_reduce: float = 0.0
+    all_gather: float = 0.0
+    """of each gather the rank's own shard"""
+    reduce_scatter: float = 0.0
+    """of each the whole input"""
+    calls: float = 0.0
+    exposed_all_gather: float = 0.0
+    """of `all_gather`, what comes after the optimizer's step, when nothing is left to compute"""
+
+    def sent_bytes(self, ranks: int) -> float:
+        """What one rank sends in rings.
+
+        A reduce-scatter counts in full, as DeepSpeed's logger has it: (n - 1) / n of it is sent.
+        """
+        reduced = 2 * (ranks - 1) / ranks * self.all_reduce
+        return reduced + (ranks - 1) * self.all_gather + (self.reduce_scatter if ranks > 1 else 0.0)
+
+
+def messages(stage: str, weights: Weights, ranks: int, micro_steps: int, checkpointing: bool) -> Messages:
+    """Of one optimizer step of `micro_steps` forward and backward passes."""
+    gradient = weights.trained_bytes
+    if ranks == 1:
+        return Messages()
+    if stage == "ddp":
+        # one reduction a step, however many micro-steps
+        return Messages(all_reduce=gradient, calls=max(1, gradient / _DDP_BUCKET_BYTES))
+    buckets = max(1, weights.trained / weights.width**2)
+    if not stage.startswith("zero3"):
+        # ZeRO-2 keeps its own part of the gradient only, so each micro-step's is reduced
+        reductions = 1 if stage == "zero1" else micro_steps
+        shard = gradient / ranks
+        return Messages(
+            all_reduce=reductions * gradient,
+            all_gather=shard,
+            exposed_all_gather=shard,
+            calls=reductions * buckets + 1,
+        )
+    total = weights.frozen + weights.trained
+    element = (weights.frozen_bytes + weights.trained_bytes) / total
+    again = max(0.0, weights.gathered - REUSE_DISTANCE / 2) + 2 * max(0.0, weights.called_again - REUSE_DISTANCE)
+    extra = weights.recomputed if checkpointing else 0
+    passes = 1 + (again + extra) / max(weights.gathered, 1)
+    kept = total - weights.gathered
+    return Messages(
+        all_gather=(micro_steps * (weights.gathered + again + extra) + kept) * element / ranks,
+        reduce_scatter=micro_steps * gradient,
+        calls=micro_steps * (weights.tensors * passes + buckets) + 1,
+    )
+
+
+def memory(stage: str, weights: Weights, ranks: int, activations: float, gradient_growth: float) -> dict[str, float]:
+    """Bytes on a rank, by part, when most of it is in use.
+
+    `activations` is the most beside weights and gradients; `gradient_growth` what gradients add to that at its peak
+    where they stay (without ZeRO-2 or 3).
+    """
+    count, element = weights.trained, weights.element_bytes
+    whole = weights.frozen_bytes + weights.trained_bytes
+    parts = {"weights": whole + weights.buffer_bytes, "activations": activations, "communication": 0.0}
+    if stage == "ddp":
+        parts |= {"gradients": gradient_growth, "optimizer": _ADAM_BYTES * count}
+        if ranks > 1:
+            parts["communication"] = weights.trained_bytes
+        return parts
+    shard = count / ranks
+    # its part of the weights and of the gradients once more in fp32, and Adam's two
+    state = (4 + _ADAM_BYTES) * shard
+    bucket = element * min(weights.width**2, count)
+    parts |= {"optimizer": state, "gradients": (gradient_growth if stage == "zero1" else element * shard) + 4 * shard}
+    parts["communication"] = 2 * bucket
+    if "offload" in stage:
+        # the fp32 part and its gradient live with the optimizer, in host memory
+        parts |= {"optimizer": 0.0, "gradients": element * shard}
+    if stage.startswith("zero3"):
+        kept = whole * (1 - weights.gathered / (weights.frozen + weights.trained))
+        element = whole / (weights.frozen + weights.trained)
+        live = min(weights.gathered, REUSE_DISTANCE / 2 + weights.largest) * element
+        parts["weights"] = kept + (0.0 if "offload" in stage else (whole - kept) / ranks) + weights.buffer_bytes
+        parts["communication"] = bucket + live
+    return parts

@@ -1,0 +1,190 @@
+"""One training step of a model that is not there: its FLOPs, operations and the memory of its activations.
+
+The model's own forward and backward run on fake tensors (shapes without values), of any size within seconds. All of
+a deep backbone's blocks cost the same, so two shallow cuts are traced and the rest is a straight line through them.
+
+Letters: B windows, L lookback, H horizon, C channels.
+"""
+
+import contextlib
+import copy
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..backbone.twin import store_frozen
+from ..config import LlataConfig
+from ..kernels._launch import triton_for_fake_tensors
+from ..modeling import LlataForPrediction
+from .flops import count_flops
+
+# two depths, checkpointed or not, at which memory peaks where it does in a deep model
+_CUTS = {False: (2, 3), True: (4, 5)}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What one rank computes in one micro-step, and how."""
+
+    batch_size: int
+    """B, windows"""
+    channels: int
+    """C"""
+    precision: str = "fp32"
+    """fp32, autocast (bf16, trained weights fp32) or bf16 (the weights, too, as DeepSpeed has them)"""
+    checkpointing: bool = False
+    """blocks are computed again in the backward pass"""
+    on_gpu: bool = True
+    """Triton kernels and flash attention, or what a CPU runs"""
+
+
+class Trace(NamedTuple):
+    """Of one micro-step on one rank."""
+
+    flops: float
+    operations: float
+    """calls of operators: about as many kernels are launched"""
+    activation_bytes: float
+    """most that is alive at once, beside weights and their gradients"""
+    step_bytes: float
+    """most that is alive at once, beside weights: where gradients stay until the optimizer's step"""
+
+
+def meta_model(config: LlataConfig) -> LlataForPrediction:
+    """The model of `config` without memory: shapes, names, and what is trained."""
+    with torch.device("meta"):
+        return LlataForPrediction(copy.deepcopy(config)).train()
+
+
+def trace_step(config: LlataConfig, workload: Workload) -> Trace:
+    """Trace forward and backward of `config`, whose `backbone_config` is filled in, on `workload`."""
+    depth = config.num_layers
+    cuts = _CUTS[workload.checkpointing]
+    if depth <= max(cuts):
+        return _trace(config, workload)
+    shallow, deep = (_trace(_cut(config, layers), workload) for layers in cuts)
+    blocks = (depth - cuts[0]) / (cuts[1] - cuts[0])
+    return Trace(*(low + blocks * (high - low) for low, high in zip(shallow, deep, strict=True)))
+
+
+def _cut(config: LlataConfig, num_layers: int) -> LlataConfig:
+    config = copy.deepcopy(config)
+    backbone = config.backbone_config
+    for name, value in vars(backbone).items():
+        if "layer" in name and isinstance(value, list) and len(value) == backbone.num_hidden_layers:
+            setattr(backbone, name, value[:num_layers])
+    config.num_layers = backbone.num_hidden_layers = num_layers
+    return config
+
+
+def _trace(config: LlataConfig, workload: Workload) -> Trace:
+    model = _prepared(meta_model(config), workload)
+    with FakeTensorMode(), _as_on_gpu() if workload.on_gpu else contextlib.nullcontext():
+        memory = _LiveMemory()
+        step = _step(model, config, workload)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(memory.note_gradient)
+        with memory:
+            flops = count_flops(step)
+    return Trace(flops, memory.operations, memory.peak_beside_gradients, memory.peak)
+
+
+def _prepared(model: LlataForPrediction, workload: Workload) -> LlataForPrediction:
+    if workload.precision == "bf16":
+        model.to(torch.bfloat16)
+    elif workload.precision == "autocast":
+        store_frozen(model.backbone, torch.bfloat16)
+    if workload.checkpointing:
+        # the method's name in transformers, and the one it had before
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    return model
+
+
+def _step(model: LlataForPrediction, config: LlataConfig, workload: Workload) -> Callable[[], None]:
+    """A training step on fake tensors; made and called under the same mode."""
+    _make_fake(model)
+    sizes = (workload.batch_size, config.context_length + config.prediction_length, workload.channels)
+    past, future = torch.zeros(sizes).split([config.context_length, config.prediction_length], dim=1)
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16, enabled=workload.precision == "autocast"):
+            loss = model(past, future).loss
+        loss.backward()
+
+    return step
+
+
+def _make_fake(model: nn.Module):
+    """Replace meta tensors by fake ones, a tensor that is shared by one that is shared."""
+    replaced: dict[Tensor, Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if tensor not in replaced:
+                    fake = torch.zeros(tensor.shape, dtype=tensor.dtype)
+                    parameter = isinstance(tensor, nn.Parameter)
+                    replaced[tensor] = nn.Parameter(fake, tensor.requires_grad) if parameter else fake
+                tensors[name] = replaced[tensor]
+
+
+class _LiveMemory(TorchDispatchMode):
+    """Counts operators and the bytes of what they return, as long as it is alive."""
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.peak = self.gradients = self.peak_beside_gradients = self.operations = 0
+        self.seen = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = _storages((args, kwargs))
+        output = function(*args, **(kwargs or {}))
+        # a view of what is there makes nothing
+        made = _storages(output) - given
+        for storage in made:
+            if storage not in self.seen:
+                self.seen.add(storage)
+                self.live += storage.nbytes()
+                weakref.finalize(storage, self._forget, storage.nbytes())
+        self.operations += bool(made)
+        self.peak = max(self.peak, self.live)
+        self.peak_beside_gradients = max(self.peak_beside_gradients, self.live - self.gradients)
+        return output
+
+    def note_gradient(self, parameter: nn.Parameter):
+        self.gradients += parameter.grad.nbytes
+
+    def _forget(self, size: int):
+        self.live -= size
+
+
+def _storages(tree) -> set:
+    return {leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)}
+
+
+@contextlib.contextmanager
+def _as_on_gpu() -> Iterator[None]:
+    """Take the paths that CUDA tensors take."""
+    attention = F.scaled_dot_product_attention
+
+    def flash(*args, **kwargs):
+        # it drops out inside its kernel; on a CPU the attention maps would be kept for that
+        return attention(*args, **kwargs | {"dropout_p": 0.0})
+
+    F.scaled_dot_product_attention = flash
+    try:
+        with triton_for_fake_tensors():
+            yield
+    finally:
+        F.scaled_dot_product_attention = attention

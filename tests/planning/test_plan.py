@@ -1,0 +1,219 @@
+"""The planner against the model itself: parameters, FLOPs, published sizes, and what it recommends."""
+
+import json
+
+import pytest
+import torch
+from tiny import random_backbone, tiny_config, tiny_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from llata_fast.__main__ import main
+from llata_fast.backbone.families import PUBLISHED, published
+from llata_fast.backbone.loading import read_backbone_config
+from llata_fast.commands.plan import model_config
+from llata_fast.config import LlataConfig, ModelArguments
+from llata_fast.planning.flops import count_flops
+from llata_fast.planning.hardware import DEVICES, collective_seconds
+from llata_fast.planning.planner import Request, make_plan
+from llata_fast.planning.stages import STAGES, weigh
+from llata_fast.planning.trace import Workload, trace_step
+from llata_fast.training.run import parameter_counts
+
+# of the whole language models, as their publishers count them
+PARAMETERS = {
+    "meta-llama/Llama-2-7b": 6_738_415_616,
+    "meta-llama/Llama-2-13b": 13_015_864_320,
+    "meta-llama/Llama-2-70b": 68_976_648_192,
+    "meta-llama/Llama-3-8B": 8_030_261_248,
+    "meta-llama/Llama-3-70B": 70_553_706_496,
+    "meta-llama/Llama-3.1-8B": 8_030_261_248,
+    "meta-llama/Llama-3.1-70B": 70_553_706_496,
+    "meta-llama/Llama-3.1-405B": 405_853_388_800,
+    "meta-llama/Llama-3.2-1B": 1_235_814_400,
+    "meta-llama/Llama-3.2-3B": 3_212_749_824,
+    "meta-llama/Llama-3.3-70B": 70_553_706_496,
+    "mistralai/Mistral-7B-v0.1": 7_241_732_096,
+    "mistralai/Mistral-7B-v0.2": 7_241_732_096,
+    "mistralai/Mistral-7B-v0.3": 7_248_023_552,
+    "mistralai/Ministral-8B-2410": 8_019_808_256,
+    "mistralai/Mistral-Nemo-2407": 12_247_782_400,
+    "mistralai/Codestral-22B-v0.1": 22_247_282_688,
+    "mistralai/Mistral-Small-2409": 22_247_282_688,
+    "mistralai/Mistral-Small-24B-2501": 23_572_403_200,
+    "mistralai/Mistral-Large-2407": 122_610_069_504,
+    "Qwen/Qwen2.5-0.5B": 494_032_768,
+    "Qwen/Qwen2.5-1.5B": 1_543_714_304,
+    "Qwen/Qwen2.5-3B": 3_085_938_688,
+    "Qwen/Qwen2.5-7B": 7_615_616_512,
+    "Qwen/Qwen2.5-14B": 14_770_033_664,
+    "Qwen/Qwen2.5-32B": 32_763_876_352,
+    "Qwen/Qwen2.5-72B": 72_706_203_648,
+    "Qwen/Qwen3-0.6B": 596_049_920,
+    "Qwen/Qwen3-1.7B": 1_720_574_976,
+    "Qwen/Qwen3-4B": 4_022_468_096,
+    "Qwen/Qwen3-8B": 8_190_735_360,
+    "Qwen/Qwen3-14B": 14_768_307_200,
+    "Qwen/Qwen3-32B": 32_762_123_264,
+    "google/gemma-2-2b": 2_614_341_888,
+    "google/gemma-2-9b": 9_241_705_984,
+    "google/gemma-2-27b": 27_227_128_320,
+    "google/gemma-3-270m": 268_098_176,
+    "google/gemma-3-1b": 999_885_952,
+    "google/gemma-3-4b": 3_880_263_168,
+    "google/gemma-3-12b": 11_766_034_176,
+    "google/gemma-3-27b": 27_009_346_304,
+    "HuggingFaceTB/SmolLM2-135M": 134_515_008,
+    "HuggingFaceTB/SmolLM2-360M": 361_821_120,
+    "HuggingFaceTB/SmolLM2-1.7B": 1_711_376_384,
+    "openai-community/gpt2": 124_439_808,
+    "openai-community/gpt2-medium": 354_823_168,
+    "openai-community/gpt2-large": 774_030_080,
+    "openai-community/gpt2-xl": 1_557_611_200,
+}
+
+
+def test_table_is_complete():
+    assert PARAMETERS.keys() == PUBLISHED.keys()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_size(name):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**PUBLISHED[name]))
+    assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("gpt2", "openai-community/gpt2"),
+        ("meta-llama/Llama-3.1-70B-Instruct", "meta-llama/Llama-3.1-70B"),
+        ("meta-llama/Meta-Llama-3-8B", "meta-llama/Llama-3-8B"),
+        ("meta-llama/Llama-2-7b-chat-hf", "meta-llama/Llama-2-7b"),
+        ("mistralai/Mistral-7B-Instruct-v0.3", "mistralai/Mistral-7B-v0.3"),
+        ("google/gemma-3-27b-it", "google/gemma-3-27b"),
+        ("Qwen/Qwen3-8B-Base", "Qwen/Qwen3-8B"),
+    ],
+)
+def test_names_of_one_model(name, expected):
+    assert published(name) is PUBLISHED[expected]
+
+
+def test_another_model_of_the_same_name():
+    assert published("somebody/gpt2") is None
+
+
+def config_of(backbone, num_layers, **fields):
+    config = read_backbone_config(backbone, num_layers)
+    return LlataConfig(**tiny_config(backbone, num_layers=num_layers, **fields).to_dict() | {"backbone_config": config})
+
+
+PATCHES = {"patch_length": 4, "dropout": 0.1, "lora_dropout": 0.1}
+
+
+@pytest.mark.parametrize(("family", "fields"), [("gpt2", {}), ("llama", PATCHES), ("gemma2", {})])
+def test_flops_and_parameters_are_the_models(family, fields, tmp_path, plain_ops):
+    """Six blocks, of which the planner traces three, against the count of a real step."""
+    layers = {"n_layer" if family == "gpt2" else "num_hidden_layers": 6, "layer_types": None}
+    backbone = random_backbone(tmp_path, family, **layers)
+    config = config_of(backbone, 6, **fields)
+    model = tiny_model(backbone, num_layers=6, **fields)
+    past, future = torch.randn(4, 12, 3), torch.randn(4, 5, 3)
+    measured = count_flops(lambda: model(past, future).loss.backward())
+    traced = trace_step(config, Workload(4, 3, on_gpu=False))
+    assert traced.flops == pytest.approx(measured, rel=0.02)
+    # the kernels' count of a GPU's step: the same products
+    assert trace_step(config, Workload(4, 3, "bf16")).flops == pytest.approx(measured, rel=0.02)
+    counts = parameter_counts(model)
+    weights = weigh(config, "fp32")
+    assert (weights.frozen, weights.trained) == (counts["frozen"], counts["trained"])
+
+
+def test_checkpointing_computes_blocks_twice(tmp_path, plain_ops):
+    backbone = random_backbone(tmp_path, "llama", num_hidden_layers=7)
+    model = tiny_model(backbone, num_layers=7)
+    past, future = torch.randn(4, 12, 3), torch.randn(4, 5, 3)
+    plain = count_flops(lambda: model(past, future).loss.backward())
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    measured = count_flops(lambda: model(past, future).loss.backward())
+    assert measured > 1.1 * plain
+    traced = trace_step(config_of(backbone, 7), Workload(4, 3, checkpointing=True, on_gpu=False))
+    assert traced.flops == pytest.approx(measured, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "num_layers", "gpu", "gpus", "expected"),
+    [
+        ("gpt2", 12, "rtx4090", 1, "ddp"),
+        ("meta-llama/Llama-3.1-70B", 80, "h100-80g", 64, "zero3"),
+        ("meta-llama/Llama-3.1-405B", 126, "rtx4090", 1, None),
+    ],
+)
+def test_recommendation(backbone, num_layers, gpu, gpus, expected):
+    config = model_config(ModelArguments(backbone=backbone, num_layers=num_layers, context_length=96))
+    plan = make_plan(config, Request(gpu, gpus, 8 * gpus, checkpointing=False))
+    assert (plan.recommended and plan.recommended.stage) == expected
+    for variant in plan.stages:
+        assert variant.fits == (variant.memory_bytes <= 0.94 * DEVICES[gpu].memory_gib * 2**30)
+        assert variant.step_seconds > 0 and min(variant.memory.values()) >= 0
+
+
+def test_more_gpus_need_less_memory_each():
+    config = model_config(ModelArguments(backbone="Qwen/Qwen2.5-7B", num_layers=28))
+    few, many = (make_plan(config, Request(gpus=gpus, batch_size=8 * gpus, checkpointing=False)) for gpus in (2, 16))
+    for ours, theirs in zip(few.stages, many.stages, strict=True):
+        partitioned = ours.stage != "ddp"
+        assert (theirs.memory_bytes < ours.memory_bytes) == partitioned
+        assert theirs.wire_bytes > ours.wire_bytes
+        assert theirs.flops == pytest.approx(8 * ours.flops)
+
+
+def test_collectives():
+    """alpha-beta: nothing alone, bytes and starts add up, another node is slower."""
+    device = DEVICES["h100-80g"]
+    assert collective_seconds(device, 1, 1e9, 10) == 0
+    small, large = (collective_seconds(device, 8, sent, 1) for sent in (1e9, 2e9))
+    assert large - small == pytest.approx(1e9 / (0.8 * 450e9))
+    assert collective_seconds(device, 8, 1e9, 2) > small
+    assert collective_seconds(device, 16, 1e9, 1) > small
+
+
+def plan_json(launch, *options):
+    output = launch("python", "-W", "ignore", "-m", "llata_fast", "plan", *options, "--json")
+    return json.loads(output)
+
+
+def test_command(tmp_path, launch, capsys):
+    backbone = random_backbone(tmp_path, "llama", num_hidden_layers=4)
+    options = ("--backbone", backbone, "--num_layers", 3, "--gpus", 4, "--num_prototypes", 9, "--batch_size", 32)
+    plan = plan_json(launch, *options)
+    assert set(plan["stages"]) == set(STAGES)
+    assert plan["recommended"] in STAGES and plan["reason"]
+    for stage in plan["stages"].values():
+        assert stage["memory_gib"] == pytest.approx(sum(stage["memory_by_part_gib"].values()))
+        assert stage.keys() >= {"wire_bytes_per_step", "step_seconds", "fits"}
+    weights = weigh(model_config(ModelArguments(backbone=backbone, num_layers=3, num_prototypes=9)), "fp32")
+    assert plan["frozen_parameters"] == weights.frozen
+    assert plan["trained_parameters"] == weights.trained
+    main(["plan", *map(str, options), "--stage", "zero3_offload", "--gradient_checkpointing"])
+    text = capsys.readouterr().out
+    assert f"{weights.frozen:,}" in text and "Take zero3_offload with --gradient_checkpointing" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--gpu", "h1000"], "gpu 'h1000' is not one of"),
+        (["--stage", "zero4"], "stage 'zero4' is not one of"),
+        (["--gpus", "0"], "gpus must be at least 1"),
+        (["--gpus", "3", "--batch_size", "32"], "is not a multiple of 3 GPUs"),
+        (["--num_layers", "13"], "has 12 layers, not 13"),
+        (["--backbone", "no/such/place"], "no such file or folder"),
+    ],
+)
+def test_bad_input_is_one_line(options, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["plan", "--backbone", "gpt2", *options])
+    assert exit.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
