@@ -86,6 +86,11 @@ def device_name() -> str:
     return f"{model[1] if model else platform.machine()}, {torch.get_num_threads()} threads"
 
 
+def device_folder() -> str:
+    """Name of the folder that this device's results go to."""
+    return re.sub(r"\W+", "-", device_name().lower()) if torch.cuda.is_available() else "cpu"
+
+
 @functools.cache
 def versions() -> dict[str, str]:
     try:
@@ -95,7 +100,10 @@ def versions() -> dict[str, str]:
     except ImportError:
         triton_version = ""
     command = ["git", "-C", str(pathlib.Path(__file__).parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:
+        commit = ""
     return {"triton": triton_version, "commit": commit, "date": datetime.date.today().isoformat()}
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pathlib
-import re
 import statistics
 import sys
 import time
@@ -54,8 +53,7 @@ def measure(benchmark, request):
         rows = list(measured_rows(module, op, case, provider, mode, benchmark, option("--quick")))
         request.config.bench_rows += rows
         if option("--out"):
-            folder = re.sub(r"\W+", "-", common.device_name().lower()) if on_gpu else "cpu"
-            common.upsert(rows, option("--out") / folder / f"{op}.csv")
+            common.upsert(rows, option("--out") / common.device_folder() / f"{op}.csv")
         assert not rows[0].error, rows[0].error
 
     return run

@@ -1,0 +1,316 @@
+"""All that wants a CUDA device, in one command of at most nine minutes: tests, timings, trainings, a profile.
+
+    python bench/gpu_suite.py --out DIR                                   # on the machine with the GPU
+    python bench/gpu_suite.py --out DIR --bundle BACKBONE --data_dir DATA # with ETTh1, whose CSV lies in DATA
+    python bench/gpu_suite.py --out DIR --parts kernels,inference
+    python bench/gpu_suite.py --out DIR --dry-run                         # every path at its smallest, on any machine
+
+It needs the checkout, installed by `pip install --no-deps --no-build-isolation -e .`, and no network. Each part is a
+process of its own with a time limit, so that a hang or a poisoned CUDA context costs that part alone; what it has
+measured by then is kept. DIR/<device>/ gets suite.json (rewritten after every part), suite.log (all output), the
+kernels' CSV files and the profile. A table of the parts comes last, and as the last line of all one JSON object.
+"""
+
+# first: takes the checkout's root off the path
+import llata_fast  # noqa: F401, I001
+
+import argparse
+import datetime
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# less than this is not worth starting a part for
+LEAST_SECONDS = 15
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command, its time limit in seconds, and what is made of its output."""
+
+    seconds: int
+    command: Callable[[argparse.Namespace], list[str]]
+    headline: Callable[[str, list[dict]], str]
+    """(output, JSON objects printed on lines of their own) -> the one number that matters, in words."""
+    target: str = ""
+    skip: Callable[[argparse.Namespace], str | None] = lambda options: None
+    """The reason not to run it here, if there is one."""
+
+
+@dataclass
+class Outcome:
+    part: str
+    seconds: float
+    status: str
+    """ok, failed or skipped"""
+    headline: str = ""
+    """Of what failed or was skipped, the reason."""
+    target: str = ""
+    results: list[dict] = field(default_factory=list)
+    """What the part printed as JSON."""
+
+
+def pytest(*arguments: str, parallel: bool = False) -> list[str]:
+    workers = ["-n", "8"] if parallel and importlib.util.find_spec("xdist") else []
+    return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *workers, *arguments]
+
+
+def script(name: str, *arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "bench" / name), *map(str, arguments)]
+
+
+def own(name: str) -> Callable[[argparse.Namespace], list[str]]:
+    """The command of a part written in gpu_parts.py."""
+
+    def command(options: argparse.Namespace) -> list[str]:
+        flags = [f"--{key}={value}" for key in ("bundle", "data_dir") if (value := getattr(options, key))]
+        return script("gpu_parts.py", name, *flags, *(["--dry-run"] if options.dry_run else []))
+
+    return command
+
+
+# a step that a CPU takes in no time
+SMALL = ("--batch", "2", "--channels", "2", "--num_layers", "1")
+
+
+def train_step(arguments: str, dry_run: str) -> Callable[[argparse.Namespace], list[str]]:
+    full, small = ["--batch", "256", "--channels", "7", *arguments.split()], [*SMALL, *dry_run.split()]
+    return lambda options: script("train_step.py", *(small if options.dry_run else full))
+
+
+def profile(options: argparse.Namespace) -> list[str]:
+    return script("profile_step.py", "--out", str(options.out), *(SMALL if options.dry_run else []))
+
+
+def large(options: argparse.Namespace) -> list[str]:
+    return pytest("tests/kernels/test_custom_ops.py" if options.dry_run else "tests", "-m", "gpu")
+
+
+def kernel_tests(options: argparse.Namespace) -> list[str]:
+    if options.dry_run:
+        return pytest("tests/kernels/test_alignment_loss.py", "-k", "test_matches_reference and ones")
+    return pytest("tests/kernels", "-m", "not gpu", parallel=True)
+
+
+def model_tests(options: argparse.Namespace) -> list[str]:
+    if options.dry_run:
+        return pytest("tests/test_losses.py")
+    return pytest("tests/test_modeling.py", "tests/backbone", "tests/test_losses.py", "tests/data", parallel=True)
+
+
+def microbenchmarks(options: argparse.Namespace) -> list[str]:
+    some = ["--quick", "-k", "patch_embed and fwd and not bwd"] if options.dry_run else ["-k", "fwd+bwd"]
+    return pytest("bench", "--benchmark-only", "--benchmark-disable-gc", "--out", str(options.out), *some)
+
+
+def last_words(output: str, results: list[dict]) -> str:
+    """What pytest says in the end."""
+    counts = re.findall(r"^(?:=+ )?(\d+ (?:passed|failed|skipped|deselected|error).*?)(?: =+)?$", output, re.MULTILINE)
+    return counts[-1] if counts else "no result"
+
+
+def told(output: str, results: list[dict]) -> str:
+    return results[-1]["headline"]
+
+
+def ratios(output: str, results: list[dict]) -> str:
+    told = []
+    for row in results[-1]["rows"]:
+        times = [
+            f"{kind} {row[f'llata_fast_{kind}_ms']:.1f} ms"
+            + (f", {row[f'{kind}_ratio']:.1f}x" if f"{kind}_ratio" in row else "")
+            for kind in ("train", "inference")
+        ]
+        told.append(f"{row['precision']}{' compiled' if row['compile'] else ''}: {', '.join(times)}")
+    return "; ".join(told)
+
+
+def fastest(output: str, results: list[dict]) -> str:
+    """In how many cases the Triton kernel is the fastest of all providers."""
+    cases: dict[tuple[str, str], dict[str, float]] = {}
+    for row in results[-1]["rows"]:
+        if row["mode"] == "fwd+bwd" and not row["error"]:
+            cases.setdefault((row["op"], row["case"]), {})[row["provider"]] = row["ms_p50"]
+    timed = [times for times in cases.values() if "triton" in times and len(times) > 1]
+    won = sum(times["triton"] <= min(times.values()) for times in timed)
+    return f"Triton the fastest in {won} of {len(timed)} cases" if timed else "no Triton times"
+
+
+def no_sanitizer(options: argparse.Namespace) -> str | None:
+    return None if options.dry_run or shutil.which("compute-sanitizer") else "no compute-sanitizer on the path"
+
+
+def no_bundle(options: argparse.Namespace) -> str | None:
+    return None if options.dry_run or (options.bundle and options.data_dir) else "no --bundle and --data_dir"
+
+
+def no_deepspeed(options: argparse.Namespace) -> str | None:
+    return None if importlib.util.find_spec("deepspeed") else "deepspeed is not installed"
+
+
+# in the order of what is wanted most: the time that is left goes to those further down
+PARTS = {
+    "environment": Part(60, own("environment"), told),
+    "kernels": Part(150, kernel_tests, last_words, "all passed"),
+    "train_step": Part(
+        120,
+        train_step("--precisions bf16 --compile also", dry_run="--precisions fp32"),
+        ratios,
+        "faster than the fp32 reference",
+    ),
+    "etth1": Part(90, own("etth1"), told, "< 10 s of training", no_bundle),
+    "inference": Part(90, own("inference"), told, ">= 400,000 windows/s"),
+    "large": Part(90, large, last_words, "all passed"),
+    "training": Part(60, own("training"), told, "loss halved"),
+    "train_step_compiled": Part(
+        150,
+        train_step(
+            "--precisions bf16 --compile only --yardstick compiled",
+            dry_run="--precisions fp32 --providers llata_fast --yardstick compiled",
+        ),
+        ratios,
+        "faster than the compiled reference",
+    ),
+    "sanitizer": Part(120, own("sanitizer"), told, "no errors", no_sanitizer),
+    "profile": Part(60, profile, told),
+    "zero2": Part(90, own("zero2"), told, "", no_deepspeed),
+    "zero3": Part(90, own("zero3"), told, "", no_deepspeed),
+    "models": Part(60, model_tests, last_words, "all passed"),
+    "microbenchmarks": Part(240, microbenchmarks, fastest),
+}
+
+
+def run_part(name: str, options: argparse.Namespace, limit: float, log: Path) -> Outcome:
+    """Run one part for at most `limit` seconds; its output is appended to `log`."""
+    part = PARTS[name]
+    if reason := part.skip(options):
+        return Outcome(name, 0.0, "skipped", reason)
+    if limit < LEAST_SECONDS:
+        return Outcome(name, 0.0, "skipped", "no time left")
+    with log.open("a") as file:
+        print(f"\n##### {name}\n", file=file, flush=True)
+        begin, start = file.tell(), time.monotonic()
+        process = subprocess.Popen(
+            part.command(options),
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            process.wait(limit)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            late = process.poll() is None
+            # what it has started goes with it
+            if late:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        seconds = time.monotonic() - start
+    with log.open(errors="replace") as file:
+        file.seek(begin)
+        output = file.read()
+    results = json_lines(output)
+    outcome = Outcome(name, round(seconds, 1), "ok", target=part.target, results=results)
+    if late:
+        outcome.status, outcome.headline = "failed", f"stopped after {limit:.0f} s"
+    elif process.returncode:
+        lines = [line for line in output.splitlines() if line.strip()] or ["no output"]
+        outcome.status, outcome.headline = "failed", f"exit code {process.returncode}: {lines[-1].strip()[:160]}"
+    else:
+        try:
+            outcome.headline = part.headline(output, results)
+        except (IndexError, KeyError) as error:
+            outcome.status, outcome.headline = "failed", f"its output lacks {error}"
+    return outcome
+
+
+def json_lines(output: str) -> list[dict]:
+    found = []
+    for line in output.splitlines():
+        if line.startswith("{"):
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                continue
+    return found
+
+
+def device_folder() -> str:
+    """Name of the device, as a folder; asked in a process of its own, which alone opens the device."""
+    program = f"import sys; sys.path.insert(0, {str(ROOT / 'bench')!r}); import common; print(common.device_folder())"
+    return subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def table(outcomes: list[Outcome]) -> str:
+    rows = [("part", "seconds", "result", "", "target")]
+    rows += [(o.part, f"{o.seconds:.1f}", o.status, o.headline, o.target) for o in outcomes]
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(r, widths, strict=True)).rstrip() for r in rows)
+
+
+def write_results(folder: Path, outcomes: list[Outcome], commit: str):
+    facts = next((outcome.results[0] for outcome in outcomes if outcome.part == "environment" and outcome.results), {})
+    facts = {"date": datetime.date.today().isoformat(), **facts} | ({"commit": commit} if commit else {})
+    document = {"facts": facts, "parts": [asdict(outcome) for outcome in outcomes]}
+    (folder / "suite.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    names = lambda text: text.split(",")
+    parser.add_argument("--parts", type=names, default=list(PARTS), help=f"some of {','.join(PARTS)}")
+    parser.add_argument("--minutes", type=float, default=9.0, help="for all parts together")
+    parser.add_argument("--bundle", type=Path, help="backbone written by `python -m llata_fast bundle`")
+    parser.add_argument("--data_dir", type=Path, help="folder that holds ETTh1.csv")
+    parser.add_argument("--commit", default="", help="where the checkout is no repository that would tell")
+    parser.add_argument("--dry-run", action="store_true", help="every path at its smallest; measures nothing")
+    options = parser.parse_args()
+    if unknown := [name for name in options.parts if name not in PARTS]:
+        parser.error(f"unknown part {unknown[0]}: choose from {', '.join(PARTS)}")
+    for name in ("bundle", "data_dir"):
+        path = getattr(options, name)
+        if path is not None and not path.is_dir():
+            parser.error(f"--{name} {path}: no such folder")
+    for name in ("out", "bundle", "data_dir"):
+        if (path := getattr(options, name)) is not None:
+            # parts run in the checkout
+            setattr(options, name, path.resolve())
+    return options
+
+
+def main():
+    options = parse_options()
+    deadline = time.monotonic() + 60 * options.minutes
+    folder = options.out / device_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "suite.log").write_text("")
+    outcomes = []
+    # what was measured means little without where
+    for name in dict.fromkeys(["environment", *options.parts]):
+        limit = min(PARTS[name].seconds, deadline - time.monotonic())
+        outcomes.append(run_part(name, options, limit, folder / "suite.log"))
+        print(table(outcomes[-1:]).splitlines()[-1], flush=True)
+        write_results(folder, outcomes, options.commit)
+    print(f"\n{table(outcomes)}\n")
+    brief = [{key: value for key, value in asdict(outcome).items() if key != "results"} for outcome in outcomes]
+    print(json.dumps({"folder": str(folder), "parts": brief}))
+    sys.exit(any(outcome.status == "failed" for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Where the time goes: a torch.profiler table of a training step and of a forecast.
+
+    python bench/profile_step.py --out bench/results --compile
+
+The model and its sizes are the train-step benchmark's (train_step.py). Tables go to DIR/<device>/profile_<what>.txt,
+sorted by the time that an operation takes itself; the last line on stdout is one JSON object.
+"""
+
+# first: takes the checkout's root off the path
+import llata_fast  # noqa: F401, I001
+
+import argparse
+import json
+from pathlib import Path
+
+import common
+import torch
+from torch.profiler import ProfilerActivity, profile
+from train_step import Provider, batch
+
+ROWS = 40
+
+
+def profiled(call, steps: int) -> tuple[str, float]:
+    """Table of `steps` calls after warm-up, and the ms that one keeps the device busy."""
+    on_gpu = torch.cuda.is_available()
+    for _ in range(3):
+        call()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities, record_shapes=False) as profiler:
+        for _ in range(steps):
+            call()
+        if on_gpu:
+            torch.cuda.synchronize()
+    averages = profiler.key_averages()
+    order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    busy = sum(getattr(event, order) for event in averages) / 1e3 / steps
+    return averages.table(sort_by=order, row_limit=ROWS, max_name_column_width=90), busy
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    on_gpu = torch.cuda.is_available()
+    parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16" if on_gpu else "fp32")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, on a GPU with CUDA graphs")
+    parser.add_argument("--batch", type=int, default=256 if on_gpu else 8, help="windows")
+    parser.add_argument("--channels", type=int, default=7)
+    parser.add_argument("--hidden_size", type=int, default=768)
+    parser.add_argument("--num_layers", type=int, default=6)
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--backbone_pass", choices=("twin", "two_pass"), default="twin")
+    parser.add_argument("--steps", type=int, default=5)
+    options = parser.parse_args()
+    options.device = "cuda" if on_gpu else "cpu"
+    return options
+
+
+def main():
+    options = parse_options()
+    folder = options.out / common.device_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    provider = Provider(options, "llata_fast", options.precision, options.compile)
+    past, future = batch(options)
+    setting = f"B {options.batch}, C {options.channels}, D {options.hidden_size}, {options.num_layers} layers, "
+    setting += f"{options.precision}{', compiled' if options.compile else ''}"
+    facts = " ".join(f"{name} {value}" for name, value in {"torch": torch.__version__, **common.versions()}.items())
+    busy = {}
+    for kind in ("train", "inference"):
+        table, busy[kind] = profiled(lambda kind=kind: getattr(provider, kind)(past, future), options.steps)
+        path = folder / f"profile_{kind}{'_compiled' if options.compile else ''}.txt"
+        title = f"{kind}, {options.steps} calls; {setting}; {common.device_name()}; {facts}"
+        path.write_text(f"{title}\n\n{table}\n")
+        print(path)
+    told = ", ".join(f"{kind} {ms:.1f} ms" for kind, ms in busy.items())
+    print(json.dumps({"setting": setting, "busy_ms": busy, "headline": f"busy a call: {told} ({setting})"}))
+
+
+if __name__ == "__main__":
+    main()
