@@ -15,7 +15,8 @@ setup(
     install_requires=[
         "torch>=2.7",
         "triton>=3.3; platform_system == 'Linux'",
-        "transformers>=5.0",
+        # before, Gemma 2 scales the tokens that it is fed, and configs are not checked
+        "transformers>=5.4",
         "accelerate",
         "deepspeed",
         "gguf",

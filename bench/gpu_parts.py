@@ -199,21 +199,14 @@ def etth1(options: argparse.Namespace):
 def inference(options: argparse.Namespace):
     """Forecast windows a second, C 7, six layers of GPT-2's width, merged: eager, and compiled with CUDA graphs."""
     import torch
-    from train_step import Provider, batch
+    from train_step import Provider, batch, parse_options
 
     on_gpu = torch.cuda.is_available()
     best = (0.0, "")
     for windows, compiled in ((2, False),) if options.dry_run else ((1024, False), (8192, False), (8192, True)):
         torch.manual_seed(0)
-        settings = argparse.Namespace(
-            device="cuda" if on_gpu else "cpu",
-            batch=windows,
-            channels=7,
-            hidden_size=768,
-            num_layers=1 if options.dry_run else 6,
-            dropout=0.1,
-            backbone_pass="twin",
-        )
+        size = ["--batch", str(windows), "--num_layers", "1" if options.dry_run else "6"]
+        settings = parse_options(size)
         precision = "bf16" if on_gpu else "fp32"
         provider = Provider(settings, "llata_fast", precision, compiled)
         past, future = batch(settings)

@@ -89,7 +89,7 @@ def train_step(arguments: str, dry_run: str) -> Callable[[argparse.Namespace], l
 
 
 def profile(options: argparse.Namespace) -> list[str]:
-    return script("profile_step.py", "--out", str(options.out), *(SMALL if options.dry_run else []))
+    return script("profile_step.py", "--out", str(options.out), *(SMALL if options.dry_run else ("--batch", "256")))
 
 
 def large(options: argparse.Namespace) -> list[str]:

@@ -1,9 +1,10 @@
 """Where the time goes: a torch.profiler table of a training step and of a forecast.
 
-    python bench/profile_step.py --out bench/results --compile
+    python bench/profile_step.py --out bench/results --compiled --batch 256
 
-The model and its sizes are the train-step benchmark's (train_step.py). Tables go to DIR/<device>/profile_<what>.txt,
-sorted by the time that an operation takes itself; the last line on stdout is one JSON object.
+The model and the options of its size are the train-step benchmark's (train_step.py). Tables go to
+DIR/<device>/profile_<what>.txt, sorted by the time that an operation takes itself; the last line on stdout is one JSON
+object.
 """
 
 # first: takes the checkout's root off the path
@@ -17,6 +18,7 @@ import common
 import torch
 from torch.profiler import ProfilerActivity, profile
 from train_step import Provider, batch
+from train_step import parse_options as parse_model
 
 ROWS = 40
 
@@ -39,36 +41,33 @@ def profiled(call, steps: int) -> tuple[str, float]:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    on_gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16" if on_gpu else "fp32")
-    parser.add_argument("--compile", action="store_true", help="torch.compile, on a GPU with CUDA graphs")
-    parser.add_argument("--batch", type=int, default=256 if on_gpu else 8, help="windows")
-    parser.add_argument("--channels", type=int, default=7)
-    parser.add_argument("--hidden_size", type=int, default=768)
-    parser.add_argument("--num_layers", type=int, default=6)
-    parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--backbone_pass", choices=("twin", "two_pass"), default="twin")
-    parser.add_argument("--steps", type=int, default=5)
-    options = parser.parse_args()
-    options.device = "cuda" if on_gpu else "cpu"
-    return options
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="bf16" if torch.cuda.is_available() else "fp32"
+    )
+    parser.add_argument("--compiled", action="store_true", help="torch.compile, on a GPU with CUDA graphs")
+    parser.add_argument("--steps", type=int, default=5, help="calls in a table")
+    own, rest = parser.parse_known_args()
+    # of the model: --batch, --channels, --backbone, --hidden_size, --num_layers, --dropout, --backbone_pass
+    return argparse.Namespace(**vars(parse_model(rest)) | vars(own))
 
 
 def main():
     options = parse_options()
     folder = options.out / common.device_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    provider = Provider(options, "llata_fast", options.precision, options.compile)
+    provider = Provider(options, "llata_fast", options.precision, options.compiled)
     past, future = batch(options)
     setting = f"B {options.batch}, C {options.channels}, D {options.hidden_size}, {options.num_layers} layers, "
-    setting += f"{options.precision}{', compiled' if options.compile else ''}"
+    setting += f"{options.precision}{', compiled' if options.compiled else ''}"
     facts = " ".join(f"{name} {value}" for name, value in {"torch": torch.__version__, **common.versions()}.items())
     busy = {}
     for kind in ("train", "inference"):
         table, busy[kind] = profiled(lambda kind=kind: getattr(provider, kind)(past, future), options.steps)
-        path = folder / f"profile_{kind}{'_compiled' if options.compile else ''}.txt"
+        path = folder / f"profile_{kind}{'_compiled' if options.compiled else ''}.txt"
         title = f"{kind}, {options.steps} calls; {setting}; {common.device_name()}; {facts}"
         path.write_text(f"{title}\n\n{table}\n")
         print(path)

@@ -245,7 +245,7 @@ def measure(options: argparse.Namespace, precision: str, compiled: bool) -> dict
     return row
 
 
-def parse_options() -> argparse.Namespace:
+def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     names = ["reference", "llata_fast"]
@@ -267,7 +267,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--backbone_pass", choices=("twin", "two_pass"), default="twin")
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     options.left_out = {}
     if options.precisions is None:
         options.precisions = ["fp32", "bf16"]

@@ -8,6 +8,9 @@ from torch import Tensor
 ATOL = {torch.float32: 1e-5, torch.float16: 1e-4, torch.bfloat16: 1e-3}
 LAYOUTS = ("contiguous", "transposed", "scattered")
 
+# on a GPU nearly every example compiles kernels of its own, a second each
+EXAMPLES = 200 if INTERPRET else 30
+
 # the interpreter computes bf16 otherwise than a GPU does
 DTYPES = (torch.float32, torch.float16) + ((torch.bfloat16,) if torch.cuda.is_available() else ())
 

@@ -2,7 +2,18 @@ import sys
 
 import pytest
 import torch
-from check import DTYPES, LAYOUTS, compare, config_dtype, config_id, gpu_configs, grads_of, in_layout, use_config
+from check import (
+    DTYPES,
+    EXAMPLES,
+    LAYOUTS,
+    compare,
+    config_dtype,
+    config_id,
+    gpu_configs,
+    grads_of,
+    in_layout,
+    use_config,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llata_fast.kernels import alignment_loss, alignment_loss_ref
@@ -46,7 +57,7 @@ def test_matches_reference(case, dtype, kind, device):
     check(*make_inputs(*case, dtype, device=device), kind)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_any_shape_and_layout(data, device):
     draw = data.draw
@@ -111,6 +122,45 @@ def test_what_the_backward_keeps(dtype, kind, bytes_an_element, device):
     # inputs are kept too, and cost nothing
     own = [t for t in kept if t.data_ptr() not in {x.data_ptr() for x in tensors}]
     assert sum(t.numel() * t.element_size() for t in own) == bytes_an_element * M * F
+
+
+# M, D, F
+LARGE = {
+    "ETT": (256 * 7, 768, 768),
+    "Weather": (64 * 21, 768, 768),
+    "ECL": (32 * 321, 768, 768),
+    "Traffic": (16 * 862, 768, 768),
+    "large backbone": (32 * 321, 4096, 4096),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", LARGE.values(), ids=LARGE)
+def test_shapes_that_matter(case, kind, device):
+    # sums over thousands of rows: a rounding step is large beside the absolute tolerance
+    check(*make_inputs(*case, torch.bfloat16, device=device), kind, steps=2)
+
+
+@pytest.mark.gpu
+def test_features_beyond_two_to_the_31(device):
+    rows = 100
+    M, D, F = 2_800_000, 768, 768
+    time, text = (torch.zeros(M, D, device=device, dtype=torch.bfloat16) for _ in range(2))
+    assert time.numel() > 2**31
+    # only the last rows differ, hence they alone are what all rows must give
+    inputs = make_inputs(rows, D, F, torch.bfloat16, device=device)
+    time[-rows:], text[-rows:] = inputs[:2]
+    tensors = [t.requires_grad_() for t in (time, text, *inputs[2:])]
+    loss = alignment_loss(*tensors, kind="mse")
+    ours = [loss, *torch.autograd.grad(loss, tensors, torch.tensor(float(M), device=device))]
+    doubles = [t.detach().double().requires_grad_() for t in (time[-rows:], text[-rows:], *inputs[2:])]
+    exact = alignment_loss_ref(*doubles, kind="mse") * (rows / M)
+    theirs = [exact, *torch.autograd.grad(exact, doubles, torch.tensor(float(M), device=device).double())]
+    assert not ours[1][:-rows].any() and not ours[2][:-rows].any()
+    ours[1:3] = [grad[-rows:] for grad in ours[1:3]]
+    for tensor, expected in zip(ours, theirs, strict=True):
+        assert (tensor - expected).norm() <= 1e-2 * expected.norm()
 
 
 def test_nothing_is_kept_without_gradients(device):

@@ -92,10 +92,11 @@ def test_target_names(monkeypatch):
     def named(backend, arch):
         target = types.SimpleNamespace(backend=backend, arch=arch)
         active = types.SimpleNamespace(get_current_target=lambda: target)
-        monkeypatch.setattr(_launch.triton.runtime.driver, "_active", active)
+        monkeypatch.setattr(_launch.triton.runtime, "driver", types.SimpleNamespace(active=active))
         return _launch.target_name.__wrapped__(torch.device("cpu"))
 
-    assert _launch.target_name(torch.device("cpu")) == "interpreter"
+    monkeypatch.setattr(_launch, "INTERPRET", True)
+    assert _launch.target_name.__wrapped__(torch.device("cpu")) == "interpreter"
     monkeypatch.setattr(_launch, "INTERPRET", False)
     assert [named("cuda", arch) for arch in (80, 89, 90, 103)] == ["sm_80", "sm_89", "sm_90", "sm_100"]
     assert named("hip", "gfx942:sramecc+:xnack-") == "gfx942"

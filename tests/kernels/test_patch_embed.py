@@ -2,6 +2,7 @@ import pytest
 import torch
 from check import (
     DTYPES,
+    EXAMPLES,
     LAYOUTS,
     compare,
     config_dtype,
@@ -72,7 +73,7 @@ def test_matches_reference(case, dtype, missing, device):
     check(*make_inputs(B, L, C, P, D, dtype, missing=missing, device=device), P, S)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_any_shape_layout_and_mask(data, device):
     draw = data.draw
@@ -182,10 +183,49 @@ def test_wrong_inputs():
             patch_embed(**{**good, **change})
 
 
+# B, L, C, P, S, D
+LARGE = {
+    "ETT": (256, 96, 7, 96, 96, 768),
+    "Weather": (64, 96, 21, 96, 96, 768),
+    "Traffic": (16, 96, 862, 96, 96, 768),
+    "Traffic, long window": (16, 2048, 862, 2048, 2048, 768),
+    "ECL patches": (32, 512, 321, 16, 8, 768),
+    "large backbone": (32, 96, 321, 96, 96, 4096),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("missing", [0.0, 0.3], ids=["observed", "masked"])
+@pytest.mark.parametrize("case", LARGE.values(), ids=LARGE)
+def test_shapes_that_matter(case, missing, device):
+    B, L, C, P, S, D = case
+    # sums over thousands of rows: a rounding step is large beside the absolute tolerance
+    check(*make_inputs(B, L, C, P, D, torch.bfloat16, missing=missing, device=device), P, S, steps=2)
+
+
 @pytest.mark.gpu
 def test_tokens_beyond_two_to_the_31(device):
     x, weight, bias, _ = make_inputs(48, 512, 862, 16, 832, torch.bfloat16, device=device)
-    tokens, _, _ = patch_embed(x, weight, bias, patch_length=16, patch_stride=8)
+    weight, bias = weight.requires_grad_(), bias.requires_grad_()
+    sizes = {"patch_length": 16, "patch_stride": 8}
+    tokens, _, _ = patch_embed(x, weight, bias, **sizes)
     assert tokens.numel() > 2**31
-    expected, _, _ = patch_embed_ref(x[-1:], weight, bias, patch_length=16, patch_stride=8)
+    # only the last window counts, hence its gradients alone are what the whole batch must give
+    expected, _, _ = patch_embed_ref(x[-1:], weight, bias, **sizes)
     torch.testing.assert_close(tokens[-1:], expected, rtol=2e-2, atol=2e-2)
+    dtokens = torch.zeros_like(tokens)
+    dtokens[-1] = torch.randn_like(expected[0])
+    ours = torch.autograd.grad(tokens, (weight, bias), dtokens)
+    for grad, exact in zip(ours, torch.autograd.grad(expected, (weight, bias), dtokens[-1:]), strict=True):
+        assert (grad - exact).float().norm() <= 1e-2 * exact.float().norm()
+
+
+@pytest.mark.gpu
+def test_series_beyond_two_to_the_31(device):
+    x = torch.randn(2600, 960, 862, device=device, dtype=torch.bfloat16)
+    assert x.numel() > 2**31
+    weight, bias = torch.randn(16, 960, device=device) * 960**-0.5, torch.randn(16, device=device)
+    ours = patch_embed(x, weight, bias, patch_length=960, patch_stride=960)
+    exact = patch_embed_ref(x[-1:].double(), weight.double(), bias.double(), patch_length=960, patch_stride=960)
+    for tensor, expected in zip(ours, exact, strict=True):
+        torch.testing.assert_close(tensor[-1:].double(), expected, rtol=1e-4, atol=1e-4)

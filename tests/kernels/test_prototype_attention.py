@@ -2,7 +2,18 @@ import sys
 
 import pytest
 import torch
-from check import DTYPES, LAYOUTS, compare, config_dtype, config_id, gpu_configs, grads_of, in_layout, use_config
+from check import (
+    DTYPES,
+    EXAMPLES,
+    LAYOUTS,
+    compare,
+    config_dtype,
+    config_id,
+    gpu_configs,
+    grads_of,
+    in_layout,
+    use_config,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llata_fast.kernels import _launch, configs, prototype_attention, prototype_attention_ref
@@ -43,7 +54,7 @@ def test_matches_reference(case, dtype, device):
     check(*make_inputs(*case, dtype, device=device))
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_any_shape_layout_and_scale(data, device):
     draw = data.draw
@@ -108,6 +119,45 @@ def test_offsets_beyond_two_to_the_31(tmp_path):
     q.copy_(torch.randn(rows, 1, 8))
     k = torch.randn(5, 1, 8).half()
     torch.testing.assert_close(prototype_attention(q, k, k), prototype_attention_ref(q, k, k), rtol=0, atol=2e-3)
+
+
+# M, V, A, E
+LARGE = {
+    "ETT": (256 * 7, 500, 12, 64),
+    "Weather": (64 * 21, 500, 12, 64),
+    "ECL": (32 * 321, 500, 12, 64),
+    "Traffic": (16 * 862, 500, 12, 64),
+    "large backbone": (32 * 321, 1000, 32, 128),
+    "heads of 48": (256 * 7, 500, 12, 48),
+    "heads of 80": (256 * 7, 500, 8, 80),
+    "heads of 96": (256 * 7, 500, 8, 96),
+    "heads of 256": (256 * 7, 500, 4, 256),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", LARGE.values(), ids=LARGE)
+def test_shapes_that_matter(case, device):
+    # sums over thousands of rows: a rounding step is large beside the absolute tolerance
+    check(*make_inputs(*case, torch.bfloat16, device=device), steps=2)
+
+
+@pytest.mark.gpu
+def test_queries_beyond_two_to_the_31(device):
+    rows = 100
+    q, k, v = (t.requires_grad_() for t in make_inputs(2_800_000, 500, 12, 64, torch.bfloat16, device=device))
+    assert q.numel() > 2**31
+    out = prototype_attention(q, k, v)
+    # only the last rows count, hence their gradients alone are what all queries must give
+    dout = torch.zeros_like(out)
+    dout[-rows:] = torch.randn_like(dout[-rows:])
+    dq, *others = torch.autograd.grad(out, (q, k, v), dout)
+    doubles = [t.detach().double().requires_grad_() for t in (q[-rows:], k, v)]
+    exact = prototype_attention_ref(*doubles)
+    grads = torch.autograd.grad(exact, doubles, dout[-rows:].double())
+    assert not dq[:-rows].any()
+    for ours, theirs in zip((out[-rows:], dq[-rows:], *others), (exact, *grads), strict=True):
+        assert (ours - theirs).norm() <= 1e-2 * theirs.norm()
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
