@@ -60,7 +60,8 @@ class LinearBaseline:
 
     def _solve(self, gram: Tensor, moment: Tensor) -> Tensor:
         ridge = self.ridge * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        return torch.linalg.solve(gram + ridge, moment)
+        # not linalg.solve: MKL's LU of several matrices fails in a process that DeepSpeed has started
+        return torch.cholesky_solve(moment, torch.linalg.cholesky(gram + ridge))
 
     def __call__(self, past: Tensor, observed: Tensor) -> Tensor:
         inputs, mean = self._inputs(past, observed)
