@@ -20,9 +20,9 @@ from llata_fast.training.run import (
     draw_test_forecast,
     fit_baselines,
     learn_from_linear,
+    middle_window,
     parameter_counts,
     settle_output_dir,
-    whole_weights,
     write_metrics,
     write_settings,
 )
@@ -46,9 +46,8 @@ def main():
     )
     settle_output_dir(args, data_args, model_args)
     set_seed(args.seed)
-    with whole_weights(args):
-        model = LlataForPrediction.from_backbone(LlataConfig(**asdict(model_args)))
-        learn_from_linear(model, splits.train)
+    model = LlataForPrediction.from_backbone(LlataConfig(**asdict(model_args)), frozen_dtype=args.compute_dtype)
+    learn_from_linear(model, splits.train)
     # more channels than the backbone has positions: found before anything is written
     model.check_shapes(splits.train[0]["past_values"][None])
     num_tokens = model.config.num_tokens(len(series.columns))
@@ -64,19 +63,21 @@ def main():
     trained = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     test = trainer.test()
     trainer.save_model()
+    past, observed, _ = middle_window(splits.test)
+    forecast = trainer.forecast(past, observed)
     if not main_process:
         return
     SeriesInfo.of(data_args.dataset, series, splits.scaler).save(args.output_dir)
     baselines = fit_baselines(series, splits.train)
-    scores = {name: score(forecast, splits.test, series.columns) for name, forecast in baselines.items()}
+    scores = {name: score(baseline, splits.test, series.columns) for name, baseline in baselines.items()}
     write_metrics(
         args.output_dir,
         {"test": test, "baselines": scores, "train": trained.metrics, "parameters": counts},
     )
     print(results_table({"llata": test, **scores}))
     if HAS_MATPLOTLIB:
-        with whole_weights(args):
-            picture = draw_test_forecast(args.output_dir, series, splits, baselines)
+        forecasts = {name: baseline(past, observed) for name, baseline in baselines.items()}
+        picture = draw_test_forecast(args.output_dir, series, splits, {"forecast": forecast, **forecasts})
         print(f"picture: {picture}")
     print(f"to forecast: python -m llata_fast predict {args.output_dir} --input my.csv --output forecast.csv --plot")
 

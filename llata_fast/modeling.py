@@ -15,9 +15,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accelerate import init_empty_weights
 from huggingface_hub import load_torch_model, snapshot_download
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import ModelOutput
 
 from .ablations import AttentionBlock, StandIn
@@ -29,12 +31,14 @@ from .backbone.loading import (
     max_tokens,
     read_backbone_config,
 )
+from .backbone.placing import fill_decoder
 from .backbone.twin import TwinBackbone
 from .config import LlataConfig
 from .errors import InputError
 from .kernels import alignment_loss, patch_embed, prototype_attention
 from .losses import forecast_loss
 from .prototypes import backbone_prototypes
+from .ranks import from_first_rank, on_first_rank
 
 
 @dataclass
@@ -229,8 +233,11 @@ class LlataForPrediction(PreTrainedModel):
         """Every module has initialised itself, or was loaded."""
 
     @classmethod
-    def from_backbone(cls, config: LlataConfig) -> "LlataForPrediction":
+    def from_backbone(cls, config: LlataConfig, *, frozen_dtype: torch.dtype = torch.float32) -> "LlataForPrediction":
         """A new forecaster around the pre-trained `config.backbone`; fills in `config.backbone_config`.
+
+        The backbone's projections are kept in `frozen_dtype`: autocast to it need not cast them anew each step. While
+        TrainingArguments with a ZeRO-3 configuration exist, every rank calls it and holds its share of them.
 
         Raises:
             InputError: the backbone cannot be found, is cut too long, or lacks weights.
@@ -240,10 +247,10 @@ class LlataForPrediction(PreTrainedModel):
         config = LlataConfig(**(config.to_dict() | {"backbone_config": backbone_config.to_dict()}))
         if not config.has_frozen_base:
             return cls(config)
-        backbone, weights = load_base(config)
+        backbone, weights = load_base(config, frozen_dtype)
         model = cls(config, backbone)
         if config.has_text_branch:
-            prototypes = backbone_prototypes(weights, config.num_prototypes)
+            prototypes = from_first_rank(lambda: backbone_prototypes(weights, config.num_prototypes))
             if config.ablation == "random_prototypes":
                 prototypes = torch.randn_like(prototypes) * prototypes.std(1, keepdim=True)
             model.prototypes.copy_(prototypes)
@@ -415,11 +422,21 @@ class PlainBackbone(nn.Module):
         return (self.model(inputs_embeds=tokens, use_cache=False).last_hidden_state + tokens,)
 
 
-def load_base(config: LlataConfig) -> tuple[PreTrainedModel, BackboneWeights]:
-    """The pre-trained decoder that `config` names, without word embedding, and the weights it was loaded from."""
-    backbone = build_backbone(
-        config.backbone_config, choose_attention(config.backbone_config, config.attn_implementation).name
-    )
-    weights = load_backbone_weights(config.backbone, config.backbone_config, seed=config.backbone_seed)
-    backbone.load_state_dict(weights.blocks)
+def load_base(
+    config: LlataConfig, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, BackboneWeights | None]:
+    """The pre-trained decoder that `config` names, without word embedding, and what is left of its source's weights.
+
+    Projections are kept in `dtype`. Under ZeRO-3 rank 0 alone reads, and the others have no weights left.
+    """
+    with init_empty_weights(include_buffers=False):
+        backbone = build_backbone(
+            config.backbone_config, choose_attention(config.backbone_config, config.attn_implementation).name
+        )
+
+    def read() -> BackboneWeights:
+        return load_backbone_weights(config.backbone, config.backbone_config, seed=config.backbone_seed)
+
+    weights = on_first_rank(read) if is_deepspeed_zero3_enabled() else read()
+    fill_decoder(backbone, weights and weights.blocks, dtype)
     return backbone, weights

@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -28,7 +29,9 @@ logger = logging.getLogger(__name__)
 # part of the cache's key: raise it when the result changes
 _ALGORITHM = "gram-eigh-1"
 
+# 8192 rows of width 2048, wider ones in proportion: a block in float64 stays below 128 MiB
 _BLOCK_ROWS = 8192
+_BLOCK_ELEMENTS = 8192 * 2048
 
 
 def principal_prototypes(word_embeddings: Tensor, num_prototypes: int) -> Tensor:
@@ -42,7 +45,7 @@ def principal_prototypes(word_embeddings: Tensor, num_prototypes: int) -> Tensor
         raise InputError(f"num_prototypes is {num_prototypes}, embeddings of width {D} allow 1 to {D - 1}")
     gram = torch.zeros(D, D, dtype=torch.float64, device=word_embeddings.device)
     # in blocks: a float64 copy of a large vocabulary would not fit beside the model
-    for rows in word_embeddings.detach().split(_BLOCK_ROWS):
+    for rows in _blocks(word_embeddings):
         rows = rows.to(torch.float64, copy=True)
         rows -= rows.mean(dim=1, keepdim=True)
         gram.addmm_(rows.T, rows)
@@ -102,9 +105,14 @@ def load_prototypes(word_embeddings: Tensor, num_prototypes: int, *, cache_dir: 
     return prototypes
 
 
+def _blocks(word_embeddings: Tensor) -> Iterable[Tensor]:
+    rows = min(_BLOCK_ROWS, max(1, _BLOCK_ELEMENTS // word_embeddings.shape[1]))
+    return word_embeddings.detach().split(rows)
+
+
 def _content_key(word_embeddings: Tensor, num_prototypes: int) -> str:
     digest = hashlib.sha256(f"{_ALGORITHM} {num_prototypes} {tuple(word_embeddings.shape)}".encode())
-    for rows in word_embeddings.detach().split(_BLOCK_ROWS):
+    for rows in _blocks(word_embeddings):
         # fp32 holds every bf16 and fp16 value, so the key does not depend on the precision of storage
         digest.update(rows.to("cpu", torch.float32).contiguous().numpy())
     return digest.hexdigest()[:32]

@@ -39,6 +39,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, AutoConfig,
 from transformers.configuration_utils import PreTrainedConfig
 
 from llata_fast.backbone.families import FAMILIES
+from llata_fast.backbone.placing import whole_models
 from llata_fast.errors import InputError
 
 DEFAULT_BACKBONE = "SmolLM2-135M-Instruct"
@@ -58,7 +59,10 @@ _HUB_SECONDS = 10.0
 
 
 class BackboneWeights(NamedTuple):
-    """A decoder's tensors, in the precision they are stored in (GGUF and random ones fp32), on the CPU."""
+    """A decoder's tensors, in the precision they are stored in (GGUF and random ones fp32), on the CPU.
+
+    Those of safetensors files, and of pickles of today's format, are mapped: they take no memory until they are copied.
+    """
 
     blocks: dict[str, Tensor]
     """Keys exactly those of `build_backbone(config).state_dict()`."""
@@ -100,7 +104,8 @@ def build_backbone(config: PreTrainedConfig, attn_implementation: str = "sdpa") 
         if getattr(config, name, None) == "gelu_new":
             # the same function in one operation, not in eight
             setattr(config, name, "gelu_pytorch_tanh")
-    model = AutoModel.from_config(config, attn_implementation=attn_implementation, dtype=torch.get_default_dtype())
+    with whole_models():
+        model = AutoModel.from_config(config, attn_implementation=attn_implementation, dtype=torch.get_default_dtype())
     model.set_input_embeddings(None)
     return model
 
@@ -113,7 +118,7 @@ def load_backbone_weights(source: str, config: PreTrainedConfig, *, seed: int = 
     """
     place, prototypes = _locate(source), None
     # real tensors, also where the caller builds its modules under the meta device
-    with torch.device("cpu"):
+    with torch.device("cpu"), whole_models():
         if place.kind == "random":
             tensors, word_embedding_key = _full_state(_random_decoder(config, seed))
         elif place.kind == "gguf":

@@ -101,8 +101,9 @@ class NoPositions(nn.Module):
 
 
 def _features(projection: nn.Module) -> tuple[int, int]:
+    # not from the weight, which ZeRO-3 may have taken apart
     if isinstance(projection, Conv1D):
-        return projection.weight.shape[0], projection.weight.shape[1]
+        return projection.nx, projection.nf
     return projection.in_features, projection.out_features
 
 
@@ -111,7 +112,7 @@ def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
     yield from [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()]
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
     # every family of transformers brings an RMSNorm class of its own
     return isinstance(module, nn.LayerNorm | nn.RMSNorm) or type(module).__name__.endswith("RMSNorm")
 
@@ -125,7 +126,7 @@ def wrap_branches(model: PreTrainedModel, *, rank: int, alpha: float, dropout: f
     model.requires_grad_(False)
     found = False
     for parent, name, child in _children(model):
-        if _is_norm(child):
+        if is_norm(child):
             setattr(parent, name, TwinNorm(child, twin))
         elif rank and name in LORA_TARGETS:
             setattr(parent, name, LoraLinear(child, rank, alpha, dropout, twin))

@@ -1,15 +1,12 @@
 """The folder of a run: where it is, and what is written into it."""
 
-import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import yaml
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
-from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..config import ModelArguments
@@ -17,7 +14,6 @@ from ..data import Splits, TimeSeries, WindowDataset
 from ..errors import InputError
 from ..evaluation.baselines import Forecast, LinearBaseline, batches, seasonal_naive
 from ..modeling import LlataForPrediction
-from ..serving.forecaster import Forecaster
 from ..serving.plots import plot_forecast
 from .arguments import DataArguments, ForecastTrainingArguments
 
@@ -56,17 +52,6 @@ def _holds_run(folder: Path) -> bool:
     return (folder / _FINISHED).exists() or any(folder.glob("checkpoint-*"))
 
 
-@contextlib.contextmanager
-def whole_weights(training: ForecastTrainingArguments) -> Iterator[None]:
-    """Build a model with all of its weights, ZeRO-3 or not: its prototypes are computed from them."""
-    unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        if training.deepspeed is not None:
-            set_hf_deepspeed_config(training.hf_deepspeed_config)
-
-
 def write_settings(folder: str | Path, settings: dict):
     Path(folder).mkdir(parents=True, exist_ok=True)
     Path(folder, "run.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
@@ -82,7 +67,8 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
     for name, parameter in model.named_parameters():
         kind = "trained" if parameter.requires_grad else "frozen"
         for part in (f"{name.split('.')[0]} {kind}", kind):
-            counts[part] = counts.get(part, 0) + parameter.numel()
+            # ZeRO-3 keeps the size of what it has taken apart
+            counts[part] = counts.get(part, 0) + getattr(parameter, "ds_numel", parameter.numel())
     return counts
 
 
@@ -107,11 +93,15 @@ def fit_baselines(series: TimeSeries, train) -> dict[str, Forecast]:
     }
 
 
-def draw_test_forecast(folder: str | Path, series: TimeSeries, splits: Splits, baselines: dict[str, Forecast]) -> Path:
-    """Forecast the window in the middle of the test split with the run as saved, and draw it beside the truth."""
-    windows, forecaster = splits.test, Forecaster.from_run(folder)
-    start = len(windows) // 2
-    context, horizon = windows.context_length, windows.prediction_length
+def middle_window(windows: WindowDataset) -> tuple[Tensor, Tensor, Tensor]:
+    """The window in the middle of a split: lookback [1, L, C], what of it is observed, and targets [1, H, C]."""
+    return next(batches(windows, 1, len(windows) // 2))
+
+
+def draw_test_forecast(folder: str | Path, series: TimeSeries, splits: Splits, forecasts: dict[str, Tensor]) -> Path:
+    """Draw standardised forecasts [1, H, C] of the test split's `middle_window` beside the truth."""
+    windows = splits.test
+    start, context, horizon = len(windows) // 2, windows.context_length, windows.prediction_length
     # the split's values end where the last of the series' splits ends
     dates = series.dates[: sum(series.split_rows or (len(series),))][-len(windows.values) :]
 
@@ -119,14 +109,12 @@ def draw_test_forecast(folder: str | Path, series: TimeSeries, splits: Splits, b
         values = splits.scaler.inverse_transform(values.double().cpu().numpy())
         return pd.DataFrame(values, index=dates[first : first + len(values)], columns=list(series.columns))
 
-    past, observed, future = next(batches(windows, 1, start))
-    forecasts = {"forecast": forecaster, **baselines}
     path = Path(folder, "forecast.png")
     plot_forecast(
         path,
         history=table(windows.values[start : start + context], start).iloc[-2 * horizon :],
-        truth=table(future[0], start + context),
-        forecasts={name: table(forecast(past, observed)[0], start + context) for name, forecast in forecasts.items()},
+        truth=table(middle_window(windows)[2][0], start + context),
+        forecasts={name: table(forecast[0], start + context) for name, forecast in forecasts.items()},
         title=f"{series.name}: {horizon} steps from the middle of the test split",
     )
     return path

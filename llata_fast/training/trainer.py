@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, Trainer
 
-from ..backbone.twin import store_frozen
+from ..backbone.placing import finish_partitioning
 from ..data import Splits, collate
 from ..metrics import ForecastMetrics
 from .arguments import ForecastTrainingArguments
@@ -23,8 +23,8 @@ class ForecastTrainer(Trainer):
 
     def __init__(self, model: nn.Module, args: ForecastTrainingArguments, splits: Splits, columns: list[str]):
         splits = splits._replace(**{name: getattr(splits, name).to(args.device) for name in ("train", "val", "test")})
-        if args.bf16 and args.deepspeed is None:
-            store_frozen(model.backbone, torch.bfloat16)
+        if args.deepspeed is not None:
+            finish_partitioning(model, args.hf_deepspeed_config.dtype(), args.device)
         self.metrics = ForecastMetrics(columns)
         self._terms: dict[str, Tensor] = {}
         self._num_terms = 0
@@ -89,3 +89,8 @@ class ForecastTrainer(Trainer):
         self.remove_callback(EarlyStoppingCallback)
         scores = self.evaluate(self.splits.test, metric_key_prefix="test")
         return {"mse": scores["test_mse"], "mae": scores["test_mae"], "per_channel": self.metrics.per_channel}
+
+    def forecast(self, past_values: Tensor, past_observed_mask: Tensor | None = None) -> Tensor:
+        """Standardised lookbacks [B, L, C] -> forecasts [B, H, C] likewise; every rank calls it, with the same ones."""
+        inputs = {"past_values": past_values, "past_observed_mask": past_observed_mask}
+        return self.prediction_step(self.model, inputs, prediction_loss_only=False)[1]
