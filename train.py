@@ -22,6 +22,7 @@ from llata_fast.training.run import (
     learn_from_linear,
     middle_window,
     parameter_counts,
+    parameter_table,
     settle_output_dir,
     write_metrics,
     write_settings,
@@ -57,7 +58,7 @@ def main():
     if main_process:
         write_settings(args.output_dir, resolved_settings(model, data_args, args))
         counts = parameter_counts(model)
-        print(f"{counts['trained']:,} parameters trained, {counts['frozen']:,} frozen; attention: {attention}")
+        print(f"{parameter_table(counts)}\nattention: {attention}")
         print(f"the run goes to {args.output_dir}")
 
     trained = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

@@ -87,6 +87,7 @@ def load_reference_checkpoint(
         "prediction_length": sizes["prediction_length"],
         "intermediate_size": sizes["intermediate_size"],
         "lora_r": sizes["lora_r"],
+        "alignment_rank": sizes["hidden_size"],
         "num_prototypes": len(prototypes),
     }
     model = LlataForPrediction(LlataConfig(gpt2, num_heads=num_heads, lora_alpha=lora_alpha, **(fields | config)))

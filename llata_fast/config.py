@@ -61,6 +61,9 @@ class ModelArguments:
     consistency_weight: float = _field(1.0, "weight of the consistency loss")
     alignment_weight: float = _field(0.01, "weight of the alignment loss")
     alignment_decay: float = _field(0.8, "the alignment loss of a feature k steps before the last counts decay**k")
+    alignment_rank: int | None = _field(
+        None, "rows of the alignment loss's projections, at most D; default D up to a width of 1024, else 256"
+    )
     linear_skip: bool = _field(
         False, "add a linear forecast of the lookback to both branches, at first least squares (not in the paper)"
     )
@@ -82,7 +85,7 @@ class ModelArguments:
         for name in ("num_layers", "context_length", "prediction_length", "intermediate_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("patch_length", "patch_stride", "num_prototypes", "num_heads"):
+        for name in ("patch_length", "patch_stride", "num_prototypes", "num_heads", "alignment_rank"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("dropout", "lora_dropout"):
@@ -154,6 +157,11 @@ class LlataConfig(PreTrainedConfig):
             self.num_prototypes = min(500, D - 1)
         if self.num_prototypes > D - 1:
             raise InputError(f"num_prototypes {self.num_prototypes}: a backbone of width {D} has at most {D - 1}")
+        if self.alignment_rank is None:
+            # two projections a layer that grow with the width's square would outweigh the rest of what is trained
+            self.alignment_rank = D if D <= 1024 else 256
+        if self.alignment_rank > D:
+            raise InputError(f"alignment_rank {self.alignment_rank} is larger than the backbone's width {D}")
 
     @property
     def hidden_size(self) -> int:

@@ -146,13 +146,19 @@ class LinearSkip(nn.Module):
 
 
 class FeatureAlignment(nn.Module):
-    """Distance of the branches' features of one depth, each projected: time, text [B, T, D] -> fp32 scalar."""
+    """Distance of the branches' features of one depth, each projected: time, text [B, T, D] -> fp32 scalar.
 
-    def __init__(self, hidden_size: int, kind: str):
+    The projections are [rank, D]: each branch has its own map into a space of `rank` dimensions that both share, and
+    there the mean distance is taken. With rank = D it is the method as published. A smaller one compares fewer learned
+    directions; they start like rows of the full map, so the loss starts at the same size. A second factor [D, rank],
+    leading back to D dimensions, would only weigh the same `rank` differences anew.
+    """
+
+    def __init__(self, hidden_size: int, rank: int, kind: str):
         super().__init__()
         self.kind = kind
-        self.time_weight = nn.Linear(hidden_size, hidden_size, bias=False).weight
-        self.text_weight = nn.Linear(hidden_size, hidden_size, bias=False).weight
+        self.time_weight = nn.Linear(hidden_size, rank, bias=False).weight
+        self.text_weight = nn.Linear(hidden_size, rank, bias=False).weight
 
     def forward(self, time: Tensor, text: Tensor) -> Tensor:
         time, text = time.flatten(0, 1), text.flatten(0, 1)
@@ -197,7 +203,8 @@ class LlataForPrediction(PreTrainedModel):
         self.backbone = self._build_backbone(backbone)
         if two_branches:
             num_aligned = 0 if config.ablation == "no_alignment" else config.num_layers + 1
-            self.alignment = nn.ModuleList(FeatureAlignment(D, config.alignment_loss) for _ in range(num_aligned))
+            rank, kind = config.alignment_rank, config.alignment_loss
+            self.alignment = nn.ModuleList(FeatureAlignment(D, rank, kind) for _ in range(num_aligned))
         self.post_init()
         if config.merged:
             self.backbone.requires_grad_(False)

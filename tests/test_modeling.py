@@ -129,6 +129,25 @@ def test_alignment_starts_at_the_last_feature(backbone):
     assert reached == [False, False, True]
 
 
+def test_low_rank_alignment(backbone, tmp_path):
+    """The mean distance between `rank` learned projections of either branch."""
+    model = tiny_model(backbone, alignment_rank=7, alignment_loss="mse", alignment_decay=1.0)
+    distances = []
+
+    def note(module, inputs, result):
+        time, text = (feature @ weight.T for feature, weight in zip(inputs, module.parameters(), strict=True))
+        distances.append((time - text).square().mean())
+
+    for align in model.alignment:
+        assert align.time_weight.shape == align.text_weight.shape == (7, 48)
+        align.register_forward_hook(note)
+    output = model(*window())
+    torch.testing.assert_close(output.alignment_loss, sum(distances))
+    model.save_pretrained(tmp_path / "run")
+    loaded = LlataForPrediction.from_pretrained(tmp_path / "run")
+    torch.testing.assert_close(loaded.alignment.state_dict(), model.alignment.state_dict(), rtol=0, atol=0)
+
+
 def test_missing_targets_add_nothing(backbone):
     model = tiny_model(backbone, task_loss="mse")
     past, future = window()
@@ -191,6 +210,8 @@ def test_more_tokens_than_learned_positions(tmp_path):
         ({"patch_stride": 2}, "patch_stride without patch_length"),
         ({"num_heads": 5}, "num_heads 5 does not divide the backbone's width 48"),
         ({"num_prototypes": 48}, "num_prototypes 48: a backbone of width 48 has at most 47"),
+        ({"alignment_rank": 0}, "alignment_rank must be at least 1"),
+        ({"alignment_rank": 49}, "alignment_rank 49 is larger than the backbone's width 48"),
         ({"num_layers": 4}, "has 3 layers, num_layers 4"),
         ({"backbone": "random:no_such_family"}, "neither a family"),
     ],
@@ -220,6 +241,15 @@ def test_number_of_prototypes(tmp_path):
 
     assert prototypes(48) == 47
     assert prototypes(1024) == 500
+
+
+def test_alignment_rank(tmp_path):
+    def rank(width, **fields):
+        config = read_backbone_config(random_backbone(tmp_path, "llama", hidden_size=width))
+        return LlataConfig(backbone_config=config, **fields).alignment_rank
+
+    assert (rank(48), rank(1024), rank(1056), rank(4096)) == (48, 1024, 256, 256)
+    assert rank(1056, alignment_rank=1056) == 1056
 
 
 # modules of the temporal branch: low-rank updates a block, norms a block (the final norm comes on top)

@@ -46,6 +46,10 @@ def fill_decoder(decoder: PreTrainedModel, tensors: dict[str, Tensor] | None, dt
         }
         decoder.load_state_dict(weights, assign=True)
         return
+    import deepspeed
+
+    # without its own view of the ranks, DeepSpeed would take each process for the only one
+    deepspeed.init_distributed()
     # children first: DeepSpeed takes a module with all that is below it
     for path, module in reversed(list(decoder.named_modules())):
         keys = _own(path, module)

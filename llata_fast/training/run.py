@@ -72,6 +72,16 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
     return counts
 
 
+def parameter_table(counts: dict[str, int]) -> str:
+    """`parameter_counts` as lines of text, a part of the model each."""
+    parts = dict.fromkeys(name.rpartition(" ")[0] for name in counts if " " in name)
+    rows = [("parameters", "trained", "frozen")]
+    for part, prefix in [*((part, f"{part} ") for part in parts), ("in all", "")]:
+        rows.append((part, *(f"{counts.get(f'{prefix}{kind}', 0):,}" for kind in ("trained", "frozen"))))
+    width = max(len(cell) for row in rows for cell in row)
+    return "\n".join(f"{part:<{width}}  {trained:>{width}}  {frozen:>{width}}" for part, trained, frozen in rows)
+
+
 def learn_from_linear(model: LlataForPrediction, train: WindowDataset):
     """What training takes from a linear forecast of its windows: the skip's start and the weights of the channels."""
     balance = model.config.channel_balance
