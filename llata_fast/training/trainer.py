@@ -1,5 +1,6 @@
 """The Hugging Face Trainer, subclassed only where a forecaster differs from a language model."""
 
+import functools
 import re
 
 import torch
@@ -10,6 +11,7 @@ from ..backbone.placing import finish_partitioning
 from ..data import Splits, collate
 from ..metrics import ForecastMetrics
 from .arguments import ForecastTrainingArguments
+from .engine import is_universal, trained_state
 
 # the reference trains these at a rate of their own: attention of encoder and cross-attention, alignment projections
 _PROJECTIONS = re.compile(r"alignment\.|(encoder|cross_attention)\.(q|kv|qkv|out)_proj\.")
@@ -25,6 +27,9 @@ class ForecastTrainer(Trainer):
         splits = splits._replace(**{name: getattr(splits, name).to(args.device) for name in ("train", "val", "test")})
         if args.deepspeed is not None:
             finish_partitioning(model, args.hf_deepspeed_config.dtype(), args.device)
+            frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+            # its checkpoints leave them out
+            model.register_load_state_dict_post_hook(functools.partial(_may_lack, frozen))
         self.metrics = ForecastMetrics(columns)
         self._terms: dict[str, Tensor] = {}
         self._num_terms = 0
@@ -41,6 +46,46 @@ class ForecastTrainer(Trainer):
             callbacks=callbacks,
         )
         self.splits = splits
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """Write what is trained, in fp32, and the configuration; every rank calls it."""
+        if self.is_deepspeed_enabled:
+            self._save(output_dir, state_dict=trained_state(self.model, keep=self.args.should_save))
+        else:
+            super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str):
+        if not self.is_deepspeed_enabled:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        engine = self.model_wrapped
+        # the Trainer asks for it with PEFT's models alone
+        engine.save_checkpoint = functools.partial(engine.save_checkpoint, exclude_frozen_parameters=True)
+        try:
+            super()._save_optimizer_and_scheduler(output_dir)
+        finally:
+            del engine.save_checkpoint
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        if self.is_deepspeed_enabled and resume_from_checkpoint is not None:
+            # read when DeepSpeed's engine is made
+            config = self.accelerator.state.deepspeed_plugin.deepspeed_config
+            config["checkpoint"] = config.get("checkpoint", {}) | {
+                "load_universal": is_universal(resume_from_checkpoint)
+            }
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.is_deepspeed_enabled and checkpoint is not None and is_universal(checkpoint):
+            # ZeRO-3 gives all groups the first one's
+            for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+                group["lr"] = rate
+
+    def _load_best_model(self):
+        if self.is_deepspeed_enabled:
+            universal = is_universal(self.state.best_model_checkpoint)
+            self.model_wrapped.load_universal_checkpoint = lambda: universal
+        super()._load_best_model()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -94,3 +139,7 @@ class ForecastTrainer(Trainer):
         """Standardised lookbacks [B, L, C] -> forecasts [B, H, C] likewise; every rank calls it, with the same ones."""
         inputs = {"past_values": past_values, "past_observed_mask": past_observed_mask}
         return self.prediction_step(self.model, inputs, prediction_loss_only=False)[1]
+
+
+def _may_lack(keys: set[str], module: nn.Module, incompatible):
+    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if key not in keys]

@@ -72,7 +72,7 @@ def main():
         model_args, _, args = parse_arguments(case["arguments"])
         rank = args.device and distributed.get_rank()
         with Peak() as peak:
-            model = LlataForPrediction.from_backbone(LlataConfig(**asdict(model_args)), frozen_dtype=args.frozen_dtype)
+            model = LlataForPrediction.from_backbone(LlataConfig(**asdict(model_args)), frozen_dtype=args.compute_dtype)
         result = {"peak": peak.bytes, "share": held_bytes(model), "marks": marks(model)}
         Path(f"{case['output']}-{rank}.json").write_text(json.dumps(result))
         del model, args

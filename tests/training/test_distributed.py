@@ -5,6 +5,7 @@ batch.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,10 @@ from tiny import random_backbone, write_series
 from training.distributed_cases import train
 
 from llata_fast.data import read_csv, split_windows
+from llata_fast.errors import InputError
 from llata_fast.evaluation.baselines import score
 from llata_fast.serving.forecaster import Forecaster
+from llata_fast.training.engine import reshard
 
 ROOT = Path(__file__).resolve().parents[2]
 L, H, STEPS = 12, 6, 3
@@ -41,7 +44,7 @@ CASES = {
     "zero3_offload": ["--deepspeed", "zero3_offload"],
 }
 RESUMED = ["ddp", "zero2", "zero3"]
-BF16 = ["zero2", "zero3"]
+BF16 = ZERO = ["zero2", "zero3"]
 ALL = [*CASES, *(f"{case}, bf16" for case in BF16)]
 
 
@@ -69,6 +72,7 @@ def settings(folder):
         "intermediate_size": 20,
         "dropout": 0.0,
         "lora_dropout": 0.0,
+        "projection_learning_rate": 2e-3,
         "batch_size": 8,
         "max_steps": STEPS,
         "precision": "fp32",
@@ -107,8 +111,51 @@ def single(folder, settings):
     return folder / "single"
 
 
+def run_cases(folder, cases, num_ranks, launch, free_port):
+    path = folder / f"cases-{num_ranks}-{len(cases)}.json"
+    path.write_text(json.dumps(cases))
+    script = ROOT / "tests" / "training" / "distributed_cases.py"
+    launch("deepspeed", "--num_gpus", num_ranks, "--master_port", free_port, script, path, timeout=280)
+
+
+def resharded(run):
+    """A copy of a run's first checkpoint that any ranks can read; the run itself is for other tests."""
+    checkpoint = run.with_name(f"{run.name}, resharded") / "checkpoint-1"
+    shutil.copytree(run / "checkpoint-1", checkpoint)
+    reshard(checkpoint)
+    return str(checkpoint)
+
+
 @pytest.fixture(scope="module")
-def ranks(folder, settings, launch, free_port):
+def alone(folder, settings, launch, free_port):
+    """Folder of runs under DeepSpeed on one rank, with their first checkpoints resharded."""
+    run_cases(
+        folder,
+        [flags(settings, folder / f"{stage}, alone", "--deepspeed", stage) for stage in ZERO],
+        1,
+        launch,
+        free_port,
+    )
+    for stage in ZERO:
+        resharded(folder / f"{stage}, alone")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fewer(ranks, settings, launch, free_port):
+    """Folder of runs that two ranks began and one went on with, under the same stage and the other."""
+    cases = []
+    for before in ZERO:
+        checkpoint = resharded(ranks / before)
+        for after in ZERO:
+            resume = ["--resume_from_checkpoint", checkpoint]
+            cases.append(flags(settings, ranks / f"{before} to {after}, 2 to 1", "--deepspeed", after, *resume))
+    run_cases(ranks, cases, 1, launch, free_port)
+    return ranks
+
+
+@pytest.fixture(scope="module")
+def ranks(folder, settings, alone, launch, free_port):
     """Folder of all runs on two ranks."""
     cases = []
     for name, more in CASES.items():
@@ -117,9 +164,11 @@ def ranks(folder, settings, launch, free_port):
             resume = ["--resume_from_checkpoint", str(folder / name / "checkpoint-1")]
             cases.append(flags(settings, folder / f"{name}, resumed", *more, *resume))
     cases += [flags(settings | {"precision": "bf16"}, folder / f"{name}, bf16", *CASES[name]) for name in BF16]
-    (folder / "cases.json").write_text(json.dumps(cases))
-    script = ROOT / "tests" / "training" / "distributed_cases.py"
-    launch("deepspeed", "--num_gpus", 2, "--master_port", free_port, script, folder / "cases.json", timeout=280)
+    for before in ZERO:
+        for after in ZERO:
+            resume = ["--resume_from_checkpoint", str(folder / f"{before}, alone, resharded" / "checkpoint-1")]
+            cases.append(flags(settings, folder / f"{before} to {after}, 1 to 2", "--deepspeed", after, *resume))
+    run_cases(folder, cases, 2, launch, free_port)
     return folder
 
 
@@ -185,7 +234,11 @@ def test_the_run_that_was_saved_is_the_one_that_was_scored(case, ranks, single):
     assert prototypes.abs().max() > 0
     if case in CASES:
         assert torch.equal(saved["prototypes"], prototypes)
-    # a weight that was lost on the way shows in the forecasts; bf16 runs store what they computed with, rounded
+    # of bf16 runs, the values that the optimizer keeps
+    assert all(tensor.dtype == torch.float32 for tensor in saved.values())
+    rounded = [torch.equal(tensor, tensor.bfloat16().float()) for name, tensor in saved.items() if "lora_a" in name]
+    assert rounded and not any(rounded)
+    # a weight that was lost on the way shows in the forecasts
     test = split_windows(series_of(ranks), L, H).test
     again = score(Forecaster.from_run(ranks / case), test, ["c0", "c1", "c2"])
     assert again["mse"] == pytest.approx(scores(ranks / case)["mse"], rel=1e-5 if case in CASES else 0.02)
@@ -198,6 +251,41 @@ def test_resumed_training_repeats_every_loss(case, ranks):
     assert np.array_equal(history(ranks / f"{case}, resumed", *names), history(ranks / case, *names))
     assert scores(ranks / f"{case}, resumed") == scores(ranks / case)
     assert not (ranks / f"{case}, resumed" / "checkpoint-1").exists(), "it began anew"
+
+
+@pytest.mark.parametrize("change", ["1 to 2", "2 to 1"])
+@pytest.mark.parametrize("after", ZERO)
+@pytest.mark.parametrize("before", ZERO)
+def test_other_ranks_and_stages_go_on(before, after, change, ranks, fewer, single):
+    """From the checkpoint of the first step on; the projections' rate is not the others'."""
+    run = ranks / f"{before} to {after}, {change}"
+    assert_equal_training(run, single)
+    assert not (run / "checkpoint-1").exists(), "it began anew"
+    assert scores(run)["mse"] == pytest.approx(scores(single)["mse"], rel=1e-5)
+
+
+def test_nothing_to_reshard(ranks, tmp_path):
+    for folder in (tmp_path, tmp_path / "absent", ranks / "ddp" / "checkpoint-1"):
+        with pytest.raises(InputError, match="holds no DeepSpeed checkpoint"):
+            reshard(folder)
+    with pytest.raises(InputError, match="resharded already"):
+        reshard(ranks / "zero2, alone, resharded" / "checkpoint-1")
+    torn = tmp_path / "checkpoint-1"
+    shutil.copytree(ranks / "zero2" / "checkpoint-1", torn)
+    next(torn.glob("*/*_optim_states.pt")).write_bytes(b"torn")
+    with pytest.raises(InputError, match="cannot be converted"):
+        reshard(torn)
+    assert [path.name for path in torn.glob("*universal*")] == []
+
+
+@pytest.mark.parametrize("case", ZERO)
+def test_checkpoints_are_of_what_is_trained(case, ranks):
+    """Neither in DeepSpeed's files nor in ours is there a weight of the base."""
+    checkpoint = ranks / case / "checkpoint-3"
+    trained = load_file(checkpoint / "model.safetensors").keys()
+    for path in checkpoint.glob("*/*_model_states.pt"):
+        states = torch.load(path, weights_only=False)
+        assert set(states["module"]) <= set(trained) and not states.get("frozen_param_fragments")
 
 
 @pytest.mark.parametrize("case", ALL)

@@ -1,0 +1,27 @@
+"""Make a DeepSpeed checkpoint one that any number of ranks, under any ZeRO stage, can resume from."""
+
+import argparse
+import json
+from pathlib import Path
+
+from ..training.engine import is_universal, reshard
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("checkpoint", help="checkpoint-<step> of a run under DeepSpeed; what it holds is kept")
+
+
+def run(options: argparse.Namespace):
+    print(f"written: {reshard(options.checkpoint)}")
+    best = _best_checkpoint(options.checkpoint)
+    # at the end of training its weights are loaded again, by the ranks of then
+    if best is not None and not is_universal(best):
+        print(f"written: {reshard(best)}")
+    print(f"to go on: deepspeed --num_gpus N train.py ... --resume_from_checkpoint {options.checkpoint}")
+
+
+def _best_checkpoint(checkpoint: str) -> str | None:
+    """The run's best checkpoint so far, where that is another one and still there."""
+    state = Path(checkpoint, "trainer_state.json")
+    best = json.loads(state.read_text()).get("best_model_checkpoint") if state.is_file() else None
+    return best if best and Path(best).is_dir() and Path(best).resolve() != Path(checkpoint).resolve() else None

@@ -1,0 +1,111 @@
+"""What DeepSpeed's ranks hold between them: gathered for a checkpoint, cut anew for other ranks or another stage."""
+
+import contextlib
+import io
+import shutil
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+# DeepSpeed's own name for the file that names a checkpoint which any ranks can read
+_UNIVERSAL = "latest_universal"
+
+
+def trained_state(model: nn.Module, keep: bool) -> dict[str, Tensor]:
+    """The state dict of what `model` trains, in the optimizer's fp32 values, and of its buffers; no frozen weights.
+
+    Every rank calls it, one weight at a time is gathered, and those with `keep` get them all, on the CPU.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    state = {}
+    persistent = model.state_dict().keys()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            value = safe_get_full_fp32_param(parameter)
+            if keep:
+                # a stage without partitions has no values but the model's
+                state[name] = (parameter if value is None else value).detach().to("cpu", copy=True)
+    if keep:
+        state |= {name: buffer for name, buffer in model.named_buffers() if name in persistent}
+    return state
+
+
+def is_universal(checkpoint: str | Path) -> bool:
+    """Whether `reshard` was there."""
+    return Path(checkpoint, _UNIVERSAL).is_file()
+
+
+def reshard(checkpoint: str | Path) -> Path:
+    """Write DeepSpeed's universal form of a Trainer's checkpoint beside the one it holds; returns its folder.
+
+    Training resumes from it with any number of ranks and any ZeRO stage.
+
+    Raises:
+        InputError: no checkpoint of DeepSpeed there, a universal one already, or a damaged one.
+    """
+    latest = Path(checkpoint, "latest")
+    if is_universal(checkpoint):
+        raise InputError(f"{checkpoint} is resharded already: resume from it with any number of ranks")
+    source = Path(checkpoint, latest.read_text().strip()) if latest.is_file() else None
+    if source is None or not any(source.glob("*_optim_states.pt")):
+        raise InputError(
+            f"{checkpoint} holds no DeepSpeed checkpoint: give a checkpoint-<step> that one of its runs wrote"
+        )
+    target = source.with_name(f"{source.name}_universal")
+    try:
+        _convert(source, target)
+        _settle_for_every_stage(target)
+    except Exception as error:  # a damaged file raises anything
+        shutil.rmtree(target, ignore_errors=True)
+        Path(checkpoint, _UNIVERSAL).unlink(missing_ok=True)
+        raise InputError(f"{source} cannot be converted ({type(error).__name__}: {error})") from error
+    Path(checkpoint, _UNIVERSAL).write_text(target.name)
+    return target
+
+
+def _convert(source: Path, target: Path):
+    from deepspeed.checkpoint import ds_to_universal
+
+    options = Namespace(
+        input_folder=str(source),
+        output_folder=str(target),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        # ZeRO-1 and 2 leave out a table that only tensor parallelism needs
+        inject_missing_state=True,
+    )
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        ds_to_universal.main(options)
+
+
+def _settle_for_every_stage(target: Path):
+    """What ZeRO-3 looks for, beside what the other stages do: DeepSpeed converts for the stage it came from.
+
+    Of the same values it expects the model's states under another name, the step in another file, and no dictionary
+    around a tensor where the others need one.
+    """
+    states = next(target.glob("*_model_states.pt"))
+    for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"):
+        if not (target / name).exists():
+            shutil.copy2(states, target / name)
+    from deepspeed import __version__ as deepspeed_version
+
+    common_path = target / "zero" / "optimizer_state.pt"
+    common = torch.load(common_path, weights_only=False)
+    if "optimizer_state_dict" in common:
+        step = common["optimizer_state_dict"]["state"][0]["step"]
+        for path in list(target.glob("zero/*/*.pt")):
+            tensor = torch.load(path, weights_only=False)
+            torch.save(tensor if isinstance(tensor, dict) else {"param": tensor}, path)
+            torch.save(step, path.with_name("step.pt"))
+    else:
+        step = torch.load(next(target.glob("zero/*/step.pt")), weights_only=False)
+        common["optimizer_state_dict"] = {"state": {0: {"step": step}}, "param_groups": common["param_groups"]}
+    torch.save({"ds_version": deepspeed_version} | common, common_path)
