@@ -13,8 +13,10 @@ import pandas as pd
 import pytest
 import torch
 from tiny import random_backbone
+from transformers import AutoModel
 
 from llata_fast.__main__ import main
+from llata_fast.backbone.loading import load_backbone_weights, read_backbone_config
 from llata_fast.data import read_csv
 from llata_fast.serving import plots
 from llata_fast.serving.forecaster import Forecaster
@@ -164,6 +166,33 @@ def test_forecaster_in_three_lines(run, tmp_path):
     pd.testing.assert_frame_equal(
         table, pd.read_csv(tmp_path / "forecast.csv", parse_dates=["date"]), check_dtype=False
     )
+
+
+def test_merged_run_needs_nothing_else(run, tmp_path):
+    """The same forecast without the backbone's source, and a decoder that transformers reads without a gap."""
+    source = random_backbone(tmp_path)
+    train(*tiny_run(run.parent / "series.csv", tmp_path / "run", source))
+    llata_fast("merge", tmp_path / "run", "--output", tmp_path / "merged")
+    path = run.parent / "series.csv"
+    expected = Forecaster.from_run(tmp_path / "run").predict(read_csv(path))
+    words = load_backbone_weights(source, read_backbone_config(source, 2)).word_embeddings
+    Path(source.removeprefix("random:")).unlink()
+    forecaster = Forecaster.from_run(tmp_path / "merged")
+    pd.testing.assert_frame_equal(forecaster.predict(read_csv(path)), expected, rtol=1e-5)
+
+    folder = tmp_path / "merged" / "backbone"
+    decoder, report = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert torch.equal(decoder.get_input_embeddings().weight, words)
+    tokens = torch.randn(2, 5, 48)
+    features = decoder(inputs_embeds=tokens).last_hidden_state
+    torch.testing.assert_close(features + tokens, forecaster.model.backbone(tokens)[-1])
+
+
+def test_merge_overwrites_nothing(refused, run, tmp_path):
+    assert "is there already" in refused(llata_fast, "merge", run, "--output", run)
+    assert "not the folder of a finished run" in refused(llata_fast, "merge", tmp_path, "--output", tmp_path / "merged")
+    assert "holds no DeepSpeed checkpoint" in refused(llata_fast, "reshard", run)
 
 
 def evaluate(run, output, *argv):
