@@ -1,5 +1,6 @@
 """The Hugging Face Trainer, subclassed only where a forecaster differs from a language model."""
 
+import copy
 import functools
 import re
 
@@ -77,9 +78,11 @@ class ForecastTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None):
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.is_deepspeed_enabled and checkpoint is not None and is_universal(checkpoint):
-            # ZeRO-3 gives all groups the first one's
+            # ZeRO-3 gives all groups the first one's rate, and one and the same counter of steps
             for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
                 group["lr"] = rate
+            for state in self.optimizer.state.values():
+                state["step"] = copy.deepcopy(state["step"])
 
     def _load_best_model(self):
         if self.is_deepspeed_enabled:

@@ -115,7 +115,7 @@ def run_cases(folder, cases, num_ranks, launch, free_port):
     path = folder / f"cases-{num_ranks}-{len(cases)}.json"
     path.write_text(json.dumps(cases))
     script = ROOT / "tests" / "training" / "distributed_cases.py"
-    launch("deepspeed", "--num_gpus", num_ranks, "--master_port", free_port, script, path, timeout=280)
+    launch("deepspeed", "--num_gpus", num_ranks, "--master_port", free_port, script, path, timeout=580)
 
 
 def resharded(run):
