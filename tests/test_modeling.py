@@ -204,7 +204,7 @@ def test_more_tokens_than_learned_positions(tmp_path):
         ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
         ({"prediction_length": -1}, "prediction_length must be at least 1"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
-        ({"task_loss": "huber"}, "task_loss must be one of l1, smooth_l1, mse, got 'huber'"),
+        ({"task_loss": "huber"}, "task_loss must be one of l1, smooth_l1, mse, smape, mase, got 'huber'"),
         ({"lora_r": -1}, "lora_r must be at least 0"),
         ({"patch_length": 13}, "patch_length 13 is longer than context_length 12"),
         ({"patch_stride": 2}, "patch_stride without patch_length"),
