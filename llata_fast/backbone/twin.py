@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from ..errors import InputError
 
@@ -155,6 +156,10 @@ class TwinBackbone(nn.Module):
         self.textual = _sharing_copy(model) if mode == "two_pass" else None
         wrap_branches(model, rank=rank, alpha=alpha, dropout=dropout, twin=twin)
         self.model = model
+        for decoder in (self.model, self.textual):
+            if decoder is not None:
+                # left to the first call, it takes a lock, which breaks the graph of a call that is compiled
+                maybe_install_capturing_hooks(decoder)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """tokens [rows, T, D] -> num_layers + 1 features [rows, T, D].
