@@ -5,6 +5,7 @@ faster than its kernels are launched or its weights are read; what is moved foll
 hides behind what is computed where DeepSpeed or DDP overlaps the two.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,6 +53,10 @@ class Request:
     """fp32 or bf16"""
     checkpointing: bool | None = None
     """None: where it makes a stage fit"""
+    utilisation: float = ASSUMPTIONS["utilisation"]
+    """of the peak rate"""
+    bandwidth_gbps: float = 0.0
+    """GB/s that collectives reach, where it was measured; 0: by data sheet"""
 
     def __post_init__(self):
         if self.gpu not in DEVICES:
@@ -112,7 +117,13 @@ class Plan(NamedTuple):
         return self.request.batch_size * self.request.channels * per_channel
 
 
-def make_plan(config: LlataConfig, request: Request, stages: tuple[str, ...] = STAGES) -> Plan:
+def make_plan(
+    config: LlataConfig,
+    request: Request,
+    stages: tuple[str, ...] = STAGES,
+    trace: Callable[[LlataConfig, Workload], Trace] = trace_step,
+    weigh: Callable[[LlataConfig, str], Weights] = weigh,
+) -> Plan:
     """Plan the training of `config` (`backbone_config` filled in) by `request`; the first stage is the simplest.
 
     Recommended is the simplest that fits and is within 10 % of the fastest; checkpointing only where nothing else fits.
@@ -123,7 +134,7 @@ def make_plan(config: LlataConfig, request: Request, stages: tuple[str, ...] = S
     weights = {mode: weigh(config, mode) for mode in set(modes.values())}
     choices = (False, True) if request.checkpointing is None else (request.checkpointing,)
     traces = {
-        (mode, checkpointing): trace_step(
+        (mode, checkpointing): trace(
             config, Workload(request.micro_batch, request.channels, mode, checkpointing, request.gpu != "cpu")
         )
         for mode in weights
@@ -189,7 +200,7 @@ def _plan_stage(
 
 def _compute_seconds(weights: Weights, trace: Trace, request: Request, device: Device) -> float:
     peak = device.fp32_tflops if request.precision == "fp32" else device.bf16_tflops
-    arithmetic = trace.flops / (1e12 * peak * ASSUMPTIONS["utilisation"])
+    arithmetic = trace.flops / (1e12 * peak * request.utilisation)
     launching = trace.operations * ASSUMPTIONS["launch_seconds"]
     # forward and backward
     reading = 2 * (weights.frozen_bytes + weights.trained_bytes) / (1e9 * device.memory_gbps)
@@ -200,8 +211,9 @@ def _exposed_seconds(
     stage: str, moved: Messages, weights: Weights, compute: float, request: Request, device: Device
 ) -> float:
     ranks = request.gpus
-    total = collective_seconds(device, ranks, moved.sent_bytes(ranks), moved.calls)
-    after = collective_seconds(device, ranks, (ranks - 1) * moved.exposed_all_gather, 1) if ranks > 1 else 0.0
+    measured = request.bandwidth_gbps
+    total = collective_seconds(device, ranks, moved.sent_bytes(ranks), moved.calls, measured)
+    after = collective_seconds(device, ranks, (ranks - 1) * moved.exposed_all_gather, 1, measured)
     # gradients come in the backward pass, about two thirds of the time; ZeRO-3 gathers ahead in both
     window = compute if stage.startswith("zero3") else 2 / 3 * compute
     if "offload" in stage:

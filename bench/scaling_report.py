@@ -1,0 +1,164 @@
+"""Pictures and the README of a scaling study, from its CSV (`scaling.py --plot`)."""
+
+# first: takes the checkout's root off the path
+import llata_fast  # noqa: F401, I001
+
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+
+from llata_fast.planning.hardware import DEVICES
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+READING = """\
+Only what is trained has gradients, so DDP, ZeRO-1 and ZeRO-2 move the same few bytes whatever the base; they differ in
+what they keep. With few windows a GPU, launches of kernels bound a step, and DeepSpeed's bf16 weights save autocast's
+casts: ZeRO-1 is ahead of DDP until its buckets, D x D elements each, cost more starts of collectives than that. ZeRO-3
+pays for gathering the base in every step, and is for a base that fits no GPU."""
+
+COLOURS = {"ddp": "tab:gray", "zero1": "tab:blue", "zero2": "tab:cyan", "zero3": "tab:red"}
+MARKERS = {"ddp": "s", "zero1": "o", "zero2": "x", "zero3": "^"}
+
+
+def draw(table: pd.DataFrame, folder: Path, quality: Path):
+    """efficiency.png, throughput.png and memory.png; quality.png where `quality` holds CSVs of scores by backbone."""
+    _draw_curves(table, folder / "efficiency.png", "efficiency", "throughput a GPU, over that of the fewest")
+    _draw_curves(table, folder / "throughput.png", "windows_per_s", "windows a second")
+    _draw_memory(table, folder / "memory.png")
+    _draw_quality(quality, folder / "quality.png")
+
+
+def _short(backbone: str) -> str:
+    return backbone.rpartition("/")[2]
+
+
+def _draw_curves(table: pd.DataFrame, path: Path, column: str, label: str):
+    simulated = table[table.kind == "simulated"]
+    backbones = list(dict.fromkeys(simulated.backbone))
+    scalings, ticks = ("weak", "strong"), sorted(simulated.ranks.unique())
+    if not backbones:
+        return
+    figure, grid = plt.subplots(len(scalings), len(backbones), figsize=(4.2 * len(backbones), 6.4), squeeze=False)
+    for line, scaling in zip(grid, scalings, strict=True):
+        for axes, backbone in zip(line, backbones, strict=True):
+            rows = simulated[(simulated.scaling == scaling) & (simulated.backbone == backbone)]
+            # the fewest windows a GPU, and the step that reaches the most GPUs
+            chosen = rows.curve.min() if scaling == "weak" else rows.curve.max()
+            rows = rows[rows.curve == chosen]
+            for stage, curve in rows.sort_values("ranks").groupby("stage"):
+                fits = curve.fits.astype(bool)
+                style = {"color": COLOURS[stage], "marker": MARKERS[stage], "markersize": 4}
+                axes.plot(curve.ranks, curve[column], ":", alpha=0.5, **style)
+                axes.plot(curve.ranks[fits], curve[column][fits], "-", label=stage if fits.any() else None, **style)
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(ticks, map(str, ticks))
+            axes.tick_params(axis="x", labelsize=7)
+            axes.grid(alpha=0.3)
+            axes.set_title(f"{_short(backbone)}, {scaling} scaling", fontsize=10)
+            if column == "windows_per_s":
+                axes.set_yscale("log")
+            else:
+                axes.set_ylim(0, 1.1)
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(fontsize=8)
+    for axes in grid[-1]:
+        axes.set_xlabel(f"GPUs ({', '.join(simulated.device.unique())})")
+    for line in grid:
+        line[0].set_ylabel(label, fontsize=9)
+    figure.suptitle("Simulated; dotted where it does not fit into memory", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _draw_memory(table: pd.DataFrame, path: Path):
+    simulated = table[(table.kind == "simulated") & (table.scaling == "weak")]
+    if simulated.empty:
+        return
+    ranks = 64 if (simulated.ranks == 64).any() else simulated.ranks.max()
+    rows = simulated[(simulated.ranks == ranks) & (simulated.curve == simulated.curve.min())]
+    sizes = rows.pivot_table(index="backbone", columns="stage", values="peak_gib", sort=False)
+    axes = sizes.rename(index=_short).plot.bar(figsize=(7, 4), rot=0, color=[COLOURS[stage] for stage in sizes.columns])
+    axes.set_yscale("log")
+    for device in rows.device.unique():
+        axes.axhline(DEVICES[device].memory_gib, color="black", linestyle="--", linewidth=1, label=f"one {device}")
+    axes.legend(fontsize=8)
+    axes.set_xlabel("")
+    axes.set_ylabel("GiB on a GPU at its peak")
+    axes.set_title(
+        f"Memory by stage on {ranks} GPUs, {rows.windows_per_rank.iloc[0]} windows each (simulated)", fontsize=10
+    )
+    axes.figure.tight_layout()
+    axes.figure.savefig(path, dpi=110)
+    plt.close(axes.figure)
+
+
+def _draw_quality(folder: Path, path: Path):
+    tables = [pd.read_csv(file) for file in sorted(folder.glob("*.csv"))] if folder.is_dir() else []
+    tables = [one for one in tables if {"backbone", "mse"} <= set(one.columns)]
+    if not tables:
+        return
+    scores = pd.concat(tables, ignore_index=True)
+    size = "frozen_parameters" if "frozen_parameters" in scores else "backbone"
+    axes = scores.sort_values(size).plot.scatter(x=size, y="mse", figsize=(6, 4))
+    axes.set_title("Test MSE against the size of the backbone (measured)", fontsize=10)
+    axes.figure.tight_layout()
+    axes.figure.savefig(path, dpi=110)
+    plt.close(axes.figure)
+
+
+def write_readme(table: pd.DataFrame, folder: Path, readings: list[str], assumptions: dict):
+    """README.md: what was measured, what the simulated rows assume, and where the stages cross."""
+    lines = ["# Scaling", "", "Written by `python bench/scaling.py --plot` from `scaling.csv`.", ""]
+    measured = table[table.kind == "measured"]
+    if len(measured):
+        columns = ["scaling", "backbone", "num_layers", "ranks", "stage", "batch", "windows_per_s", "efficiency"]
+        columns += ["peak_gib", "comm_share"]
+        lines += ["## Measured", "", "CPU ranks over gloo, one thread each, on one machine; fp32.", ""]
+        lines += [*_markdown(measured[columns]), ""]
+        lines += [
+            "`comm_share` is what a step takes longer than one rank's step on as many windows: communication and",
+            "waiting, and on one machine also memory bandwidth that the ranks share.",
+            "",
+        ]
+    simulated = table[table.kind == "simulated"]
+    if len(simulated):
+        lines += [
+            "## Simulated",
+            "",
+            "The simplest stage that fits and is within 10 % of the fastest (weak scaling, no checkpointing):",
+            "",
+        ]
+        lines += [f"- {reading}" for reading in readings]
+        lines += [
+            "",
+            READING,
+            "",
+            "| assumption | value |",
+            "|---|---|",
+        ]
+        lines += [f"| {name} | {value:,g} |" for name, value in assumptions.items()]
+        for device in simulated.device.unique():
+            lines += [
+                f"| {device}: {name} (data sheet) | {value:g} |" for name, value in DEVICES[device]._asdict().items()
+            ]
+        lines += [f"| basis of the rows | {', '.join(simulated.basis.unique())} |", ""]
+        lines += ["No GPU was timed for these rows. Dotted parts of the curves do not fit into a GPU's memory.", ""]
+        lines += [f"![{name}]({name}.png)" for name in ("efficiency", "throughput", "memory", "quality")
+                  if (folder / f"{name}.png").exists()]  # fmt: skip
+    (folder / "README.md").write_text("\n".join(lines).rstrip() + "\n")
+
+
+def _markdown(table: pd.DataFrame) -> list[str]:
+    def cell(value) -> str:
+        return "" if pd.isna(value) else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    rows = [[cell(value) for value in row] for row in table.itertuples(index=False)]
+    return [f"| {' | '.join(row)} |" for row in [list(table.columns), ["---"] * len(table.columns), *rows]]
+
+
+if __name__ == "__main__":
+    raise SystemExit("run python bench/scaling.py --plot")
