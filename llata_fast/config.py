@@ -67,6 +67,7 @@ class ModelArguments:
     linear_skip: bool = _field(
         False, "add a linear forecast of the lookback to both branches, at first least squares (not in the paper)"
     )
+    zero_head: bool = _field(False, "start the head at zero, so that a linear skip alone forecasts (not in the paper)")
     channel_balance: float = _field(
         0.0, "p: in training, channels weigh (error of a linear forecast)**-p; 0 for none (not in the paper)"
     )

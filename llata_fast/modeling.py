@@ -194,6 +194,9 @@ class LlataForPrediction(PreTrainedModel):
         self.embedding = PatchEmbedding(D, *config.patching)
         self.encoder = EncoderLayer(D, config.num_heads, config.intermediate_size, config.dropout)
         self.head = nn.Linear(D * (1 if config.variate_tokens else config.num_patches), config.prediction_length)
+        if config.zero_head:
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
         self.register_buffer("channel_weights", None, persistent=False)
         self.skip = LinearSkip(config.context_length, config.prediction_length) if config.linear_skip else None
         two_branches = config.has_text_branch and not config.merged

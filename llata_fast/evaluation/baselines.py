@@ -24,6 +24,9 @@ def seasonal_naive(seasonality: int, prediction_length: int) -> Forecast:
     return forecast
 
 
+RIDGES = (1.0, 10.0, 100.0, 1e3, 1e4)
+
+
 class LinearBaseline:
     """Ridge regression from L values to H on windows minus their mean: one map for all channels, or one for each.
 
@@ -31,14 +34,20 @@ class LinearBaseline:
     out. Toner and Darlow (arXiv 2403.14587) show that the linear forecasters of the literature are all this model.
     """
 
-    def __init__(self, per_channel: bool = False, balance: float = 0.0, ridge: float = 1.0):
-        """`balance` p: a map for all channels weighs each by (error of a map of its own)**-p."""
-        self.per_channel, self.balance, self.ridge = per_channel, balance, ridge
+    def __init__(self, per_channel: bool = False, balance: float = 0.0, ridge: float = 1.0, centred: bool = True):
+        """`balance` p: a map for all channels weighs each by (error of a map of its own)**-p.
+
+        Without `centred` windows keep their mean and the map has a constant: DLinear (arXiv 2205.13504), whose two
+        linear layers, on a moving average and on what it leaves, can be any one linear map and nothing else.
+        """
+        self.per_channel, self.balance, self.ridge, self.centred = per_channel, balance, ridge, centred
         self.weight: Tensor | None = None
         self.channel_weights: Tensor | None = None
 
-    def fit(self, train: WindowDataset, batch_size: int = 1024) -> "LinearBaseline":
-        """Learn from every training window."""
+    def fit(
+        self, train: WindowDataset, batch_size: int = 1024, validation: WindowDataset | None = None
+    ) -> "LinearBaseline":
+        """Learn from every training window; with `validation` the ridge is the best of `RIDGES` on its windows."""
         gram = moment = power = 0.0
         for past, observed, future in batches(train, batch_size):
             inputs, mean = self._inputs(past, observed)
@@ -49,6 +58,12 @@ class LinearBaseline:
             gram = gram + torch.einsum("blc,bmc->clm", inputs, inputs)
             moment = moment + torch.einsum("blc,bhc->clh", inputs, target)
             power = power + target.square().sum((0, 1))
+        if validation is not None:
+            self.ridge = min(RIDGES, key=lambda ridge: self._with_ridge(ridge, gram, moment, power)._error(validation))
+        return self._with_ridge(self.ridge, gram, moment, power)
+
+    def _with_ridge(self, ridge: float, gram: Tensor, moment: Tensor, power: Tensor) -> "LinearBaseline":
+        self.ridge = ridge
         self.weight = self._solve(gram, moment)  # [C, L, H]
         error = power - (self.weight * moment).sum((1, 2))
         shares = error**-self.balance
@@ -57,6 +72,10 @@ class LinearBaseline:
             gram, moment = (torch.einsum("c,cij->ij", self.channel_weights, sums)[None] for sums in (gram, moment))
             self.weight = self._solve(gram, moment).expand(len(shares), -1, -1)
         return self
+
+    def _error(self, windows: WindowDataset) -> float:
+        names = [str(channel) for channel in range(windows.values.shape[1])]
+        return score(self, windows, names)["mse"]
 
     def _solve(self, gram: Tensor, moment: Tensor) -> Tensor:
         ridge = self.ridge * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
@@ -67,9 +86,11 @@ class LinearBaseline:
         inputs, mean = self._inputs(past, observed)
         return torch.einsum("blc,clh->bhc", inputs, self.weight).to(past.dtype) + mean
 
-    @staticmethod
-    def _inputs(past: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+    def _inputs(self, past: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
         filled = _fill(past, observed)
+        if not self.centred:
+            constant = torch.ones_like(filled[:, :1])
+            return torch.cat((filled, constant), 1).double(), torch.zeros_like(constant)
         mean = filled.mean(1, keepdim=True)
         return (filled - mean).double(), mean
 
@@ -90,9 +111,13 @@ def batches(windows: WindowDataset, batch_size: int, first: int = 0) -> Iterator
 
 
 @torch.no_grad()
-def score(forecast: Forecast, windows: WindowDataset, columns: list[str], batch_size: int = 1024) -> dict:
-    """{"mse", "mae", "per_channel"} of a forecast over every window."""
+def score(
+    forecast: Forecast, windows: WindowDataset, columns: list[str], batch_size: int = 1024, drop_last: bool = False
+) -> dict:
+    """{"mse", "mae", "per_channel"} of a forecast over every window; `drop_last` leaves out a last smaller batch."""
     metrics = ForecastMetrics(columns)
     for past, observed, future in batches(windows, batch_size):
+        if drop_last and len(past) < batch_size:
+            break
         metrics.update(forecast(past, observed), future)
     return {**metrics.compute(), "per_channel": metrics.per_channel}

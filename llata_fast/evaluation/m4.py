@@ -79,3 +79,39 @@ def m4_scores(forecast: np.ndarray, m4: M4Set) -> dict[str, float]:
         for values in (forecast, naive2_forecasts(m4))
     )
     return scores | {"owa": (scores["smape"] / naive["smape"] + scores["mase"] / naive["mase"]) / 2}
+
+
+def seasonal_naive_forecasts(m4: M4Set) -> np.ndarray:
+    """Repeat every series' last season: [N, H]."""
+    H, m = m4.spec.prediction_length, m4.spec.seasonality
+    return np.stack([values[-m:][np.arange(H) % min(m, len(values))] for values in m4.insample])
+
+
+def linear_forecasts(m4: M4Set, centred: bool, ridge: float = 1e-3) -> np.ndarray:
+    """One linear map for all series [N, H], least squares over every training cut; lookbacks in units of their mean.
+
+    `centred`: the map sees what a lookback leaves of its mean, and has no constant. Otherwise it sees the lookback and
+    a constant: DLinear, as `LinearBaseline` explains.
+    """
+    L, H = m4.spec.context_length, m4.spec.prediction_length
+    width = L + (not centred)
+    gram, moment = ridge * np.eye(width), np.zeros((width, H))
+
+    def inputs(past: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        level = past.mean(1, keepdims=True)
+        unit = np.where(level == 0, 1, np.abs(level))
+        if centred:
+            return (past - level) / unit, level, unit
+        return np.concatenate((past, np.ones_like(level)), 1) / unit, np.zeros_like(level), unit
+
+    for values in m4.insample:
+        # a lookback longer than the series is filled with its first value
+        padded = np.concatenate((np.full(max(L + H - len(values), 0), values[0]), values))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, L + H)[-m4.spec.last_cuts :]
+        x, level, unit = inputs(windows[:, :L])
+        gram += x.T @ x
+        moment += x.T @ ((windows[:, L:] - level) / unit)
+    weight = np.linalg.solve(gram, moment)
+    last = np.stack([np.concatenate((np.full(max(L - len(v), 0), v[0]), v[-L:])) for v in m4.insample])
+    x, level, unit = inputs(last)
+    return x @ weight * unit + level

@@ -14,7 +14,7 @@ from transformers.integrations import is_tensorboard_available
 
 from ..config import ModelArguments
 from ..errors import InputError
-from .presets import preset_for
+from .presets import RECIPES, preset_for
 
 
 @dataclass
@@ -39,6 +39,10 @@ class DataArguments:
     )
     few_shot_percent: float | None = field(
         default=None, metadata={"help": "train on the first percent of the training split only"}
+    )
+    recipe: str = field(
+        default="tuned",
+        metadata={"help": "the data set's preset: ours, or the published one", "choices": RECIPES},
     )
 
 
@@ -71,6 +75,9 @@ class ForecastTrainingArguments(TrainingArguments):
         default=1e-3, metadata={"help": "peak learning rate of attention and alignment projections"}
     )
     weight_decay: float = field(default=0.1, metadata={"help": "AdamW's decoupled weight decay"})
+    average_decay: float = field(
+        default=0.0, metadata={"help": "validate, keep and test a running average of the weights; 0: the weights"}
+    )
     adam_beta2: float = field(default=0.98, metadata={"help": "AdamW's beta2: runs are short"})
     num_train_epochs: float = field(default=3.0, metadata={"help": "epochs at most"})
     patience: int = field(
@@ -92,6 +99,10 @@ class ForecastTrainingArguments(TrainingArguments):
         self.given = {item.name: getattr(self, item.name) for item in fields(self) if item.init}
         # the Trainer takes bf16 without an accelerator for a mistake unless told that the CPU is meant
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if not 0 <= self.average_decay < 1:
+            raise InputError(f"average_decay must be in [0, 1), got {self.average_decay}")
+        if self.average_decay and self.deepspeed is not None:
+            raise InputError("average_decay is not supported under DeepSpeed: give --average_decay 0")
         self._settle_batch_size()
         self._settle_precision()
         self._settle_compilation()
@@ -192,8 +203,14 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
     try:
         settings = {} if given.config is None else _read_yaml(given.config, parser)
         flags = {name: value for name, value in vars(given).items() if value != parser.get_default(name)}
-        dataset = (settings | flags).get("dataset", given.dataset)
-        parser.set_defaults(**preset_for(dataset, changed={*settings, *flags}) | settings)
+        chosen = vars(given) | settings | flags
+        preset = preset_for(
+            chosen["dataset"],
+            changed={*settings, *flags},
+            recipe=chosen["recipe"],
+            few_shot=chosen["few_shot_percent"] is not None,
+        )
+        parser.set_defaults(**preset | settings)
         *arguments, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     except ValueError as error:
         parser.error(str(error))

@@ -82,12 +82,15 @@ def parameter_table(counts: dict[str, int]) -> str:
     return "\n".join(f"{part:<{width}}  {trained:>{width}}  {frozen:>{width}}" for part, trained, frozen in rows)
 
 
-def learn_from_linear(model: LlataForPrediction, train: WindowDataset):
-    """What training takes from a linear forecast of its windows: the skip's start and the weights of the channels."""
+def learn_from_linear(model: LlataForPrediction, train: WindowDataset, validation: WindowDataset | None = None):
+    """What training takes from a linear forecast of its windows: the skip's start and the weights of the channels.
+
+    With `validation` its windows choose the ridge penalty.
+    """
     balance = model.config.channel_balance
     if model.skip is None and not balance:
         return
-    linear = LinearBaseline(balance=balance).fit(train)
+    linear = LinearBaseline(balance=balance).fit(train, validation=validation)
     if model.skip is not None:
         model.skip.linear.weight.data.copy_(linear.weight[0].T)
     if balance:

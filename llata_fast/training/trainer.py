@@ -12,6 +12,7 @@ from ..backbone.placing import finish_partitioning
 from ..data import Splits, collate
 from ..metrics import ForecastMetrics
 from .arguments import ForecastTrainingArguments
+from .averaging import WeightAverage
 from .engine import is_universal, trained_state
 
 # the reference trains these at a rate of their own: attention of encoder and cross-attention, alignment projections
@@ -34,7 +35,7 @@ class ForecastTrainer(Trainer):
         self.metrics = ForecastMetrics(columns)
         self._terms: dict[str, Tensor] = {}
         self._num_terms = 0
-        callbacks = []
+        callbacks = [WeightAverage(model, args.average_decay)] if args.average_decay else []
         if args.patience and args.load_best_model_at_end:
             callbacks.append(EarlyStoppingCallback(early_stopping_patience=args.patience))
         super().__init__(

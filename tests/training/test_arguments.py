@@ -62,7 +62,7 @@ def test_defaults_then_file_then_flags(config_file):
 
 
 def test_a_preset_lies_below_file_and_flags(config_file, monkeypatch):
-    monkeypatch.setitem(presets.PRESETS, "ETTh1", {"num_layers": 3, "lora_r": 5, "learning_rate": 0.5})
+    monkeypatch.setitem(presets.TUNED, "ETTh1", {"num_layers": 3, "lora_r": 5, "learning_rate": 0.5})
     model, _, training = parse_arguments(
         ["--config", config_file(dataset="etth1", learning_rate=0.25), "--num_layers", "4"]
     )
@@ -218,8 +218,10 @@ def test_our_option_names():
         "ablation",
         "alignment_decay",
         "alignment_loss",
+        "alignment_rank",
         "alignment_weight",
         "attn_implementation",
+        "average_decay",
         "backbone",
         "backbone_pass",
         "backbone_seed",
@@ -250,5 +252,7 @@ def test_our_option_names():
         "precision",
         "prediction_length",
         "projection_learning_rate",
+        "recipe",
         "task_loss",
+        "zero_head",
     ]

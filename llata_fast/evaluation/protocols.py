@@ -1,0 +1,184 @@
+"""The paper's protocols as lists of runs, and the table that their results make. Knows nothing of training."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import pandas as pd
+
+from ..errors import InputError
+
+PROTOCOLS = ("long_term", "few_shot", "zero_shot", "short_term")
+HORIZONS = (96, 192, 336, 720)
+BASELINES = ("seasonal_naive", "linear", "dlinear", "naive2")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row to be: what is trained on what, and scored on what."""
+
+    protocol: str
+    dataset: str
+    target: str
+    """Data set that is scored; `dataset` but in zero-shot."""
+    horizon: int
+    percent: float | None
+    """Share of the training split; None: all of it."""
+    model: str
+    """A baseline's name, `llata`, or one of its ablations."""
+    recipe: str
+    seed: int | None
+    """None: a baseline, which draws nothing."""
+
+    @property
+    def key(self) -> tuple:
+        return tuple("" if value is None else str(value) for value in asdict(self).values())
+
+    @property
+    def folder(self) -> str:
+        """Name of the run's folder; a zero-shot run is the long-term run of its source."""
+        share = "" if self.percent is None else f"-{self.percent:g}percent"
+        return f"{self.dataset}-{self.horizon}{share}-{self.model}-{self.recipe}-{self.seed}"
+
+
+_MEASURES = ("mse", "mae", "smape", "mase", "owa", "windows", "trained_parameters", "frozen_parameters", "seconds")
+COLUMNS = (*(item.name for item in fields(Run)), *_MEASURES, "validation_mse", "note", "machine", "command")
+
+
+class Results:
+    """A CSV of runs, one row each, written as they end; a run whose row is there is not done again."""
+
+    def __init__(self, path: str | Path):
+        """Raises InputError where the file is there and no such table."""
+        self.path = Path(path)
+        self.done: set[tuple] = set()
+        if self.path.exists():
+            try:
+                table = pd.read_csv(self.path, dtype=str, keep_default_na=False)
+                self.done = {tuple(row) for row in table[[item.name for item in fields(Run)]].to_numpy()}
+            except (KeyError, ValueError, OSError) as error:
+                raise InputError(f"{self.path} is no table of results: {error}") from None
+            if tuple(table.columns) != COLUMNS:
+                raise InputError(f"{self.path} has other columns than this version writes: give another --out")
+
+    def __contains__(self, run: Run) -> bool:
+        return run.key in self.done
+
+    def add(self, run: Run, **measures):
+        """Append a row in one write; `measures` are columns beyond the run's own."""
+        row = {name: "" if value is None else value for name, value in {**asdict(run), **measures}.items()}
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, restval="")
+        if not self.path.exists():
+            writer.writeheader()
+        writer.writerow(row)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(text.getvalue())
+        self.done.add(run.key)
+
+
+def plan(
+    protocol: str,
+    datasets: Sequence[str],
+    *,
+    horizons: Iterable[int],
+    models: Iterable[str],
+    seeds: Sequence[int],
+    recipe: str,
+    percents: Iterable[float | None] = (None,),
+    targets: Sequence[str] | None = None,
+) -> list[Run]:
+    """Every run of a protocol, baselines once and models once a seed."""
+    return [
+        Run(protocol, dataset, target, horizon, percent, model, "" if baseline else recipe, seed)
+        for dataset in datasets
+        for percent in percents
+        for horizon in horizons
+        for model in models
+        for baseline in (model in BASELINES,)
+        for seed in ((None,) if baseline else seeds)
+        for target in (targets or (dataset,))
+    ]
+
+
+def summary(path: str | Path) -> pd.DataFrame:
+    """Mean and standard deviation over seeds of every configuration of a `Results` file, and averages of horizons."""
+    table = pd.read_csv(path)
+    for name in ("percent", "recipe", "note"):
+        table[name] = table[name].astype(object).fillna("")
+    table["target"] = table["target"].fillna(table["dataset"])
+    keys = ["protocol", "dataset", "target", "percent", "horizon", "model", "recipe", "note"]
+    return (
+        table.groupby(keys, sort=False)
+        .agg(
+            **{
+                f"{name}_{how}": (name, how)
+                for name in ("mse", "mae", "smape", "mase", "owa")
+                for how in ("mean", "std")
+            },
+            runs=("seed", "size"),
+            seeds=("seed", lambda seeds: " ".join(str(int(seed)) for seed in seeds.dropna())),
+            seconds=("seconds", "mean"),
+            trained_parameters=("trained_parameters", "mean"),
+            windows=("windows", "first"),
+            command=("command", "first"),
+        )
+        .reset_index()
+    )
+
+
+_INTRODUCTION = """# Results
+
+Written by `python -m llata_fast benchmark` from `results.csv`, which holds a row for every run. Errors are on
+standardised data (M4: as the competition defines them), mean ± standard deviation over the seeds listed; every test
+window is scored unless the note says otherwise. Validation picked the weights, the test split was read once a run.
+`parameters` are the trained ones, `seconds` the training time, validation included. `dlinear` is solved in closed form.
+"""
+
+
+def markdown(path: str | Path) -> str:
+    """The tables of a `Results` file, one a protocol, data set and share."""
+    rows, parts = summary(path), [_INTRODUCTION]
+    for key, group in rows.groupby(["protocol", "dataset", "target", "percent"], sort=False):
+        protocol, dataset, target, percent = key
+        heading = f"## {protocol}: {dataset}" + (f" to {target}" if target != dataset else "")
+        parts.append(heading + (f", {percent:g} % of the training rows" if percent != "" else "") + "\n")
+        errors = ("smape", "mase", "owa") if group["owa_mean"].notna().any() else ("mse", "mae")
+        titles = [*map(str.upper, errors), "seeds", "windows", "parameters", "seconds", "note"]
+        parts.append("| horizon | model | " + " | ".join(titles) + " |\n" + "|---" * (len(titles) + 2) + "|")
+        for _, row in group.iterrows():
+            cells = [row["horizon"], f"{row['model']} {row['recipe']}".strip()]
+            cells += [_spread(row[f"{error}_mean"], row[f"{error}_std"]) for error in errors]
+            cells += [row["seeds"] or "none", *(_count(row[name]) for name in ("windows", "trained_parameters"))]
+            cells += ["" if pd.isna(row["seconds"]) else f"{row['seconds']:.0f}", row["note"]]
+            parts.append("| " + " | ".join(map(str, cells)) + " |")
+        parts += [*_averages(group, errors), "", "Commands:\n"]
+        parts += [f"    {command}" for command in dict.fromkeys(group["command"])]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _averages(group: pd.DataFrame, errors: Sequence[str]) -> list[str]:
+    """Rows with the mean over horizons, of models that have every horizon of the table."""
+    horizons, lines = group["horizon"].nunique(), []
+    if horizons == 1:
+        return lines
+    for (model, recipe), rows in group.groupby(["model", "recipe"], sort=False):
+        means = [rows[f"{error}_mean"].mean() for error in errors]
+        if len(rows) == horizons and rows[f"{errors[0]}_mean"].notna().all():
+            cells = ["average", f"{model} {recipe}".strip(), *(f"{mean:.4f}" for mean in means)]
+            lines.append("| " + " | ".join([*cells, *[""] * 5]) + " |")
+    return lines
+
+
+def _spread(mean: float, deviation: float) -> str:
+    if pd.isna(mean):
+        return ""
+    return f"{mean:.4f}" if pd.isna(deviation) else f"{mean:.4f} ± {deviation:.4f}"
+
+
+def _count(number: float) -> str:
+    return "" if pd.isna(number) else f"{int(number):,}"

@@ -1,0 +1,80 @@
+"""Lists of runs, and a table that is written row by row and read back."""
+
+import pandas as pd
+import pytest
+
+from llata_fast.errors import InputError
+from llata_fast.evaluation.protocols import COLUMNS, Results, Run, markdown, plan, summary
+
+
+def run(**fields):
+    given = {"protocol": "long_term", "dataset": "ETTh1", "target": "ETTh1", "horizon": 96, "percent": None}
+    return Run(**given | {"model": "llata", "recipe": "tuned", "seed": 1} | fields)
+
+
+def test_baselines_run_once_and_models_once_a_seed():
+    runs = plan("long_term", ["A"], horizons=[96, 192], models=["llata", "linear"], seeds=[1, 2], recipe="tuned")
+    assert len(runs) == len(set(runs)) == 2 * (2 + 1)
+    assert {(item.model, item.seed, item.recipe) for item in runs} == {
+        ("llata", 1, "tuned"),
+        ("llata", 2, "tuned"),
+        ("linear", None, ""),
+    }
+    zero = plan("zero_shot", ["A"], horizons=[96], models=["llata"], seeds=[1], recipe="", targets=["B", "C"])
+    assert [(item.dataset, item.target) for item in zero] == [("A", "B"), ("A", "C")]
+    assert len({item.folder for item in zero}) == 1, "one training serves every target"
+
+
+def test_folders_differ_where_trainings_do():
+    variants = [run(), run(seed=2), run(percent=10.0), run(model="no_llm"), run(horizon=192), run(recipe="paper")]
+    assert len({item.folder for item in variants}) == len(variants)
+
+
+def test_a_row_is_there_for_good(tmp_path):
+    path = tmp_path / "out" / "results.csv"
+    results = Results(path)
+    rows = [run(), run(percent=10.0), run(model="linear", recipe="", seed=None)]
+    for row in rows[:2]:
+        results.add(row, mse=0.5, note='a "note", with a comma')
+    again = Results(path)
+    assert [row in again for row in rows] == [True, True, False]
+    again.add(rows[2], mse=0.25)
+    assert [row in Results(path) for row in rows] == [True] * 3
+    assert list(pd.read_csv(path).columns) == list(COLUMNS)
+    assert pd.read_csv(path)["note"][0] == 'a "note", with a comma'
+
+
+def test_refuses_another_table(tmp_path):
+    path = tmp_path / "results.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="no table of results"):
+        Results(path)
+
+
+def test_mean_and_spread_over_seeds(tmp_path):
+    path = tmp_path / "results.csv"
+    results = Results(path)
+    for seed, mse in ((1, 0.25), (2, 0.75)):
+        results.add(run(seed=seed), mse=mse, mae=mse, seconds=10 * seed, trained_parameters=1000, command=f"c{seed}")
+    results.add(run(model="linear", recipe="", seed=None), mse=0.5, mae=0.5, windows=7, command="c3")
+    table = summary(path).set_index("model")
+    assert table.loc["llata", "mse_mean"] == 0.5 and table.loc["llata", "seconds"] == 15
+    assert table.loc["llata", "mse_std"] == pytest.approx(0.5 / 2**0.5)
+    assert table.loc["llata", "seeds"] == "1 2"
+    text = markdown(path)
+    assert "| 96 | llata tuned | 0.5000 ± 0.3536 | 0.5000 ± 0.3536 | 1 2 |  | 1,000 | 15 |" in text
+    assert "| 96 | linear | 0.5000 | 0.5000 | none | 7 |" in text
+    assert "c3" in text and "average" not in text
+
+
+def test_average_over_horizons_of_models_that_have_them_all(tmp_path):
+    path = tmp_path / "results.csv"
+    results = Results(path)
+    for horizon, mse in ((96, 0.25), (192, 0.5)):
+        results.add(run(horizon=horizon), mse=mse, mae=mse)
+    results.add(run(model="no_llm"), mse=0.1, mae=0.1)
+    results.add(run(model="no_llm", horizon=192), note="not trainable")
+    text = markdown(path)
+    assert "| average | llata tuned | 0.3750 | 0.3750 |" in text
+    assert "| average | no_llm" not in text
+    assert "not trainable" in text

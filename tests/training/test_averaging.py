@@ -1,0 +1,63 @@
+"""The running average: what it is, where it is shown, and that training goes on from the weights."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from llata_fast.training.averaging import WeightAverage
+
+
+def control(**flags):
+    names = ("should_evaluate", "should_save", "should_training_stop")
+    return SimpleNamespace(**{name: flags.get(name, False) for name in names})
+
+
+def walk(average, model, steps, shown_at=()):
+    """Add 1 to the weight each step; returns what the model shows after every step."""
+    shown = []
+    for step in range(1, steps + 1):
+        average.on_step_begin()
+        with torch.no_grad():
+            model.weight += 1
+        average.on_step_end(None, None, control(should_evaluate=step in shown_at))
+        shown.append(model.weight.item())
+    return shown
+
+
+@pytest.fixture
+def model():
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    return model
+
+
+def test_average_by_hand(model):
+    walk(WeightAverage(model, 0.9), model, 2, shown_at=(2,))
+    # decays 2/11 and 3/12: 1 * 9/11, then that * 1/4 + 2 * 3/4
+    assert model.weight.item() == pytest.approx(9 / 11 / 4 + 2 * 3 / 4)
+
+
+def test_decay_is_at_most_the_one_given(model):
+    walk(WeightAverage(model, 0.1), model, 2, shown_at=(2,))
+    assert model.weight.item() == pytest.approx((0.9 * 0.1) + 2 * 0.9)
+
+
+def test_training_goes_on_from_the_weights(model):
+    shown = walk(WeightAverage(model, 0.99), model, 4, shown_at=(2,))
+    assert shown[0] == 1 and shown[1] < 2 and shown[2:] == [3, 4]
+
+
+def test_shown_once_however_often_it_is_asked_for(model):
+    average = WeightAverage(model, 0.9)
+    walk(average, model, 2, shown_at=(2,))
+    once = model.weight.item()
+    average.on_epoch_end(None, None, control(should_evaluate=True, should_save=True))
+    assert model.weight.item() == once
+    assert walk(average, model, 1) == [3]
+
+
+def test_frozen_weights_are_left_alone(model):
+    model.weight.requires_grad_(False)
+    assert WeightAverage(model, 0.9).weights == []
