@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
 from llata_fast.data import WindowDataset
-from llata_fast.evaluation.baselines import LinearBaseline, batches, score, seasonal_naive
+from llata_fast.evaluation.baselines import RIDGES, LinearBaseline, batches, score, seasonal_naive
 
 L, H, C = 8, 3, 2
 
@@ -107,3 +107,32 @@ def test_balance_moves_the_shared_map_towards_the_channel_that_can_be_forecast()
     assert balanced.channel_weights.mean().item() == pytest.approx(1)
     wave = [score(model, windows, ["wave", "noise"])["per_channel"]["wave"]["mse"] for model in (plain, balanced)]
     assert wave[1] < wave[0] / 2
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_one_map_forecasts_any_number_of_channels(centred):
+    model = LinearBaseline(centred=centred).fit(make_windows())
+    past, observed, _ = all_windows(make_windows())
+    more = torch.cat((past, past[..., :1]), 2), torch.cat((observed, observed[..., :1]), 2)
+    forecast = model(*more)
+    torch.testing.assert_close(forecast[..., :C], model(past, observed))
+    torch.testing.assert_close(forecast[..., C], forecast[..., 0])
+
+
+def test_dlinear_is_least_squares_with_a_constant():
+    windows = make_windows()
+    past, observed, future = all_windows(windows)
+    inputs, targets = past.transpose(1, 2).reshape(-1, L), future.transpose(1, 2).reshape(-1, H)
+    design = np.concatenate((inputs.double().numpy(), np.ones((len(inputs), 1))), 1)
+    weight, *_ = np.linalg.lstsq(design, targets.double().numpy(), rcond=None)
+    expected = (design @ weight).reshape(-1, C, H).transpose(0, 2, 1)
+    forecast = LinearBaseline(centred=False, ridge=1e-9).fit(windows)(past, observed)
+    np.testing.assert_allclose(forecast.numpy(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_validation_chooses_the_ridge():
+    train, validation = make_windows(30), make_windows(200)
+    chosen = LinearBaseline().fit(train, validation=validation)
+    errors = {r: score(LinearBaseline(ridge=r).fit(train), validation, ["a", "b"])["mse"] for r in RIDGES}
+    assert chosen.ridge == min(errors, key=errors.get)
+    assert score(chosen, validation, ["a", "b"])["mse"] == pytest.approx(min(errors.values()))

@@ -125,7 +125,7 @@ def _measure(run: Run, options: argparse.Namespace) -> dict:
     if run.target != run.dataset:
         scored, _ = evaluation_windows(_series(run.target, options.data_dir), context_length, run.horizon)
     if run.model in BASELINES:
-        forecast, measures = _baseline(run, series, splits), {}
+        forecast, measures = _baseline(run, _series(run.target, options.data_dir), splits), {}
     else:
         forecast, measures = _trained(run, options, series, splits)
     columns = _series(run.target, options.data_dir).columns
@@ -139,9 +139,9 @@ def _measure(run: Run, options: argparse.Namespace) -> dict:
     return measures | {"mse": scores["mse"], "mae": scores["mae"], "windows": windows, "note": note}
 
 
-def _baseline(run: Run, series: TimeSeries, splits: Splits):
+def _baseline(run: Run, target: TimeSeries, splits: Splits):
     if run.model == "seasonal_naive":
-        return seasonal_naive(series.seasonality, run.horizon)
+        return seasonal_naive(target.seasonality, run.horizon)
     return LinearBaseline(centred=run.model == "linear").fit(splits.train)
 
 

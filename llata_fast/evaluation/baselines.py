@@ -84,7 +84,9 @@ class LinearBaseline:
 
     def __call__(self, past: Tensor, observed: Tensor) -> Tensor:
         inputs, mean = self._inputs(past, observed)
-        return torch.einsum("blc,clh->bhc", inputs, self.weight).to(past.dtype) + mean
+        # a map for all channels is one for those of another series, too
+        weight = self.weight if self.per_channel else self.weight[:1].expand(inputs.shape[2], -1, -1)
+        return torch.einsum("blc,clh->bhc", inputs, weight).to(past.dtype) + mean
 
     def _inputs(self, past: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
         filled = _fill(past, observed)
