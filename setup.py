@@ -29,6 +29,7 @@ setup(
     ],
     extras_require={
         "flash-attn": ["flash-attn"],
+        "parquet": ["pyarrow"],
         "plot": ["matplotlib"],
         "tensorboard": ["tensorboard"],
         "test": [

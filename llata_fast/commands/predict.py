@@ -1,26 +1,38 @@
-"""Forecast what follows a CSV's last row, in its own units."""
+"""Forecast what follows a CSV's last row, or every S-th of its rows, in its own units."""
 
 import argparse
 from pathlib import Path
 
 import pandas as pd
+from tqdm import tqdm
 
-from ..data import find_dataset, read_csv
+from ..data import TimeSeries, find_dataset, read_csv
 from ..errors import InputError
-from ..serving.forecaster import Forecaster
+from ..serving.forecaster import ORIGIN, Forecaster
 from ..serving.plots import check_matplotlib, plot_forecast
+from ..serving.tables import check_table_format, open_table
 from .inputs import add_run_arguments, check_writable, load_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser):
     add_run_arguments(parser)
     parser.add_argument("--input", required=True, help="CSV with a date column and the run's channels")
-    parser.add_argument("--output", required=True, help="CSV to write")
+    parser.add_argument("--output", required=True, help="CSV to write, or .parquet where pyarrow is installed")
+    parser.add_argument(
+        "--every", type=int, metavar="S", help="forecast after every S-th row instead, each with its origin's date"
+    )
+    parser.add_argument("--batch_size", type=int, default=1024, help="forecasts at a time; no result depends on it")
     parser.add_argument("--plot", action="store_true", help="also draw a PNG beside the output")
 
 
 def run(options: argparse.Namespace):
     check_writable(options.output, source=options.input)
+    check_table_format(options.output)
+    for name in ("every", "batch_size"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise InputError(f"--{name} must be at least 1, got {value}")
+    if options.every and options.plot:
+        raise InputError("--plot draws the forecast after the last row, not those of --every")
     picture = Path(options.output).with_suffix(".png")
     if options.plot:
         check_matplotlib()
@@ -30,8 +42,12 @@ def run(options: argparse.Namespace):
     spec = find_dataset(info.dataset)
     missing = options.missing or settings["missing"] or (spec.missing if spec else "error")
     series = read_csv(options.input, options.date_column, options.columns, missing)
-    forecast = Forecaster.from_run(options.run).predict(series)
-    forecast.to_csv(options.output, index=False)
+    forecaster = Forecaster.from_run(options.run)
+    if options.every:
+        return _predict_all(forecaster, series, options)
+    forecast = forecaster.predict(series)
+    with open_table(options.output) as write:
+        write(forecast)
     print(f"{len(forecast)} rows, {forecast.iloc[0, 0]} to {forecast.iloc[-1, 0]}, written to {options.output}")
     if options.plot:
         plot_forecast(
@@ -41,3 +57,12 @@ def run(options: argparse.Namespace):
             title=f"{Path(options.input).name}: {len(forecast)} steps ahead",
         )
         print(f"picture written to {picture}")
+
+
+def _predict_all(forecaster: Forecaster, series: TimeSeries, options: argparse.Namespace):
+    count = forecaster.num_forecasts(series, options.every)
+    with open_table(options.output) as write, tqdm(total=count, unit="forecast", disable=None) as progress:
+        for table in forecaster.stream(series, options.every, options.batch_size):
+            write(table)
+            progress.update(table[ORIGIN].nunique())
+    print(f"{count} forecasts of {forecaster.model.config.prediction_length} rows, written to {options.output}")

@@ -1,0 +1,59 @@
+"""Tables that are written piece by piece, and appear under their name only when they are whole."""
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from ..errors import InputError
+
+PARQUET = ".parquet"
+
+
+def check_table_format(path: str | Path):
+    """Raise InputError where the file's ending asks for a package that is not installed."""
+    if Path(path).suffix == PARQUET and importlib.util.find_spec("pyarrow") is None:
+        raise InputError(f"{path}: parquet needs pyarrow: pip install llata-fast[parquet], or write a .csv")
+
+
+@contextlib.contextmanager
+def open_table(path: str | Path) -> Iterator[Callable[[pd.DataFrame], None]]:
+    """`write(rows)` appends rows to the table at `path`: parquet by its ending, else CSV.
+
+    The rows go to a file beside it, which takes the name at the end; whatever interrupts leaves neither behind, and a
+    table that was there before stays as it was.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with _parquet_writer(partial) if path.suffix == PARQUET else _csv_writer(partial) as write:
+            yield write
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _csv_writer(path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
+    with path.open("w", newline="") as file:
+        yield lambda rows: rows.to_csv(file, index=False, header=file.tell() == 0)
+
+
+@contextlib.contextmanager
+def _parquet_writer(path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    with contextlib.ExitStack() as stack:
+        writers: list[ParquetWriter] = []
+
+        def write(rows: pd.DataFrame):
+            table = pa.Table.from_pandas(rows, preserve_index=False)
+            if not writers:
+                writers.append(stack.enter_context(ParquetWriter(path, table.schema)))
+            writers[0].write_table(table)
+
+        yield write

@@ -1,0 +1,155 @@
+"""`predict --every S`: a forecast after every S-th row, streamed to disk."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny import perturb, random_backbone, tiny_config, write_series
+
+from llata_fast.__main__ import main
+from llata_fast.data import read_csv, split_windows
+from llata_fast.modeling import LlataForPrediction
+from llata_fast.serving import forecaster as forecaster_module
+from llata_fast.serving.forecaster import Forecaster, SeriesInfo
+from llata_fast.serving.tables import open_table
+
+ROOT = Path(__file__).resolve().parent.parent
+L, H, ROWS = 12, 5, 60
+
+# forecasts 2,000 windows, then 20,000, in one process: how much the second adds to the peak
+GROWTH = """
+import resource, sys
+from llata_fast.__main__ import main
+peaks = []
+for series in sys.argv[2:]:
+    main(["predict", sys.argv[1], "--input", series, "--output", f"{series}.out", "--every=1", "--batch_size=256"])
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print("growth", peaks[1] - peaks[0])
+"""
+
+
+def make_run(folder, horizon=H):
+    """A run's folder as training leaves it, but for the training."""
+    path = write_series(folder / "series.csv", ROWS + horizon)
+    series = read_csv(path)
+    config = tiny_config(random_backbone(folder), context_length=L, prediction_length=horizon)
+    model = LlataForPrediction.from_backbone(config)
+    perturb(model)
+    model.save_pretrained(folder / "run")
+    scaler = split_windows(read_csv(write_series(folder / "long.csv", 1000)), L, horizon).scaler
+    SeriesInfo.of(str(path), series, scaler).save(folder / "run")
+    (folder / "run" / "run.yaml").write_text("missing: error\n")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llata_fast.kernels._launch.ENABLED", False)
+        yield make_run(tmp_path_factory.mktemp("predict_all"))
+
+
+def predict(run, series, output, *argv):
+    main(["predict", str(run), "--input", str(series), "--output", str(output), *map(str, argv)])
+    return pd.read_csv(output, parse_dates=[0, 1])
+
+
+@pytest.mark.parametrize("every, batch_size", [(1, 1024), (1, 7), (4, 5)])
+def test_each_forecast_is_that_of_the_rows_before_it(run, tmp_path, every, batch_size):
+    path = write_series(tmp_path / "series.csv", ROWS)
+    table = predict(run, path, tmp_path / "all.csv", "--every", every, "--batch_size", batch_size)
+    series = pd.read_csv(path, parse_dates=["date"])
+    assert list(table.columns) == ["origin", *series.columns]
+    origins = [row for row in range(ROWS) if row >= L - 1 and (ROWS - 1 - row) % every == 0]
+    assert list(table["origin"]) == [date for date in series["date"][origins] for _ in range(H)]
+    forecaster = Forecaster.from_run(run)
+    for row in (origins[0], origins[len(origins) // 2], origins[-1]):
+        series[: row + 1].to_csv(tmp_path / "past.csv", index=False)
+        expected = forecaster.predict(read_csv(tmp_path / "past.csv"))
+        got = table[table["origin"] == series["date"][row]].drop(columns="origin")
+        assert list(got["date"]) == list(expected["date"])
+        np.testing.assert_allclose(got.iloc[:, 1:], expected.iloc[:, 1:], rtol=1e-5)
+
+
+def test_missing_values(run, tmp_path):
+    path = write_series(tmp_path / "series.csv", ROWS)
+    table = pd.read_csv(path)
+    table.loc[30, "c1"] = np.nan
+    table.to_csv(path, index=False)
+    forecasts = predict(run, path, tmp_path / "all.csv", "--every", 1, "--missing", "mask")
+    assert len(forecasts) == (ROWS - L + 1) * H and not forecasts.isna().any(axis=None)
+
+
+def test_parquet(run, tmp_path):
+    pytest.importorskip("pyarrow")
+    path = write_series(tmp_path / "series.csv", ROWS)
+    expected = predict(run, path, tmp_path / "all.csv", "--every", 3, "--batch_size", 4)
+    main(["predict", str(run), "--input", str(path), "--output", str(tmp_path / "all.parquet"), "--every", "3"])
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "all.parquet"), expected, check_dtype=False)
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--every", "0"], "--every must be at least 1, got 0"),
+        (["--every", "1", "--batch_size", "-1"], "--batch_size must be at least 1, got -1"),
+        (["--every", "1", "--plot"], "--plot draws the forecast after the last row"),
+    ],
+)
+def test_bad_options(run, tmp_path, capsys, argv, words):
+    path = write_series(tmp_path / "series.csv", ROWS)
+    with pytest.raises(SystemExit) as exit:
+        predict(run, path, tmp_path / "all.csv", *argv)
+    assert exit.value.code == 2 and words in capsys.readouterr().err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["series.csv"]
+
+
+def test_parquet_without_pyarrow(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        predict(run, write_series(tmp_path / "series.csv", ROWS), tmp_path / "all.parquet", "--every", 1)
+    assert "parquet needs pyarrow" in capsys.readouterr().err
+
+
+def test_an_interrupted_table_leaves_nothing(run, tmp_path, monkeypatch):
+    path, output = write_series(tmp_path / "series.csv", ROWS), tmp_path / "all.csv"
+    output.write_text("the one before\n")
+    calls = []
+
+    def interrupted(self, *args, **kwargs):
+        calls.append(sorted(entry.name for entry in tmp_path.iterdir()))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return torch.zeros(5, H, 3)
+
+    monkeypatch.setattr(forecaster_module.Forecaster, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict(run, path, output, "--every", 1, "--batch_size", 5)
+    # it was being written elsewhere meanwhile
+    assert len(calls[-1]) == 3 and output.read_text() == "the one before\n"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["all.csv", "series.csv"]
+
+
+def test_table_appears_when_it_is_whole(tmp_path):
+    rows = pd.DataFrame({"a": [1, 2]})
+    with open_table(tmp_path / "table.csv") as write:
+        write(rows)
+        write(rows)
+        assert not (tmp_path / "table.csv").exists()
+    assert (tmp_path / "table.csv").read_text().split() == ["a", "1", "2", "1", "2"]
+
+
+def test_memory_does_not_grow_with_the_number_of_windows(launch, tmp_path):
+    run = make_run(tmp_path, horizon=48)
+    series = [write_series(tmp_path / f"{rows}.csv", rows) for rows in (2_000 + L - 1, 20_000 + L - 1)]
+    (tmp_path / "growth.py").write_text(GROWTH)
+    output = launch("python", tmp_path / "growth.py", run, *series, env={"PYTHONPATH": str(ROOT)})
+    growth = float(output.split()[-1])
+    with open(f"{series[1]}.out") as file:
+        assert sum(1 for _ in file) == 1 + 20_000 * 48
+    # MiB; the forecasts and dates of the second would be 35, a table of them more
+    assert growth < 20
