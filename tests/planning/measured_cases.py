@@ -1,0 +1,135 @@
+"""Trains once for each case of a list and writes what it moved and held: `measured_cases.py CASES.json`.
+
+CASES.json maps the name of a case to arguments of `train.py`. <name>.measured beside it then says, of rank 0 and one
+optimizer step after the first (in which ZeRO-3 records its order of modules):
+
+    messages       bytes that DeepSpeed's communication logger counted, by collective; DDP's buckets by a hook of theirs
+    frozen_shards  of the all-gathers' bytes those of weights that are not trained, seen where ZeRO-3 asks for them
+    trained_shards the others'
+    peak           bytes of resident memory that the training added to what the process held before
+"""
+
+# first: takes the checkout's root off the path
+import llata_fast  # noqa: F401, I001
+
+import contextlib
+import ctypes
+import gc
+import json
+import runpy
+import sys
+from pathlib import Path
+from unittest import mock
+
+import deepspeed
+import psutil
+import torch
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+from transformers import TrainerCallback
+
+from llata_fast.training.trainer import ForecastTrainer
+
+ROOT = Path(__file__).resolve().parents[2]
+GATHER = "_PartitionedParameterCoordinator__all_gather_params_"
+STEPS = 3
+
+
+class TrainedError(Exception):
+    """Ends a run after its training: what follows is not measured."""
+
+
+class Meter(TrainerCallback):
+    """Counts all steps but the first."""
+
+    def __init__(self):
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        self.before = psutil.Process().memory_info().rss
+        self.logger = deepspeed.comm.comms_logger
+        self.start()
+
+    def start(self):
+        self.logger.reset_data()
+        self.shards = {True: 0, False: 0}
+        self.buckets = 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        # the peak of loading is another matter
+        Path("/proc/self/clear_refs").write_text("5")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            self.start()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.finish()
+
+    def finish(self):
+        status = Path("/proc/self/status").read_text()
+        resident = int(status.partition("VmHWM:")[2].split()[0]) * 1024
+        messages = {
+            name: sum(size * entry[0] for size, entry in sizes.items()) / (STEPS - 1)
+            for name, sizes in self.logger.comms_dict.items()
+        }
+        self.measured = {
+            "messages": messages | ({"ddp": self.buckets / (STEPS - 1)} if self.buckets else {}),
+            "frozen_shards": self.shards[False] / (STEPS - 1),
+            "trained_shards": self.shards[True] / (STEPS - 1),
+            "peak": resident - self.before,
+        }
+
+    def hook(self, state, bucket):
+        self.buckets += bucket.buffer().nbytes
+        return allreduce_hook(state, bucket)
+
+    def watching(self):
+        """Within it trainers report here, and so do DDP and ZeRO-3."""
+        init, wrap, gather = ForecastTrainer.__init__, DistributedDataParallel.__init__, self._gather
+
+        def watched_init(trainer, *args, **kwargs):
+            init(trainer, *args, **kwargs)
+            trainer.add_callback(self)
+
+        def watched_wrap(module, *args, **kwargs):
+            wrap(module, *args, **kwargs)
+            module.register_comm_hook(None, self.hook)
+
+        patches = mock.patch.multiple(ForecastTrainer, __init__=watched_init)
+        more = mock.patch.multiple(DistributedDataParallel, __init__=watched_wrap)
+        return patches, more, mock.patch.object(PartitionedParameterCoordinator, GATHER, gather())
+
+    def _gather(self):
+        original = getattr(PartitionedParameterCoordinator, GATHER)
+
+        def gather(coordinator, params, *args, **kwargs):
+            for parameter in params:
+                if parameter.ds_status == ZeroParamStatus.NOT_AVAILABLE:
+                    self.shards[parameter.requires_grad] += parameter.ds_tensor.nbytes
+            return original(coordinator, params, *args, **kwargs)
+
+        return gather
+
+
+def run_train(arguments: list[str]):
+    stop = mock.patch.object(ForecastTrainer, "test", side_effect=TrainedError)
+    with mock.patch.object(sys, "argv", ["train.py", *arguments]), stop, contextlib.suppress(TrainedError):
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+
+
+def main():
+    cases = next(Path(argument) for argument in sys.argv[1:] if argument.endswith(".json"))
+    for name, case in json.loads(cases.read_text()).items():
+        meter = Meter()
+        first, second, third = meter.watching()
+        with first, second, third:
+            run_train(case)
+        if torch.distributed.get_rank() == 0:
+            (cases.parent / f"{name}.measured").write_text(json.dumps(meter.measured))
+        torch.distributed.barrier()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""The planner's memory and bytes on the wire against trainings on two CPU ranks, and the twin pass's gathers.
+
+One launch runs all (`measured_cases.py`); it takes most of this file's time.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny import random_backbone, write_series
+
+from llata_fast.commands.plan import model_config
+from llata_fast.config import ModelArguments
+from llata_fast.planning import stages
+from llata_fast.planning.planner import Request, make_plan
+from llata_fast.planning.stages import messages, weigh
+
+ROOT = Path(__file__).resolve().parents[2]
+RANKS, CHANNELS = 2, 21
+
+# no weight stays until it is used again, as those of a base of many billions cannot
+LARGE = {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
+
+# name -> stage, further flags, further fields of zero_optimization
+WIRE = {
+    "ddp": ("ddp", [], {}),
+    "zero1": ("zero1", [], {}),
+    "zero2": ("zero2", [], {}),
+    "zero3": ("zero3", [], {}),
+    "zero3, checkpointing": ("zero3", ["--gradient_checkpointing"], {}),
+    "zero3, large": ("zero3", [], LARGE),
+    "zero3, large, two_pass": ("zero3", ["--backbone_pass", "two_pass"], LARGE),
+}
+HELD = {"ddp, 1 GiB": ("ddp", [], {})}
+SMALL_FIELDS = {"context_length": 12, "prediction_length": 6, "num_layers": 3, "num_prototypes": 9}
+LARGE_FIELDS = {"context_length": 96, "prediction_length": 24, "num_layers": 8, "num_prototypes": 100}
+
+
+def zero_file(folder, stage, fields):
+    """The stage's configuration with DeepSpeed's communication logger on."""
+    config = json.loads((ROOT / "ds_configs" / f"{stage}.json").read_text())
+    config["comms_logger"] = {"enabled": True, "verbose": False, "prof_all": True, "debug": False}
+    config["zero_optimization"] |= fields
+    path = folder / f"{stage}{'-large' if fields else ''}.json"
+    path.write_text(json.dumps(config))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("measured")
+
+
+@pytest.fixture(scope="module")
+def small(folder):
+    """Settings of the model whose messages are counted."""
+    backbone = random_backbone(folder, "llama", hidden_size=96, intermediate_size=256, head_dim=24)
+    return {"backbone": backbone, "intermediate_size": 20, **SMALL_FIELDS}
+
+
+@pytest.fixture(scope="module")
+def heavy(folder):
+    """Settings of a model that needs more than a GiB on a rank."""
+    place = folder / "heavy"
+    place.mkdir()
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "head_dim": 64, "num_hidden_layers": 8}
+    sizes |= {"num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 1200}
+    return {"backbone": random_backbone(place, "llama", **sizes), **LARGE_FIELDS}
+
+
+@pytest.fixture(scope="module")
+def measured(folder, small, heavy, launch, free_port):
+    """Name of a case -> what it measured."""
+    series = write_series(folder / "series.csv", 160, 3)
+    wide = write_series(folder / "wide.csv", 300, CHANNELS)
+    common = {"max_steps": 3, "precision": "fp32", "use_cpu": True, "eval_strategy": "no", "save_strategy": "no"}
+    common |= {"report_to": "none", "disable_tqdm": True}
+
+    def flags(name, settings, data, stage, more, fields):
+        named = settings | common | {"dataset": data, "output_dir": folder / "runs" / name}
+        zero = [] if stage == "ddp" else ["--deepspeed", zero_file(folder, stage, fields)]
+        return [*(f"--{key}={value}" for key, value in named.items()), *zero, *more]
+
+    # the heavy ones first: a process that has trained before holds on to memory. DDP goes before DeepSpeed, which
+    # accelerate does not forget
+    cases = {"ddp": flags("ddp", small | {"batch_size": 8}, series, "ddp", [], {})}
+    cases |= {name: flags(name, heavy | {"batch_size": 2 * RANKS}, wide, *case) for name, case in HELD.items()}
+    cases |= {
+        name: flags(name, small | {"batch_size": 8}, series, *case) for name, case in WIRE.items() if name != "ddp"
+    }
+    (folder / "cases.json").write_text(json.dumps(cases))
+    script = ROOT / "tests" / "planning" / "measured_cases.py"
+    command = ("deepspeed", "--num_gpus", RANKS, "--master_port", free_port, script, folder / "cases.json")
+    launch(*command, timeout=280)
+    return {name: json.loads((folder / f"{name}.measured").read_text()) for name in cases}
+
+
+def total(measured):
+    """All that the logger counted in a step."""
+    return sum(measured["messages"].values())
+
+
+@pytest.mark.parametrize("case", WIRE)
+def test_bytes_on_the_wire(case, measured, small, monkeypatch):
+    stage, more, fields = WIRE[case]
+    if fields:
+        monkeypatch.setattr(stages, "REUSE_DISTANCE", 0)
+    passes = {"backbone_pass": "two_pass"} if "two_pass" in more else {}
+    weights = weigh(model_config(ModelArguments(**small | passes)), "fp32")
+    moved = messages(stage, weights, RANKS, 1, "--gradient_checkpointing" in more)
+    assert moved.sent_bytes(RANKS) == pytest.approx(total(measured[case]), rel=0.05)
+    if stage == "ddp":
+        return
+    seen = measured[case]["messages"]
+    for name, planned in (
+        ("all_gather_into_tensor", moved.all_gather),
+        ("reduce_scatter_tensor", moved.reduce_scatter),
+    ):
+        assert planned == pytest.approx(seen.get(name, 0), rel=0.05)
+    assert moved.all_reduce == pytest.approx(seen["all_reduce"], rel=0.05, abs=100)
+
+
+@pytest.mark.parametrize("case", HELD)
+def test_memory(case, measured, heavy):
+    plan = make_plan(
+        model_config(ModelArguments(**heavy)),
+        Request("cpu", RANKS, 2 * RANKS, channels=CHANNELS, precision="fp32", checkpointing=False),
+        (HELD[case][0],),
+    )
+    assert measured[case]["peak"] > 2**30
+    assert plan.stages[0].memory_bytes == pytest.approx(measured[case]["peak"], rel=0.1)
+
+
+@pytest.mark.parametrize("case", [name for name in WIRE if name.startswith("zero3")])
+def test_shards_are_what_the_logger_counted(case, measured):
+    """But for small weights, which are gathered together after the optimizer's step."""
+    shards = measured[case]["frozen_shards"] + measured[case]["trained_shards"]
+    assert shards == pytest.approx(measured[case]["messages"]["all_gather_into_tensor"], rel=0.05)
+
+
+def test_twin_pass_gathers_half_of_two_calls(measured):
+    """A base too large to stay: one copy called twice is gathered twice as often."""
+    twin, two_pass = measured["zero3, large"], measured["zero3, large, two_pass"]
+    assert 0 < twin["frozen_shards"] <= 0.55 * two_pass["frozen_shards"]
+    assert twin["messages"]["all_gather_into_tensor"] < two_pass["messages"]["all_gather_into_tensor"]
