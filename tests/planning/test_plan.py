@@ -146,12 +146,12 @@ def test_checkpointing_computes_blocks_twice(tmp_path, plain_ops):
     [
         ("gpt2", 12, "rtx4090", 1, "ddp"),
         ("meta-llama/Llama-3.1-70B", 80, "h100-80g", 64, "zero3"),
-        ("meta-llama/Llama-3.1-405B", 126, "rtx4090", 1, None),
+        ("meta-llama/Llama-3.1-405B", 126, "l4", 1, None),
     ],
 )
 def test_recommendation(backbone, num_layers, gpu, gpus, expected):
     config = model_config(ModelArguments(backbone=backbone, num_layers=num_layers, context_length=96))
-    plan = make_plan(config, Request(gpu, gpus, 8 * gpus, checkpointing=False))
+    plan = make_plan(config, Request(gpu, gpus, (8 if expected else 512) * gpus, checkpointing=False))
     assert (plan.recommended and plan.recommended.stage) == expected
     for variant in plan.stages:
         assert variant.fits == (variant.memory_bytes <= 0.94 * DEVICES[gpu].memory_gib * 2**30)
