@@ -31,7 +31,7 @@ train: $(READY)
 
 # one thread a process: the tests run side by side
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses $(JOBS) --dist loadfile --timeout 300
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses $(JOBS) --dist loadfile --timeout 600
 
 lint: $(READY)
 	$(BIN)/ruff check .
