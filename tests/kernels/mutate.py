@@ -75,7 +75,7 @@ MUTANTS = [
     ("_reduce", "first split alone is summed", "        partial_ptr += size\n", ""),
     ("_reduce", "second gradient is not stored", "    tl.store(second_ptr", "    0 and tl.store(second_ptr"),
     ("_launch", "Triton's default precision", '"tf32" if _allows_tf32() else "ieee"', '"tf32"'),
-    ("_launch", "LLATA_KERNELS is ignored", "return ENABLED and (x.is_cuda or INTERPRET)", "return x.is_cuda or INTERPRET"),
+    ("_launch", "LLATA_KERNELS is ignored", "(ENABLED and (x.is_cuda or INTERPRET))", "(x.is_cuda or INTERPRET)"),
 ]  # fmt: skip
 
 
