@@ -37,8 +37,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# bench/results/<device>/: a CSV and a picture of every kernel
 bench: $(READY)
-	$(BIN)/python -m pytest bench --benchmark-only
+	$(BIN)/python -m pytest bench --benchmark-only --out bench/results
+	$(BIN)/python bench/plot.py
 
 # kernels/RESOURCES.md: registers, spills and shared memory of every kernel on every target; needs no GPU
 resources: $(READY)
