@@ -5,6 +5,7 @@ import llata_fast  # noqa: F401, I001
 
 from dataclasses import asdict
 
+import torch
 from transformers import set_seed
 
 from llata_fast.config import LlataConfig
@@ -16,6 +17,7 @@ from llata_fast.modeling import LlataForPrediction
 from llata_fast.serving.forecaster import SeriesInfo
 from llata_fast.serving.plots import HAS_MATPLOTLIB
 from llata_fast.training.arguments import parse_arguments, report_and_exit, resolved_settings
+from llata_fast.training.callbacks import memory_hint
 from llata_fast.training.run import (
     draw_test_forecast,
     fit_baselines,
@@ -62,6 +64,7 @@ def main():
         print(f"the run goes to {args.output_dir}")
 
     trained = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    speed = trainer.throughput.summary()
     test = trainer.test()
     trainer.save_model()
     past, observed, _ = middle_window(splits.test)
@@ -73,7 +76,7 @@ def main():
     scores = {name: score(baseline, splits.test, series.columns) for name, baseline in baselines.items()}
     write_metrics(
         args.output_dir,
-        {"test": test, "baselines": scores, "train": trained.metrics, "parameters": counts},
+        {"test": test, "baselines": scores, "train": trained.metrics | speed, "parameters": counts},
     )
     print(results_table({"llata": test, **scores}))
     if HAS_MATPLOTLIB:
@@ -88,3 +91,5 @@ if __name__ == "__main__":
         main()
     except InputError as error:
         report_and_exit(error)
+    except torch.OutOfMemoryError as error:
+        report_and_exit(memory_hint(error), every_rank=True)

@@ -183,9 +183,9 @@ class Parser(HfArgumentParser):
         report_and_exit(self.source + message, self.prog)
 
 
-def report_and_exit(message: str | Exception, program: str | None = None):
-    """One line on stderr (of the first local rank), exit code 2."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+def report_and_exit(message: str | Exception, program: str | None = None, every_rank: bool = False):
+    """One line on stderr (of the first local rank, unless another may be the only one to know), exit code 2."""
+    if every_rank or os.environ.get("LOCAL_RANK", "0") == "0":
         line = " ".join(str(message).split())
         print(f"{program or Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
     sys.exit(2)

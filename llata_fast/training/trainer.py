@@ -7,12 +7,18 @@ import re
 import torch
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, Trainer
+from transformers.integrations.deepspeed import (
+    is_deepspeed_zero3_enabled,
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
 
 from ..backbone.placing import finish_partitioning
 from ..data import Splits, collate
 from ..metrics import ForecastMetrics
 from .arguments import ForecastTrainingArguments
 from .averaging import WeightAverage
+from .callbacks import ThroughputCallback, matmul_rate, micro_step_flops
 from .engine import is_universal, trained_state
 
 # the reference trains these at a rate of their own: attention of encoder and cross-attention, alignment projections
@@ -48,6 +54,29 @@ class ForecastTrainer(Trainer):
             callbacks=callbacks,
         )
         self.splits = splits
+        self.throughput = self._watch()
+        self.add_callback(self.throughput)
+
+    def _watch(self) -> ThroughputCallback:
+        args, config, micro_batch = self.args, self.model.config, self.args.per_device_train_batch_size
+        num_channels = self.splits.train.values.shape[1]
+        figures = {}
+        if self.is_world_process_zero():
+            partitioned = is_deepspeed_zero3_enabled()
+            # transformers would partition what has no memory, and wait for the other ranks
+            unset_hf_deepspeed_config()
+            flops = micro_step_flops(self.model, micro_batch, num_channels)
+            if partitioned:
+                set_hf_deepspeed_config(args.hf_deepspeed_config)
+            figures = {
+                "flops_per_window": flops / micro_batch,
+                "peak_flops": matmul_rate(args.device, args.compute_dtype),
+            }
+        tokens = num_channels * (1 if config.variate_tokens else config.num_patches)
+        return ThroughputCallback(args.device, num_ranks=args.world_size, tokens_per_window=tokens, **figures)
+
+    def get_batch_samples(self, *args, **kwargs):
+        return self.throughput.fetch(lambda: super(ForecastTrainer, self).get_batch_samples(*args, **kwargs))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """Write what is trained, in fp32, and the configuration; every rank calls it."""
@@ -130,6 +159,7 @@ class ForecastTrainer(Trainer):
             means = self.accelerator.gather(means[None]).mean(0)
             logs |= dict(zip(self._terms, means.tolist(), strict=True))
             self._terms, self._num_terms = {}, 0
+            logs |= self.throughput.report()
         super().log(logs, *args, **kwargs)
 
     def test(self) -> dict:

@@ -1,0 +1,178 @@
+"""How fast training is: windows, tokens and floating-point work a second, in the Trainer's log and in metrics.json.
+
+Times are the host's between points where it has waited for the device anyway (a log, an evaluation, a checkpoint), so
+nothing is synchronised for their sake but the end of the first step, which warms up and is left out.
+"""
+
+import copy
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback
+
+from ..backbone.attention import CAUSAL_SDPA
+from ..planning.flops import count_flops
+
+# bytes of the three matrices: 96 MiB in 16 bits
+_MATMUL_SIZE = {"cuda": 4096, "cpu": 512}
+_MATMUL_SECONDS = 0.2
+
+
+def memory_hint(error: BaseException) -> str:
+    """One line for a device that is out of memory: what to lower first."""
+    needed = str(error).strip().partition(". ")[0]
+    return (
+        f"{needed}: raise --gradient_accumulation_steps (the same training in smaller pieces), then try "
+        "--gradient_checkpointing true, fewer --num_layers, a smaller --per_device_eval_batch_size or --deepspeed "
+        "ds_configs/zero3.json"
+    )
+
+
+def micro_step_flops(model: nn.Module, num_windows: int, num_channels: int) -> int:
+    """FLOPs of forward and backward over a micro-batch, counted on tensors without memory.
+
+    Frozen weights get no weight gradients and cost none; what activation checkpointing computes twice counts once.
+    """
+    config = copy.deepcopy(model.config)
+    config.attn_implementation = "auto"
+    # the products are the same, and the losses of M4 want more of each series than its values
+    config.task_loss = config.consistency_loss = "mse"
+    with torch.device("meta"):
+        twin = type(model)(config).train()
+        for module in twin.modules():
+            if isinstance(module, PreTrainedModel):
+                # other implementations read values, which are not there
+                module.config._attn_implementation = CAUSAL_SDPA
+        past = torch.empty(num_windows, config.context_length, num_channels)
+        future = torch.empty(num_windows, config.prediction_length, num_channels)
+        return count_flops(lambda: twin(past, future).loss.backward())
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a square matrix product, the best of some 0.2 s: the ceiling of utilisation."""
+    size = _MATMUL_SIZE.get(device.type, 512)
+    # no random numbers: training's own must not depend on being watched
+    matrix = torch.arange(size * size, device=device).cos().view(size, size).to(dtype)
+    best, deadline = float("inf"), time.perf_counter() + _MATMUL_SECONDS
+    _synchronize(device)
+    while True:
+        start = time.perf_counter()
+        matrix @ matrix
+        _synchronize(device)
+        best = min(best, time.perf_counter() - start)
+        if time.perf_counter() > deadline:
+            return 2 * size**3 / best
+
+
+def _synchronize(device: torch.device):
+    if device.type != "cpu":
+        torch.get_device_module(device.type).synchronize(device)
+
+
+class ThroughputCallback(TrainerCallback):
+    """Counts what all ranks train, and times it; each rank counts for itself, without a word to the others.
+
+    Args:
+        device: where this rank computes.
+        num_ranks: ranks that train side by side.
+        tokens_per_window: tokens of one window in one branch, channels together.
+        flops_per_window: of a training step.
+        peak_flops: FLOP/s of one rank's device; None leaves `mfu` out.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        num_ranks: int,
+        tokens_per_window: int,
+        flops_per_window: float = 0.0,
+        peak_flops: float | None = None,
+    ):
+        self.device, self.num_ranks = device, num_ranks
+        self.tokens_per_window = tokens_per_window
+        self.flops_per_window, self.peak_flops = flops_per_window, peak_flops
+        self._clock: float | None = None
+        self._warm = False
+        self._reported = dict.fromkeys(("seconds", "wait", "steps", "windows"), 0.0)
+        self._total = dict(self._reported)
+
+    def fetch(self, get: Callable[[], tuple[list[dict], object]]) -> tuple[list[dict], object]:
+        """`get()`, the micro-batches of the next step on this rank, timed and counted; the clock runs from here."""
+        start = time.perf_counter()
+        if self._clock is None:
+            self._clock = start
+        fetched = get()
+        self._total["wait"] += time.perf_counter() - start
+        self._total["steps"] += 1
+        self._total["windows"] += self.num_ranks * sum(len(batch["past_values"]) for batch in fetched[0])
+        return fetched
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if not self._warm:
+            self._warm = True
+            self._stop()
+            self._total = dict.fromkeys(self._total, 0.0)
+        elif control.should_evaluate or control.should_save:
+            self._stop()
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self._stop()
+
+    def _stop(self):
+        """Hold the clock, once the device has done what was asked of it."""
+        if self._clock is not None:
+            _synchronize(self.device)
+            self._total["seconds"] += time.perf_counter() - self._clock
+            self._clock = None
+
+    def report(self) -> dict[str, float]:
+        """Figures since the last report, {} where nothing was timed; the caller has just read the loss back."""
+        self._stop()
+        since = {name: value - self._reported[name] for name, value in self._total.items()}
+        self._reported = dict(self._total)
+        return self._figures(since)
+
+    def summary(self) -> dict[str, float]:
+        """Figures of the whole training but its first step."""
+        self._stop()
+        return self._figures(self._total)
+
+    def _figures(self, spent: dict[str, float]) -> dict[str, float]:
+        if not spent["steps"] or not spent["seconds"]:
+            return {}
+        windows_per_s = spent["windows"] / spent["seconds"]
+        figures = {
+            "windows_per_s": windows_per_s,
+            "tokens_per_s": windows_per_s * self.tokens_per_window,
+            "step_ms": 1e3 * spent["seconds"] / spent["steps"],
+            "data_wait_ms": 1e3 * spent["wait"] / spent["steps"],
+            "peak_memory_mib": self._peak_memory() / 2**20,
+        }
+        if self.peak_flops:
+            figures["mfu"] = windows_per_s * self.flops_per_window / (self.num_ranks * self.peak_flops)
+        return figures
+
+    def _peak_memory(self) -> int:
+        """Bytes: of this rank's tensors on a GPU, of its process on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return _peak_resident_bytes()
+
+
+def _peak_resident_bytes() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Linux's getrusage begins at what the process held that started this one
+        return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
