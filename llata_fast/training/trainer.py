@@ -54,12 +54,11 @@ class ForecastTrainer(Trainer):
             callbacks=callbacks,
         )
         self.splits = splits
-        self.throughput = self._watch()
+        self.throughput = self._watch(len(columns))
         self.add_callback(self.throughput)
 
-    def _watch(self) -> ThroughputCallback:
+    def _watch(self, num_channels: int) -> ThroughputCallback:
         args, config, micro_batch = self.args, self.model.config, self.args.per_device_train_batch_size
-        num_channels = self.splits.train.values.shape[1]
         figures = {}
         if self.is_world_process_zero():
             partitioned = is_deepspeed_zero3_enabled()
