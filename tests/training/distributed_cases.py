@@ -22,6 +22,9 @@ def train(arguments: list[str]) -> dict[str, list[str]]:
     forward, update = LlataForPrediction.forward, ForecastMetrics.update
 
     def watched_forward(self, past_values, future_values=None, **kwargs):
+        if past_values.is_meta:
+            # FLOPs are counted, there are no values
+            return forward(self, past_values, future_values, **kwargs)
         seen["past_values"].add(_kind(past_values))
         if future_values is not None:
             seen["future_values"].add(_kind(future_values))
