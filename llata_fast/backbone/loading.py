@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
+from llata_fast.backbone.activations import replace_gelus
 from llata_fast.backbone.families import FAMILIES
 from llata_fast.backbone.placing import whole_models
 from llata_fast.errors import InputError
@@ -100,13 +101,10 @@ def build_backbone(config: PreTrainedConfig, attn_implementation: str = "sdpa") 
     if attn_implementation == "sdpa" and not _decoder_class(config)._supports_sdpa:
         attn_implementation = "eager"
     config = copy.deepcopy(config)
-    for name in ("activation_function", "hidden_act"):
-        if getattr(config, name, None) == "gelu_new":
-            # the same function in one operation, not in eight
-            setattr(config, name, "gelu_pytorch_tanh")
     with whole_models():
         model = AutoModel.from_config(config, attn_implementation=attn_implementation, dtype=torch.get_default_dtype())
     model.set_input_embeddings(None)
+    replace_gelus(model)
     return model
 
 

@@ -55,9 +55,11 @@ def without_last_layers(decoder):
     return decoder
 
 
-@torch.no_grad()
 def assert_loads_as(source, decoder, atol=1e-6):
-    """The cut backbone of `source` equals transformers' `decoder`, cut by hand; so do the word embeddings."""
+    """The cut backbone of `source` equals transformers' `decoder`, cut by hand; so do the word embeddings.
+
+    Where gradients could be asked for, every operation is transformers' own.
+    """
     config = read_backbone_config(source, NUM_LAYERS)
     weights = load_backbone_weights(source, config)
     backbone = build_backbone(config, "eager").eval()
