@@ -31,6 +31,7 @@ setup(
         "flash-attn": ["flash-attn"],
         "parquet": ["pyarrow"],
         "plot": ["matplotlib"],
+        "quantization": ["bitsandbytes>=0.46.1"],
         "tensorboard": ["tensorboard"],
         "test": [
             "hypothesis",

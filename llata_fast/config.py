@@ -80,6 +80,12 @@ class ModelArguments:
         "attention of the backbone: auto, flash_attention_4, flash_attention_3, flash_attention_2, a hub kernel "
         "(kernels-community/...), sdpa or eager; chosen anew wherever the run is loaded",
     )
+    base_precision: str = _field(
+        "auto",
+        "how training keeps the frozen backbone: auto (in the precision that is computed in), or through bitsandbytes "
+        "on a CUDA device int8 or int4 (NF4)",
+        ("auto", "int8", "int4"),
+    )
     backbone_seed: int = _field(0, "seed of the weights of a random: backbone")
 
     def __post_init__(self):
@@ -102,6 +108,11 @@ class ModelArguments:
             raise InputError(f"patch_length {self.patch_length} is longer than context_length {self.context_length}")
         if self.patch_stride is not None and self.patch_length is None:
             raise InputError("patch_stride without patch_length: patch tokens take both, variate tokens neither")
+        if self.base_precision != "auto":
+            if self.ablation in _REPLACED:
+                raise InputError(f"base_precision {self.base_precision}: ablation {self.ablation} has no frozen base")
+            if self.backbone_pass == "two_pass":
+                raise InputError(f"base_precision {self.base_precision} needs backbone_pass twin")
 
 
 class LlataConfig(PreTrainedConfig):
@@ -142,9 +153,10 @@ class LlataConfig(PreTrainedConfig):
             self._resolve()
 
     def to_diff_dict(self) -> dict:
-        """What `config.json` holds: all but the attention, which is a matter of the machine."""
+        """What `config.json` holds: all but attention and the base's precision, which are matters of the machine."""
         stored = super().to_diff_dict()
-        stored.pop("attn_implementation", None)
+        for name in ("attn_implementation", "base_precision"):
+            stored.pop(name, None)
         return stored
 
     def _resolve(self):

@@ -32,6 +32,7 @@ from .backbone.loading import (
     read_backbone_config,
 )
 from .backbone.placing import fill_decoder
+from .backbone.quantised import bitsandbytes_for, quantised_modules
 from .backbone.twin import TwinBackbone
 from .config import LlataConfig
 from .errors import InputError
@@ -246,11 +247,12 @@ class LlataForPrediction(PreTrainedModel):
     def from_backbone(cls, config: LlataConfig, *, frozen_dtype: torch.dtype = torch.float32) -> "LlataForPrediction":
         """A new forecaster around the pre-trained `config.backbone`; fills in `config.backbone_config`.
 
-        The backbone's projections are kept in `frozen_dtype`: autocast to it need not cast them anew each step. While
-        TrainingArguments with a ZeRO-3 configuration exist, every rank calls it and holds its share of them.
+        The backbone's projections are kept in `frozen_dtype`: autocast to it need not cast them anew each step; with
+        `config.base_precision` in fewer bits, for products in `frozen_dtype`. While TrainingArguments with a ZeRO-3
+        configuration exist, every rank calls it and holds its share of them.
 
         Raises:
-            InputError: the backbone cannot be found, is cut too long, or lacks weights.
+            InputError: the backbone cannot be found, is cut too long, lacks weights, or cannot be quantised here.
         """
         backbone_config = read_backbone_config(config.backbone, config.num_layers)
         # through the constructor, which settles what depends on the backbone's width
@@ -286,6 +288,8 @@ class LlataForPrediction(PreTrainedModel):
             raise InputError(f"{folder} holds no config.json and model.safetensors: not the folder of a trained model")
         config = LlataConfig.from_pretrained(folder, **kwargs)
         held = config.merged or config.includes_backbone or not config.has_frozen_base
+        if held and config.base_precision != "auto":
+            raise InputError(f"{folder} holds its backbone itself, which base_precision cannot quantise any more")
         model = cls(config, None if held else load_base(config)[0])
         missing, unexpected = load_torch_model(model, folder)
         absent = model.backbone.shared_keys("backbone.") if held else model._keys_to_ignore_on_save
@@ -296,7 +300,13 @@ class LlataForPrediction(PreTrainedModel):
         return model.eval()
 
     def save_pretrained(self, save_directory: str | Path, *, include_backbone: bool = False, **kwargs):
-        """Write config.json and model.safetensors; the frozen base only if asked (or merged)."""
+        """Write config.json and model.safetensors; the frozen base only if asked (or merged).
+
+        Raises:
+            InputError: asked for the base of a model that keeps it quantised.
+        """
+        if include_backbone and quantised_modules(self):
+            raise InputError("a quantised base is not written: load the trained model anew, with base_precision auto")
         ignored = self._keys_to_ignore_on_save
         if include_backbone:
             self._keys_to_ignore_on_save = self.backbone.shared_keys("backbone.")
@@ -307,7 +317,13 @@ class LlataForPrediction(PreTrainedModel):
             self._keys_to_ignore_on_save = ignored
 
     def merge(self) -> "LlataForPrediction":
-        """Keep what a forecast needs, in place: LoRA, tuned norms and positions folded into a plain backbone."""
+        """Keep what a forecast needs, in place: LoRA, tuned norms and positions folded into a plain backbone.
+
+        Raises:
+            InputError: the base is quantised, and takes no update.
+        """
+        if quantised_modules(self):
+            raise InputError("a quantised base cannot be merged: load the trained model anew, with base_precision auto")
         if not self.config.merged:
             if isinstance(self.backbone, TwinBackbone):
                 self.backbone = PlainBackbone(self.backbone.merge())
@@ -437,8 +453,15 @@ def load_base(
 ) -> tuple[PreTrainedModel, BackboneWeights | None]:
     """The pre-trained decoder that `config` names, without word embedding, and what is left of its source's weights.
 
-    Projections are kept in `dtype`. Under ZeRO-3 rank 0 alone reads, and the others have no weights left.
+    Projections are kept in `dtype`, or quantised as `config.base_precision` says. Under ZeRO-3 rank 0 alone reads, and
+    the others have no weights left.
     """
+    if config.base_precision != "auto":
+        bitsandbytes_for(config.base_precision)
+        if is_deepspeed_zero3_enabled():
+            raise InputError(
+                f"base_precision {config.base_precision} cannot be partitioned by ZeRO-3: take a stage below it"
+            )
     with init_empty_weights(include_buffers=False):
         backbone = build_backbone(
             config.backbone_config, choose_attention(config.backbone_config, config.attn_implementation).name
@@ -448,5 +471,5 @@ def load_base(
         return load_backbone_weights(config.backbone, config.backbone_config, seed=config.backbone_seed)
 
     weights = on_first_rank(read) if is_deepspeed_zero3_enabled() else read()
-    fill_decoder(backbone, weights and weights.blocks, dtype)
+    fill_decoder(backbone, weights and weights.blocks, dtype, config.base_precision)
     return backbone, weights

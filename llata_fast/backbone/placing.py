@@ -15,6 +15,7 @@ from transformers.integrations import deepspeed as integration
 from transformers.integrations import deepspeed_config, is_deepspeed_zero3_enabled
 from transformers.pytorch_utils import Conv1D
 
+from llata_fast.backbone.quantised import QuantisedLinear
 from llata_fast.backbone.twin import is_norm
 from llata_fast.ranks import from_first_rank
 
@@ -31,20 +32,27 @@ def whole_models() -> Iterator[None]:
         integration._hf_deepspeed_config_weak_ref = announced
 
 
-def fill_decoder(decoder: PreTrainedModel, tensors: dict[str, Tensor] | None, dtype: torch.dtype = torch.float32):
+def fill_decoder(
+    decoder: PreTrainedModel,
+    tensors: dict[str, Tensor] | None,
+    dtype: torch.dtype = torch.float32,
+    base_precision: str = "auto",
+):
     """Give a decoder on the meta device its weights, and empty `tensors` (keys of its state dict) on the way.
 
-    Projections are kept in `dtype`, all else in fp32. Under ZeRO-3 every rank calls it, rank 0 alone with tensors:
-    what the branches copy (norms, positions) becomes whole on every rank, the rest is partitioned.
+    Projections are kept in `dtype` (or in `base_precision`, for products in `dtype`), all else in fp32. Under ZeRO-3
+    every rank calls it, rank 0 alone with tensors: what the branches copy (norms, positions) becomes whole on every
+    rank, the rest is partitioned.
     """
     if not is_deepspeed_zero3_enabled():
-        projections = {
-            key for path, module in decoder.named_modules() if _is_projection(module) for key in _own(path, module)
-        }
-        weights = {
-            key: _taken(tensors, key, dtype if key in projections else torch.float32) for key in decoder.state_dict()
-        }
-        decoder.load_state_dict(weights, assign=True)
+        projections = {path: module for path, module in decoder.named_modules() if _is_projection(module)}
+        in_dtype = {key for path, module in projections.items() for key in _own(path, module)}
+        if base_precision != "auto":
+            for path, module in projections.items():
+                own = [_taken(tensors, key, dtype) for key in _own(path, module)]
+                decoder.set_submodule(path, _quantised(module, *own, base_precision=base_precision))
+        weights = {key: _taken(tensors, key, dtype if key in in_dtype else torch.float32) for key in list(tensors)}
+        decoder.load_state_dict(weights, strict=base_precision == "auto", assign=True)
         return
     import deepspeed
 
@@ -88,6 +96,13 @@ def finish_partitioning(model: nn.Module, dtype: torch.dtype, device: torch.devi
 
 def _is_projection(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
+
+
+def _quantised(
+    projection: nn.Module, weight: Tensor, bias: Tensor | None = None, *, base_precision: str
+) -> QuantisedLinear:
+    # GPT-2 keeps its matrices the other way round
+    return QuantisedLinear(weight.T if isinstance(projection, Conv1D) else weight, bias, base_precision)
 
 
 def _own(path: str, module: nn.Module) -> list[str]:

@@ -127,7 +127,17 @@ def make_plan(
     """Plan the training of `config` (`backbone_config` filled in) by `request`; the first stage is the simplest.
 
     Recommended is the simplest that fits and is within 10 % of the fastest; checkpointing only where nothing else fits.
+    ZeRO-3 is left out where the base is quantised, which it does not partition.
+
+    Raises:
+        InputError: nothing is left to plan, as a quantised base needs a GPU and no ZeRO-3.
     """
+    if config.base_precision != "auto":
+        if request.gpu == "cpu":
+            raise InputError(f"base_precision {config.base_precision} needs a CUDA device")
+        stages = tuple(stage for stage in stages if not stage.startswith("zero3"))
+        if not stages:
+            raise InputError(f"base_precision {config.base_precision} cannot be partitioned by ZeRO-3")
     half = request.precision == "bf16"
     # under DDP bf16 is autocast, DeepSpeed casts the weights
     modes = {stage: ("autocast" if stage == "ddp" else "bf16") if half else "fp32" for stage in stages}
@@ -183,6 +193,9 @@ def _plan_stage(
         keys_values = 2 * config.num_prototypes * config.hidden_size * weights.element_bytes
         parts["prototype_keys_values"] = keys_values
         parts["activations"] -= keys_values
+    if config.base_precision != "auto":
+        # the backward pass brings one projection at a time back to the precision it computes in
+        parts["communication"] += weights.largest * (2 if request.precision == "bf16" else 4)
     compute = _compute_seconds(weights, trace, request, device)
     capacity = device.memory_gib * GIB / (ranks if kind == "cpu" else 1)
     return StagePlan(

@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
+from ..backbone.quantised import quantised_bytes
 from ..backbone.twin import store_frozen
 from ..config import LlataConfig
 from .trace import meta_model
@@ -72,7 +74,7 @@ def weigh(config: LlataConfig, precision: str) -> Weights:
     return Weights(
         frozen=_count(frozen),
         trained=_count(trained),
-        frozen_bytes=sum(parameter.nbytes for parameter in frozen),
+        frozen_bytes=sum(parameter.nbytes for parameter in frozen) - _saved(model.backbone, config.base_precision),
         trained_bytes=sum(parameter.nbytes for parameter in trained),
         buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
         gathered=_count(gathered),
@@ -82,6 +84,18 @@ def weigh(config: LlataConfig, precision: str) -> Weights:
         largest=max(parameter.numel() for parameter in parameters),
         width=config.hidden_size,
     )
+
+
+def _saved(backbone: nn.Module, base_precision: str) -> int:
+    """Bytes that the frozen projections take less in `base_precision`."""
+    if base_precision == "auto":
+        return 0
+    saved = 0
+    for module in backbone.modules():
+        if isinstance(module, nn.Linear | Conv1D) and not module.weight.requires_grad:
+            out_and_in = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
+            saved += module.weight.nbytes - quantised_bytes(*out_and_in, base_precision)
+    return saved
 
 
 def _count(parameters: list[nn.Parameter]) -> int:

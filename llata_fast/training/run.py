@@ -9,6 +9,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..backbone.quantised import quantised_modules
 from ..config import ModelArguments
 from ..data import Splits, TimeSeries, WindowDataset
 from ..errors import InputError
@@ -64,11 +65,14 @@ def write_metrics(folder: str | Path, metrics: dict):
 def parameter_counts(model: nn.Module) -> dict[str, int]:
     """Trained and frozen parameters by part of the model, and in all."""
     counts: dict[str, int] = {}
+    # four bits are stored two by two
+    packed = {module.projection.weight: module.num_weights for module in quantised_modules(model)}
     for name, parameter in model.named_parameters():
         kind = "trained" if parameter.requires_grad else "frozen"
+        # ZeRO-3 keeps the size of what it has taken apart
+        size = packed.get(parameter) or getattr(parameter, "ds_numel", parameter.numel())
         for part in (f"{name.split('.')[0]} {kind}", kind):
-            # ZeRO-3 keeps the size of what it has taken apart
-            counts[part] = counts.get(part, 0) + getattr(parameter, "ds_numel", parameter.numel())
+            counts[part] = counts.get(part, 0) + size
     return counts
 
 

@@ -168,6 +168,19 @@ def test_more_gpus_need_less_memory_each():
         assert theirs.flops == pytest.approx(8 * ours.flops)
 
 
+@pytest.mark.parametrize(("precision", "size"), [("int8", 1.0), ("int4", 0.52)])
+def test_quantised_base(precision, size):
+    """A base of 70 billion parameters on one GPU, without the stages that would partition it."""
+    fields = {"backbone": "meta-llama/Llama-3.1-70B", "num_layers": 80, "context_length": 96}
+    config = model_config(ModelArguments(**fields, base_precision=precision))
+    plan = make_plan(config, Request("h200", 1, 8, checkpointing=False))
+    assert [variant.stage for variant in plan.stages] == ["ddp", "zero1", "zero2", "zero2_offload"]
+    frozen = plan.weights.frozen
+    assert frozen == weigh(model_config(ModelArguments(**fields)), "autocast").frozen
+    assert plan.weights.frozen_bytes == pytest.approx(size * frozen, rel=0.01)
+    assert plan.recommended.stage == "ddp"
+
+
 def test_collectives():
     """alpha-beta: nothing alone, bytes and starts add up, another node is slower."""
     device = DEVICES["h100-80g"]
@@ -208,6 +221,8 @@ def test_command(tmp_path, launch, capsys):
         (["--gpus", "0"], "gpus must be at least 1"),
         (["--gpus", "3", "--batch_size", "32"], "is not a multiple of 3 GPUs"),
         (["--num_layers", "13"], "has 12 layers, not 13"),
+        (["--base_precision", "int4", "--gpu", "cpu"], "base_precision int4 needs a CUDA device"),
+        (["--base_precision", "int8", "--stage", "zero3"], "base_precision int8 cannot be partitioned by ZeRO-3"),
         (["--backbone", "no/such/place"], "no such file or folder"),
     ],
 )

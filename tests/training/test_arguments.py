@@ -225,6 +225,7 @@ def test_our_option_names():
         "backbone",
         "backbone_pass",
         "backbone_seed",
+        "base_precision",
         "batch_size",
         "channel_balance",
         "columns",

@@ -1,0 +1,102 @@
+"""The frozen base in 8 or 4 bits, through bitsandbytes (github.com/bitsandbytes-foundation/bitsandbytes, MIT).
+
+Eight bits are LLM.int8() (arXiv 2208.07339), four NF4 with statistics that are quantised themselves, as in QLoRA
+(arXiv 2305.14314). Projections alone are quantised: norms and positions stay in fp32, what is trained stays what it is,
+and gradients pass through to it.
+"""
+
+import importlib
+import logging
+import math
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+QUANTISED_DEVICE = "cuda"
+
+# of NF4: weights to a scale, and scales to a scale of theirs
+_BLOCK, _SCALES = 64, 256
+# LLM.int8()'s: columns of the input with a larger value are multiplied in 16 bits
+_OUTLIER = 6.0
+
+
+def bitsandbytes_for(base_precision: str) -> ModuleType:
+    """The package `bitsandbytes`, where a base can be kept in `base_precision` (int8 or int4).
+
+    Raises:
+        InputError: it is not installed or broken, or there is no CUDA device.
+    """
+    needs = f"base_precision {base_precision} needs"
+    try:
+        package = importlib.import_module("bitsandbytes")
+    except ModuleNotFoundError:
+        raise InputError(f"{needs} bitsandbytes: pip install llata-fast[quantization]") from None
+    except Exception as error:  # it loads libraries of its own when it is imported
+        raise InputError(f"{needs} bitsandbytes, which cannot be imported ({type(error).__name__}: {error})") from error
+    if QUANTISED_DEVICE == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"{needs} a CUDA device, and there is none here")
+    return package
+
+
+class QuantisedLinear(nn.Module):
+    """A frozen projection x [..., in_features] -> [..., out_features], its weight in 8 or 4 bits on the device.
+
+    Args:
+        weight: [out_features, in_features] in the dtype that products are computed in.
+        bias: [out_features], or None.
+        base_precision: int8 or int4.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, base_precision: str):
+        super().__init__()
+        package = bitsandbytes_for(base_precision)
+        self.out_features, self.in_features = weight.shape
+        sizes = (self.in_features, self.out_features, bias is not None)
+        if base_precision == "int8":
+            # it computes in fp16, and says so at every call
+            logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+            projection = package.nn.Linear8bitLt(*sizes, has_fp16_weights=False, threshold=_OUTLIER, device="meta")
+        else:
+            # a dtype that is not given is taken from the first input, for good
+            projection = package.nn.Linear4bit(*sizes, weight.dtype, True, "nf4", device="meta")
+        # parameters of bitsandbytes' own classes quantise themselves when they come to a device
+        empty = projection.weight
+        projection.weight = type(empty)(weight, requires_grad=False, **vars(empty)).to(QUANTISED_DEVICE)
+        if bias is not None:
+            projection.bias = nn.Parameter(bias.to(QUANTISED_DEVICE), requires_grad=False)
+        self.projection = projection
+        self.register_state_dict_post_hook(_leave_out_statistics)
+
+    @property
+    def num_weights(self) -> int:
+        return self.out_features * self.in_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):
+            # bitsandbytes' own operations take no part in it
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        return self.projection(x)
+
+
+def _leave_out_statistics(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict):
+    """Scales and tables are no parameters: whoever leaves out frozen parameters by name would keep them."""
+    own = f"{prefix}projection."
+    for key in [key for key in state if key.startswith(own)]:
+        if key.removeprefix(own) not in ("weight", "bias"):
+            del state[key]
+
+
+def quantised_modules(module: nn.Module) -> list[QuantisedLinear]:
+    """All of them in `module`, none where its base is not quantised."""
+    return [child for child in module.modules() if isinstance(child, QuantisedLinear)]
+
+
+def quantised_bytes(out_features: int, in_features: int, base_precision: str) -> int:
+    """Bytes that a projection's weight takes in `base_precision`, its scales included."""
+    if base_precision == "int8":
+        return out_features * in_features + 4 * out_features
+    blocks = math.ceil(out_features * in_features / _BLOCK)
+    return math.ceil(out_features * in_features / 2) + blocks + 4 * math.ceil(blocks / _SCALES)
