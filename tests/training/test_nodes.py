@@ -49,13 +49,21 @@ def single(launch, flags, tmp_path_factory):
     return outcome(run)
 
 
-def test_two_nodes_train_what_one_process_trains(single, launch, flags, free_port, tmp_path):
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_two_nodes_train_what_one_process_trains(launcher, single, launch, flags, free_port, tmp_path):
     run = tmp_path / "run"
-    command = ["torchrun", "--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.1"]
-    command += ["--master_port", free_port]
+    meeting = ["--master_addr", "127.0.0.1", "--master_port", free_port]
+    if launcher == "torchrun":
+        command, stage = ["torchrun", "--nnodes", 2, "--nproc_per_node", 1, *meeting], []
+    else:
+        # without ssh nobody looks the names up
+        hosts = tmp_path / "hostfile"
+        hosts.write_text("node-0 slots=1\nnode-1 slots=1\n")
+        command = ["deepspeed", "--no_ssh", "--hostfile", hosts, *meeting]
+        stage = ["--deepspeed", "ds_configs/zero2.json"]
 
     def node(rank):
-        return launch(*command, "--node_rank", rank, "train.py", *flags, "--output_dir", run)
+        return launch(*command, "--node_rank", rank, "train.py", *flags, *stage, "--output_dir", run)
 
     with ThreadPoolExecutor() as pool:
         outputs = list(pool.map(node, range(2)))
