@@ -92,6 +92,11 @@ def profile(options: argparse.Namespace) -> list[str]:
     return script("profile_step.py", "--out", str(options.out), *(SMALL if options.dry_run else ("--batch", "256")))
 
 
+def attention(options: argparse.Namespace) -> list[str]:
+    small = ("--lengths", "7", "64", "--tokens", "256", "--rounds", "2")
+    return script("attention.py", "--out", str(options.out), *(small if options.dry_run else ()))
+
+
 def large(options: argparse.Namespace) -> list[str]:
     return pytest("tests/kernels/test_custom_ops.py" if options.dry_run else "tests", "-m", "gpu")
 
@@ -146,6 +151,20 @@ def fastest(output: str, results: list[dict]) -> str:
     return f"Triton the fastest in {won} of {len(timed)} cases" if timed else "no Triton times"
 
 
+def crossover(output: str, results: list[dict]) -> str:
+    """From how many tokens a sequence each implementation trains faster than SDPA."""
+    times: dict[str, dict[int, float]] = {}
+    for row in results[-1]["rows"]:
+        if row["mode"] == "fwd+bwd":
+            times.setdefault(row["implementation"], {})[row["tokens"]] = row["ms_p50"]
+    sdpa = times.pop("sdpa")
+    told = []
+    for name, taken in times.items():
+        ahead = [length for length in taken if all(taken[n] < sdpa[n] for n in taken if n >= length)]
+        told.append(f"{name} from {min(ahead)} tokens" if ahead else f"{name} never")
+    return f"faster than sdpa: {', '.join(told)}"
+
+
 def no_sanitizer(options: argparse.Namespace) -> str | None:
     return None if options.dry_run or shutil.which("compute-sanitizer") else "no compute-sanitizer on the path"
 
@@ -183,6 +202,7 @@ PARTS = {
     ),
     "sanitizer": Part(120, own("sanitizer"), told, "no errors", no_sanitizer),
     "profile": Part(60, profile, told),
+    "attention": Part(60, attention, crossover),
     "zero2": Part(90, own("zero2"), told, "", no_deepspeed),
     "zero3": Part(90, own("zero3"), told, "", no_deepspeed),
     "models": Part(60, model_tests, last_words, "all passed"),

@@ -84,6 +84,16 @@ def test_headlines():
     assert suite.fastest("", [rows]) == "Triton the fastest in 1 of 2 cases"
 
 
+def test_where_attention_starts_to_pay():
+    times = {"sdpa": (1.0, 2.0, 4.0), "eager": (0.5, 3.0, 9.0), "flash": (2.0, 1.5, 2.0)}
+    rows = [
+        {"mode": "fwd+bwd", "implementation": name, "tokens": tokens, "ms_p50": ms}
+        for name, taken in times.items()
+        for tokens, ms in zip((7, 64, 512), taken, strict=True)
+    ]
+    assert suite.crossover("", [{"rows": rows}]) == "faster than sdpa: eager never, flash from 64 tokens"
+
+
 def test_dry_run_of_a_part(launch, tmp_path):
     output = launch("python", "bench/gpu_suite.py", "--out", tmp_path, "--dry-run", "--parts", "models")
     brief = json.loads(output.splitlines()[-1])
