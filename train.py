@@ -50,7 +50,8 @@ def main():
     settle_output_dir(args, data_args, model_args)
     set_seed(args.seed)
     model = LlataForPrediction.from_backbone(LlataConfig(**asdict(model_args)), frozen_dtype=args.compute_dtype)
-    learn_from_linear(model, splits.train, splits.val if data_args.few_shot_percent else None)
+    few = data_args.few_shot_percent or model_args.skip_channels
+    learn_from_linear(model, splits.train, splits.val if few else None)
     # more channels than the backbone has positions: found before anything is written
     model.check_shapes(splits.train[0]["past_values"][None])
     num_tokens = model.config.num_tokens(len(series.columns))

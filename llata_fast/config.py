@@ -67,6 +67,10 @@ class ModelArguments:
     linear_skip: bool = _field(
         False, "add a linear forecast of the lookback to both branches, at first least squares (not in the paper)"
     )
+    skip_channels: int = _field(
+        0,
+        "the number of channels, for each to have a linear skip of its own; 0: one for all (not in the paper)",
+    )
     zero_head: bool = _field(False, "start the head at zero, so that a linear skip alone forecasts (not in the paper)")
     channel_balance: float = _field(
         0.0, "p: in training, channels weigh (error of a linear forecast)**-p; 0 for none (not in the paper)"
@@ -102,8 +106,11 @@ class ModelArguments:
             choices = item.metadata.get("choices")
             if choices and getattr(self, item.name) not in choices:
                 raise InputError(f"{item.name} must be one of {', '.join(choices)}, got {getattr(self, item.name)!r}")
-        if self.lora_r < 0:
-            raise InputError(f"lora_r must be at least 0, got {self.lora_r}")
+        for name in ("lora_r", "skip_channels"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.skip_channels and not self.linear_skip:
+            raise InputError("skip_channels without linear_skip: it is the channels' share of the skip")
         if self.patch_length is not None and self.patch_length > self.context_length:
             raise InputError(f"patch_length {self.patch_length} is longer than context_length {self.context_length}")
         if self.patch_stride is not None and self.patch_length is None:

@@ -131,19 +131,26 @@ class LinearSkip(nn.Module):
     """A linear forecast of the normalised lookback: past_values [B, L, C] -> [B, C, H], fp32.
 
     What is linear in a series (seasons, trends) is then not left to the language model, as in the residual connection
-    of TiDE (arXiv 2304.08424). Zero at first; training starts it at the least-squares solution.
+    of TiDE (arXiv 2304.08424). With `num_channels` each channel's map differs from the shared one by its own [H, L]; a
+    series of another number of channels is forecast by the shared one. Zero at first; training starts it at the
+    least-squares solution.
     """
 
-    def __init__(self, context_length: int, prediction_length: int):
+    def __init__(self, context_length: int, prediction_length: int, num_channels: int = 0):
         super().__init__()
         self.linear = nn.Linear(context_length, prediction_length, bias=False)
         nn.init.zeros_(self.linear.weight)
+        self.own = nn.Parameter(torch.zeros(num_channels, prediction_length, context_length)) if num_channels else None
 
     def forward(self, past_values: Tensor, observed_mask: Tensor | None, loc: Tensor, scale: Tensor) -> Tensor:
         normalised = (past_values.float() - loc[:, None]) / scale[:, None]
         if observed_mask is not None:
             normalised = normalised.masked_fill(~observed_mask, 0)
-        return self.linear(normalised.transpose(1, 2).to(self.linear.weight.dtype)).float()
+        normalised = normalised.transpose(1, 2).to(self.linear.weight.dtype)  # [B, C, L]
+        forecast = self.linear(normalised)
+        if self.own is not None and len(self.own) == normalised.shape[1]:
+            forecast = forecast + torch.einsum("bcl,chl->bch", normalised, self.own)
+        return forecast.float()
 
 
 class FeatureAlignment(nn.Module):
@@ -199,7 +206,8 @@ class LlataForPrediction(PreTrainedModel):
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
         self.register_buffer("channel_weights", None, persistent=False)
-        self.skip = LinearSkip(config.context_length, config.prediction_length) if config.linear_skip else None
+        sizes = (config.context_length, config.prediction_length, config.skip_channels)
+        self.skip = LinearSkip(*sizes) if config.linear_skip else None
         two_branches = config.has_text_branch and not config.merged
         if two_branches:
             self.cross_attention = CrossAttention(D, config.num_heads)

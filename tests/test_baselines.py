@@ -47,26 +47,49 @@ def test_linear_is_ridge_regression(gaps):
     windows = make_windows(gaps=gaps)
     models = {flag: LinearBaseline(per_channel=flag, ridge=0.5).fit(windows, batch_size=7) for flag in (False, True)}
     past, observed, future = all_windows(windows)
-    all_inputs, all_targets, all_means = [], [], []
+    channels = []
     for channel in range(C):
         seen = np.where(observed[..., channel], past[..., channel], np.nan)
         mean = np.nanmean(seen, 1, keepdims=True)
         inputs = np.where(np.isnan(seen), mean, seen) - mean
-        target = future[..., channel].numpy()
+        target = future[..., channel].numpy() - mean
         complete = ~np.isnan(target).any(1)
-        ridge = Ridge(0.5, fit_intercept=False, solver="cholesky").fit(inputs[complete], (target - mean)[complete])
-        own = models[True](past, observed)[..., channel]
-        np.testing.assert_allclose(own, ridge.predict(inputs) + mean, rtol=1e-4)
-        all_inputs.append(inputs[complete])
-        all_targets.append((target - mean)[complete])
-        all_means.append((inputs, mean))
+        channels.append((inputs, mean, inputs[complete], target[complete]))
     # one map for all channels has seen the windows of each
-    shared = Ridge(0.5, fit_intercept=False, solver="cholesky").fit(
-        np.concatenate(all_inputs), np.concatenate(all_targets)
-    )
-    for channel, (inputs, mean) in enumerate(all_means):
+    shared = ridge_regression(*(np.concatenate(parts) for parts in list(zip(*channels, strict=True))[2:]))
+    for channel, (inputs, mean, seen, target) in enumerate(channels):
         forecast = models[False](past, observed)[..., channel]
         np.testing.assert_allclose(forecast, shared.predict(inputs) + mean, rtol=1e-4)
+        # a channel's own map is what it has beyond that
+        own = ridge_regression(seen, target - shared.predict(seen))
+        forecast = models[True](past, observed)[..., channel]
+        np.testing.assert_allclose(forecast, shared.predict(inputs) + own.predict(inputs) + mean, rtol=1e-4)
+
+
+def ridge_regression(inputs, targets):
+    return Ridge(0.5, fit_intercept=False, solver="cholesky").fit(inputs, targets)
+
+
+def test_maps_of_the_channels_are_no_worse_in_validation_than_the_shared_one():
+    train, validation = make_windows(30), make_windows(200)
+    shared, own = (LinearBaseline(per_channel=flag).fit(train, validation=validation) for flag in (False, True))
+    torch.testing.assert_close(own.shared, shared.shared)
+    errors = [score(model, validation, ["a", "b"])["mse"] for model in (own, shared)]
+    # the largest ridge leaves almost nothing of a channel's own
+    assert errors[0] <= errors[1] * (1 + 1e-4)
+
+
+def test_scaled_windows_of_any_size_count_alike():
+    values = make_windows().values
+    larger = values * torch.tensor([1.0, 1000.0])
+    scaled, again = (LinearBaseline(scaled=True).fit(WindowDataset(rows, L, H)) for rows in (values, larger))
+    torch.testing.assert_close(again.shared, scaled.shared, rtol=1e-3, atol=1e-5)
+    plain, unequal = (LinearBaseline().fit(WindowDataset(rows, L, H)) for rows in (values, larger))
+    assert not torch.allclose(unequal.shared, plain.shared, atol=0.01), "the large channel has the say"
+    past, observed, _ = all_windows(WindowDataset(larger, L, H))
+    mean, deviation = past.mean(1, keepdim=True), (past.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
+    expected = torch.einsum("blc,lh->bhc", (past - mean) / deviation, again.shared.float()) * deviation + mean
+    torch.testing.assert_close(again(past, observed), expected, rtol=1e-4, atol=1e-3)
 
 
 def test_linear_learns_a_wave():

@@ -501,3 +501,36 @@ def test_linear_skip_survives_a_round_trip_and_a_merge(backbone, tmp_path):
     restored = LlataForPrediction.from_pretrained(tmp_path / "run")
     torch.testing.assert_close(restored(past).prediction_outputs, forecast)
     torch.testing.assert_close(restored.merge()(past).prediction_outputs, forecast, rtol=1e-5, atol=1e-4)
+
+
+def test_skip_of_each_channel(backbone, tmp_path):
+    past, _ = window()
+    C = past.shape[2]
+    model = tiny_model(backbone, linear_skip=True, skip_channels=C).eval()
+    torch.nn.init.normal_(model.skip.linear.weight)
+    shared = model(past).prediction_outputs
+    torch.nn.init.normal_(model.skip.own)
+    own = model(past).prediction_outputs
+    _, loc, scale = model.embed(past, None)
+    normalised = (past - loc[:, None]) / scale[:, None]
+    added = torch.einsum("chl,blc->bhc", model.skip.own, normalised) * scale[:, None]
+    torch.testing.assert_close(own - shared, added, rtol=1e-4, atol=1e-3)
+    # a series of other channels has the shared map alone
+    fewer = past[..., : C - 1]
+    torch.testing.assert_close(model(fewer).prediction_outputs, forecast_without_own(model, fewer))
+    model.save_pretrained(tmp_path / "run")
+    restored = LlataForPrediction.from_pretrained(tmp_path / "run")
+    torch.testing.assert_close(restored(past).prediction_outputs, own)
+
+
+def forecast_without_own(model, past):
+    own, model.skip.own = model.skip.own, None
+    try:
+        return model(past).prediction_outputs
+    finally:
+        model.skip.own = own
+
+
+def test_skip_of_each_channel_needs_a_skip(backbone):
+    with pytest.raises(InputError, match="skip_channels without linear_skip"):
+        tiny_config(backbone, skip_channels=3)

@@ -24,7 +24,7 @@ def seasonal_naive(seasonality: int, prediction_length: int) -> Forecast:
     return forecast
 
 
-RIDGES = (1.0, 10.0, 100.0, 1e3, 1e4)
+RIDGES = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
 
 
 class LinearBaseline:
@@ -34,13 +34,25 @@ class LinearBaseline:
     out. Toner and Darlow (arXiv 2403.14587) show that the linear forecasters of the literature are all this model.
     """
 
-    def __init__(self, per_channel: bool = False, balance: float = 0.0, ridge: float = 1.0, centred: bool = True):
+    def __init__(
+        self,
+        per_channel: bool = False,
+        balance: float = 0.0,
+        ridge: float = 1.0,
+        centred: bool = True,
+        scaled: bool = False,
+    ):
         """`balance` p: a map for all channels weighs each by (error of a map of its own)**-p.
 
-        Without `centred` windows keep their mean and the map has a constant: DLinear (arXiv 2205.13504), whose two
-        linear layers, on a moving average and on what it leaves, can be any one linear map and nothing else.
+        A map for each channel is the one for all plus what ridge regression finds beyond it in the channel's windows: a
+        large ridge leaves the one for all. Without `centred` windows keep their mean and the map has a constant:
+        DLinear (arXiv 2205.13504), whose two linear layers, on a moving average and on what it leaves, can be any one
+        linear map and nothing else. `scaled` measures a window's errors in standard deviations of its lookback, for
+        series of different sizes.
         """
-        self.per_channel, self.balance, self.ridge, self.centred = per_channel, balance, ridge, centred
+        self.per_channel, self.balance, self.ridge = per_channel, balance, ridge
+        self.centred, self.scaled = centred, scaled
+        self.shared: Tensor | None = None
         self.weight: Tensor | None = None
         self.channel_weights: Tensor | None = None
 
@@ -50,32 +62,36 @@ class LinearBaseline:
         """Learn from every training window; with `validation` the ridge is the best of `RIDGES` on its windows."""
         gram = moment = power = 0.0
         for past, observed, future in batches(train, batch_size):
-            inputs, mean = self._inputs(past, observed)
-            target = (future - mean).double()
+            inputs, mean, unit = self._inputs(past, observed)
+            target = ((future - mean) / unit).double()
             complete = ~target.isnan().any(1)  # [B, C]
             inputs = inputs * complete[:, None]
             target = target.nan_to_num() * complete[:, None]
             gram = gram + torch.einsum("blc,bmc->clm", inputs, inputs)
             moment = moment + torch.einsum("blc,bhc->clh", inputs, target)
             power = power + target.square().sum((0, 1))
-        if validation is not None:
-            self.ridge = min(RIDGES, key=lambda ridge: self._with_ridge(ridge, gram, moment, power)._error(validation))
-        return self._with_ridge(self.ridge, gram, moment, power)
-
-    def _with_ridge(self, ridge: float, gram: Tensor, moment: Tensor, power: Tensor) -> "LinearBaseline":
-        self.ridge = ridge
-        self.weight = self._solve(gram, moment)  # [C, L, H]
-        error = power - (self.weight * moment).sum((1, 2))
+        error = power - (self._solve(gram, moment) * moment).sum((1, 2))
         shares = error**-self.balance
         self.channel_weights = shares / shares.mean()  # [C], mean 1
-        if not self.per_channel:
-            gram, moment = (torch.einsum("c,cij->ij", self.channel_weights, sums)[None] for sums in (gram, moment))
-            self.weight = self._solve(gram, moment).expand(len(shares), -1, -1)
+        pooled = [torch.einsum("c,cij->ij", self.channel_weights, sums)[None] for sums in (gram, moment)]
+        self._settle(lambda: self._solve(*pooled).expand(len(shares), -1, -1), validation)
+        self.shared = self.weight[0]  # [L, H]
+        if self.per_channel:
+            rest = moment - gram @ self.shared
+            self._settle(lambda: self.shared + self._solve(gram, rest), validation)
         return self
 
-    def _error(self, windows: WindowDataset) -> float:
-        names = [str(channel) for channel in range(windows.values.shape[1])]
-        return score(self, windows, names)["mse"]
+    def _settle(self, solve: Callable[[], Tensor], validation: WindowDataset | None):
+        """Keep the maps [C, L, H] of `solve`, with the ridge that is best in validation."""
+
+        def error(ridge: float) -> float:
+            self.ridge = ridge
+            self.weight = solve()
+            return score(self, validation, [str(channel) for channel in range(len(self.weight))])["mse"]
+
+        if validation is not None:
+            self.ridge = min(RIDGES, key=error)
+        self.weight = solve()
 
     def _solve(self, gram: Tensor, moment: Tensor) -> Tensor:
         ridge = self.ridge * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
@@ -83,18 +99,22 @@ class LinearBaseline:
         return torch.cholesky_solve(moment, torch.linalg.cholesky(gram + ridge))
 
     def __call__(self, past: Tensor, observed: Tensor) -> Tensor:
-        inputs, mean = self._inputs(past, observed)
+        inputs, mean, unit = self._inputs(past, observed)
         # a map for all channels is one for those of another series, too
         weight = self.weight if self.per_channel else self.weight[:1].expand(inputs.shape[2], -1, -1)
-        return torch.einsum("blc,clh->bhc", inputs, weight).to(past.dtype) + mean
+        return torch.einsum("blc,clh->bhc", inputs, weight).to(past.dtype) * unit + mean
 
-    def _inputs(self, past: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+    def _inputs(self, past: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the map reads [B, L, C] or [B, L + 1, C], float64, and the windows' level and unit [B, 1, C]."""
         filled = _fill(past, observed)
+        unit = torch.ones_like(filled[:, :1])
         if not self.centred:
-            constant = torch.ones_like(filled[:, :1])
-            return torch.cat((filled, constant), 1).double(), torch.zeros_like(constant)
+            return torch.cat((filled, unit), 1).double(), torch.zeros_like(unit), unit
         mean = filled.mean(1, keepdim=True)
-        return (filled - mean).double(), mean
+        if self.scaled:
+            # the least that instance norm divides by
+            unit = (filled.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
+        return ((filled - mean) / unit).double(), mean, unit
 
 
 def _fill(past: Tensor, observed: Tensor) -> Tensor:

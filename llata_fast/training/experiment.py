@@ -30,7 +30,8 @@ def train_on(
     settle_output_dir(args, data_args, model_args)
     set_seed(args.seed)
     model = LlataForPrediction.from_backbone(LlataConfig(**asdict(model_args)), frozen_dtype=args.compute_dtype)
-    learn_from_linear(model, splits.train, splits.val if data_args.few_shot_percent else None)
+    few = data_args.few_shot_percent or model_args.skip_channels
+    learn_from_linear(model, splits.train, splits.val if few else None)
     model.check_shapes(splits.train[0]["past_values"][None])
     trainer = ForecastTrainer(model, args, splits, series.columns)
     write_settings(args.output_dir, resolved_settings(model, data_args, args))

@@ -7,6 +7,7 @@ import pandas as pd
 import yaml
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..backbone.quantised import quantised_modules
@@ -86,17 +87,25 @@ def parameter_table(counts: dict[str, int]) -> str:
     return "\n".join(f"{part:<{width}}  {trained:>{width}}  {frozen:>{width}}" for part, trained, frozen in rows)
 
 
-def learn_from_linear(model: LlataForPrediction, train: WindowDataset, validation: WindowDataset | None = None):
+def learn_from_linear(
+    model: LlataForPrediction, train: Dataset, validation: WindowDataset | None = None, scaled: bool = False
+):
     """What training takes from a linear forecast of its windows: the skip's start and the weights of the channels.
 
-    With `validation` its windows choose the ridge penalty.
+    With `validation` its windows choose the ridge penalties; `scaled` as in `LinearBaseline`. Raises InputError where
+    the model has a skip for each of another number of channels.
     """
-    balance = model.config.channel_balance
-    if model.skip is None and not balance:
+    balance, skip = model.config.channel_balance, model.skip
+    if skip is None and not balance:
         return
-    linear = LinearBaseline(balance=balance).fit(train, validation=validation)
-    if model.skip is not None:
-        model.skip.linear.weight.data.copy_(linear.weight[0].T)
+    own = skip is not None and skip.own is not None
+    linear = LinearBaseline(per_channel=own, balance=balance, scaled=scaled).fit(train, validation=validation)
+    if own and len(skip.own) != len(linear.weight):
+        raise InputError(f"skip_channels is {len(skip.own)}, but the series has {len(linear.weight)} channels")
+    if skip is not None:
+        skip.linear.weight.data.copy_(linear.shared.T)
+    if own:
+        skip.own.data.copy_((linear.weight - linear.shared).transpose(1, 2))
     if balance:
         model.channel_weights = linear.channel_weights.float()
 

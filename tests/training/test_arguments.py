@@ -254,6 +254,7 @@ def test_our_option_names():
         "prediction_length",
         "projection_learning_rate",
         "recipe",
+        "skip_channels",
         "task_loss",
         "zero_head",
     ]

@@ -1,8 +1,14 @@
-"""What a run says of its model before it trains."""
+"""What a run says of its model before it trains, and what the model starts from."""
 
+import pytest
+import torch
 from tiny import random_backbone, tiny_model
 
-from llata_fast.training.run import parameter_counts, parameter_table
+from llata_fast.data import WindowDataset
+from llata_fast.errors import InputError
+from llata_fast.evaluation.baselines import LinearBaseline
+from llata_fast.training.presets import preset_for
+from llata_fast.training.run import learn_from_linear, parameter_counts, parameter_table
 
 
 def test_parameters_are_counted_by_part(tmp_path):
@@ -14,3 +20,28 @@ def test_parameters_are_counted_by_part(tmp_path):
     assert rows["alignment"] == [f"{counts['alignment trained']:,}", "0"]
     assert rows["backbone"] == [f"{counts['backbone trained']:,}", f"{counts['backbone frozen']:,}"]
     assert rows["in"][1:] == [f"{counts['trained']:,}", f"{counts['frozen']:,}"]
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
+def test_a_model_with_a_head_of_zeros_starts_as_the_linear_forecast(tmp_path, own, scaled):
+    windows = WindowDataset(torch.randn(200, 3).cumsum(0), context_length=12, prediction_length=5)
+    options = {"linear_skip": True, "zero_head": True, "skip_channels": 3 * own}
+    model = tiny_model(random_backbone(tmp_path), **options).eval()
+    learn_from_linear(model, windows, scaled=scaled)
+    linear = LinearBaseline(per_channel=own, scaled=scaled).fit(windows)
+    past = windows.__getitems__(range(50))["past_values"]
+    expected = linear(past, torch.ones_like(past, dtype=torch.bool))
+    torch.testing.assert_close(model(past).prediction_outputs, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_skip_of_other_channels_is_refused(tmp_path):
+    windows = WindowDataset(torch.randn(50, 3), context_length=12, prediction_length=5)
+    model = tiny_model(random_backbone(tmp_path), linear_skip=True, skip_channels=2)
+    with pytest.raises(InputError, match="skip_channels is 2, but the series has 3 channels"):
+        learn_from_linear(model, windows)
+
+
+def test_chosen_columns_take_the_channels_own_skips_away():
+    assert preset_for("ETTh1", set())["skip_channels"] == 7
+    assert "skip_channels" not in preset_for("ETTh1", {"columns"})
