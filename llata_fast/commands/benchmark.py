@@ -32,7 +32,23 @@ from ..training.experiment import forecast_of, train_on
 from ..training.m4 import train_on_m4
 from ..training.presets import RECIPES
 
-_MODELS = ("llata", *(name for name in ABLATIONS if name != "none"), *BASELINES)
+# the recipe without one of the options that the paper does not have
+_WITHOUT = {
+    # at the rate at which it does best then
+    "no_skip": "--linear_skip false --skip_channels 0 --zero_head false "
+    "--learning_rate 0.001 --projection_learning_rate 0.001",
+    "shared_skip": "--skip_channels 0",
+    "random_head": "--zero_head false",
+    "no_average": "--average_decay 0",
+}
+_MODELS = ("llata", *(name for name in ABLATIONS if name != "none"), *_WITHOUT, *BASELINES)
+_PROTOCOL_BASELINES = {
+    "long_term": BASELINES[:4],
+    "few_shot": BASELINES[:4],
+    # a map of a channel is none of another series
+    "zero_shot": BASELINES[:3],
+    "short_term": ("naive2", *BASELINES[:3]),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -72,7 +88,7 @@ def _plan(options: argparse.Namespace) -> list[Run]:
         datasets = [get_dataset(name).name for name in datasets]
     if options.protocol == "zero_shot" and not options.targets:
         raise InputError("zero_shot needs --targets, the data sets to score")
-    baselines = ("naive2", *BASELINES[:3]) if short_term else BASELINES[:3]
+    baselines = _PROTOCOL_BASELINES[options.protocol]
     models = options.models or ["llata", *baselines]
     if wrong := [name for name in models if name in BASELINES and name not in baselines]:
         raise InputError(f"{wrong[0]} is no baseline of {options.protocol}")
@@ -95,7 +111,8 @@ def _flags(run: Run) -> list[str]:
     """What `train.py` is told for a run, but for its folders."""
     dataset = f"M4-{run.dataset}" if run.protocol == "short_term" else run.dataset
     flags = ["--dataset", dataset, "--recipe", run.recipe, "--prediction_length", str(run.horizon)]
-    flags += ["--seed", str(run.seed), "--ablation", "none" if run.model == "llata" else run.model]
+    flags += ["--seed", str(run.seed), "--ablation", run.model if run.model in ABLATIONS else "none"]
+    flags += _WITHOUT.get(run.model, "").split()
     if run.protocol == "short_term":
         flags += ["--context_length", str(M4_SPECS[run.dataset].context_length)]
     return flags + ([] if run.percent is None else ["--few_shot_percent", f"{run.percent:g}"])
@@ -142,7 +159,7 @@ def _measure(run: Run, options: argparse.Namespace) -> dict:
 def _baseline(run: Run, target: TimeSeries, splits: Splits):
     if run.model == "seasonal_naive":
         return seasonal_naive(target.seasonality, run.horizon)
-    return LinearBaseline(centred=run.model == "linear").fit(splits.train)
+    return LinearBaseline(run.model == "linear_per_channel", centred=run.model != "dlinear").fit(splits.train)
 
 
 def _trained(run: Run, options: argparse.Namespace, series: TimeSeries, splits: Splits):

@@ -12,7 +12,7 @@ from ..errors import InputError
 
 PROTOCOLS = ("long_term", "few_shot", "zero_shot", "short_term")
 HORIZONS = (96, 192, 336, 720)
-BASELINES = ("seasonal_naive", "linear", "dlinear", "naive2")
+BASELINES = ("seasonal_naive", "linear", "dlinear", "linear_per_channel", "naive2")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Run:
     percent: float | None
     """Share of the training split; None: all of it."""
     model: str
-    """A baseline's name, `llata`, or one of its ablations."""
+    """A baseline's name, `llata`, one of its ablations, or one of our options left out."""
     recipe: str
     seed: int | None
     """None: a baseline, which draws nothing."""

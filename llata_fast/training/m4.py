@@ -12,22 +12,22 @@ from ..data.m4 import M4Set, M4Windows, last_lookbacks
 from ..evaluation.m4 import m4_scores
 from ..modeling import LlataForPrediction
 from .arguments import DataArguments, ForecastTrainingArguments, resolved_settings
-from .run import parameter_counts, settle_output_dir, write_metrics, write_settings
+from .run import learn_from_linear, parameter_counts, settle_output_dir, write_metrics, write_settings
 from .trainer import ForecastTrainer
 
 WINDOWS_PER_SERIES = 4
 """Training windows of each series in an epoch."""
 
 
+def m4_windows(m4: M4Set, windows_per_series: int) -> M4Windows:
+    """Training windows: all of them before every series' last H known steps."""
+    before = [values[: -m4.spec.prediction_length] for values in m4.insample]
+    return M4Windows(before, m4.spec, last_cuts=m4.spec.last_cuts, windows_per_series=windows_per_series)
+
+
 def m4_splits(m4: M4Set) -> Splits:
-    """Training windows before every series' last H known steps, which are for validation. Nothing is standardised."""
-    H = m4.spec.prediction_length
-    train = M4Windows(
-        [values[:-H] for values in m4.insample],
-        m4.spec,
-        last_cuts=m4.spec.last_cuts,
-        windows_per_series=WINDOWS_PER_SERIES,
-    )
+    """Training windows, and every series' last H known steps for validation. Nothing is standardised."""
+    train = m4_windows(m4, WINDOWS_PER_SERIES)
     held_out = M4Windows(m4.insample, m4.spec)
     # what is tested lies in no window: `m4_scores` holds it against forecasts
     return Splits(train, held_out, held_out, None)
@@ -40,6 +40,8 @@ def train_on_m4(
     settle_output_dir(args, data_args, model_args)
     set_seed(args.seed)
     model = LlataForPrediction.from_backbone(LlataConfig(**asdict(model_args)), frozen_dtype=args.compute_dtype)
+    # as many draws as there are cuts
+    learn_from_linear(model, m4_windows(m4, m4.spec.last_cuts), scaled=True)
     trainer = ForecastTrainer(model, args, m4_splits(m4), [m4.spec.frequency])
     write_settings(args.output_dir, resolved_settings(model, data_args, args))
     began = time.perf_counter()
