@@ -71,6 +71,9 @@ class ModelArguments:
         0,
         "the number of channels, for each to have a linear skip of its own; 0: one for all (not in the paper)",
     )
+    skip_level: float = _field(
+        0.0, "weight of a forecast that returns to the mean level in the skip's start; 0: none (not in the paper)"
+    )
     zero_head: bool = _field(False, "start the head at zero, so that a linear skip alone forecasts (not in the paper)")
     channel_balance: float = _field(
         0.0, "p: in training, channels weigh (error of a linear forecast)**-p; 0 for none (not in the paper)"
@@ -109,8 +112,10 @@ class ModelArguments:
         for name in ("lora_r", "skip_channels"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if self.skip_channels and not self.linear_skip:
-            raise InputError("skip_channels without linear_skip: it is the channels' share of the skip")
+        if not 0 <= self.skip_level <= 1:
+            raise InputError(f"skip_level must be in [0, 1], got {self.skip_level}")
+        if (self.skip_channels or self.skip_level) and not self.linear_skip:
+            raise InputError("skip_channels and skip_level are parts of a linear skip: give --linear_skip true")
         if self.patch_length is not None and self.patch_length > self.context_length:
             raise InputError(f"patch_length {self.patch_length} is longer than context_length {self.context_length}")
         if self.patch_stride is not None and self.patch_length is None:

@@ -132,15 +132,20 @@ class LinearSkip(nn.Module):
 
     What is linear in a series (seasons, trends) is then not left to the language model, as in the residual connection
     of TiDE (arXiv 2304.08424). With `num_channels` each channel's map differs from the shared one by its own [H, L]; a
-    series of another number of channels is forecast by the shared one. Zero at first; training starts it at the
+    series of another number of channels is forecast by the shared one. With `level` the lookback's mean, which the
+    instance norm takes away, has a say: series return to their mean. Zero at first; training starts it at the
     least-squares solution.
     """
 
-    def __init__(self, context_length: int, prediction_length: int, num_channels: int = 0):
+    def __init__(self, context_length: int, prediction_length: int, num_channels: int = 0, level: bool = False):
         super().__init__()
         self.linear = nn.Linear(context_length, prediction_length, bias=False)
         nn.init.zeros_(self.linear.weight)
         self.own = nn.Parameter(torch.zeros(num_channels, prediction_length, context_length)) if num_channels else None
+        self.level = nn.Linear(1, prediction_length) if level else None
+        if level:
+            nn.init.zeros_(self.level.weight)
+            nn.init.zeros_(self.level.bias)
 
     def forward(self, past_values: Tensor, observed_mask: Tensor | None, loc: Tensor, scale: Tensor) -> Tensor:
         normalised = (past_values.float() - loc[:, None]) / scale[:, None]
@@ -150,6 +155,8 @@ class LinearSkip(nn.Module):
         forecast = self.linear(normalised)
         if self.own is not None and len(self.own) == normalised.shape[1]:
             forecast = forecast + torch.einsum("bcl,chl->bch", normalised, self.own)
+        if self.level is not None:
+            forecast = forecast + self.level(loc[..., None].to(forecast.dtype)) / scale[..., None]
         return forecast.float()
 
 
@@ -207,7 +214,7 @@ class LlataForPrediction(PreTrainedModel):
             nn.init.zeros_(self.head.bias)
         self.register_buffer("channel_weights", None, persistent=False)
         sizes = (config.context_length, config.prediction_length, config.skip_channels)
-        self.skip = LinearSkip(*sizes) if config.linear_skip else None
+        self.skip = LinearSkip(*sizes, level=config.skip_level > 0) if config.linear_skip else None
         two_branches = config.has_text_branch and not config.merged
         if two_branches:
             self.cross_attention = CrossAttention(D, config.num_heads)

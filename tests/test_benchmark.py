@@ -97,7 +97,7 @@ def test_options_left_out(bench, monkeypatch):
     few = ("--datasets", "ETTh1", "--horizons", "96", "--seeds", "1")
     table = bench("long_term", *few, "--models", "llata", "no_skip", "shared_skip", "linear_per_channel")
     table = table.set_index("model")
-    assert table["command"]["no_skip"].count("--linear_skip false --skip_channels 0") == 1
+    assert table["command"]["no_skip"].count("--linear_skip false --skip_channels 0 --skip_level 0") == 1
     assert table["command"]["shared_skip"].endswith("--ablation none --skip_channels 0")
     shared, own = 96 * 96, 7 * 96 * 96
     trained = table["trained_parameters"]

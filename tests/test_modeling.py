@@ -531,6 +531,7 @@ def forecast_without_own(model, past):
         model.skip.own = own
 
 
-def test_skip_of_each_channel_needs_a_skip(backbone):
-    with pytest.raises(InputError, match="skip_channels without linear_skip"):
-        tiny_config(backbone, skip_channels=3)
+@pytest.mark.parametrize("part", [{"skip_channels": 3}, {"skip_level": 0.5}], ids=["channels", "level"])
+def test_parts_of_a_skip_need_one(backbone, part):
+    with pytest.raises(InputError, match="parts of a linear skip"):
+        tiny_config(backbone, **part)

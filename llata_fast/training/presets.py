@@ -63,6 +63,8 @@ _LONG_TERM_TUNED = (
     | _SMOOTH
     | _SHORT
     | {
+        # validation would have the whole return to the mean, the last third of the training rows almost none of it
+        "skip_level": 0.5,
         "learning_rate": 3e-5,
         "projection_learning_rate": 3e-5,
         "average_decay": 0.98,
@@ -72,6 +74,7 @@ _LONG_TERM_TUNED = (
     }
 )
 _FEW_SHOT_TUNED = {
+    "skip_level": 0.0,
     "learning_rate": 1e-4,
     "projection_learning_rate": 1e-4,
     "batch_size": 32,

@@ -15,7 +15,7 @@ from ..config import ModelArguments
 from ..data import Splits, TimeSeries, WindowDataset
 from ..errors import InputError
 from ..evaluation.baselines import Forecast, LinearBaseline, batches, seasonal_naive
-from ..modeling import LlataForPrediction
+from ..modeling import LinearSkip, LlataForPrediction
 from ..serving.plots import plot_forecast
 from .arguments import DataArguments, ForecastTrainingArguments
 
@@ -106,8 +106,21 @@ def learn_from_linear(
         skip.linear.weight.data.copy_(linear.shared.T)
     if own:
         skip.own.data.copy_((linear.weight - linear.shared).transpose(1, 2))
+    if model.config.skip_level:
+        _mix_level(skip, LinearBaseline(centred=False).fit(train).shared, model.config.skip_level)
     if balance:
         model.channel_weights = linear.channel_weights.float()
+
+
+def _mix_level(skip: LinearSkip, uncentred: Tensor, share: float):
+    """Make the skip's forecast `share` that of a map [L + 1, H] of the lookback as it is and a constant."""
+    weight, constant = uncentred[:-1].float(), uncentred[-1].float()
+    skip.linear.weight.data.lerp_(weight.T, share)
+    if skip.own is not None:
+        skip.own.data.mul_(1 - share)
+    # of the lookback's mean: what the map makes of it, less the mean itself, which the instance norm adds
+    skip.level.weight.data.copy_(share * (weight.sum(0) - 1)[:, None])
+    skip.level.bias.data.copy_(share * constant)
 
 
 def fit_baselines(series: TimeSeries, train) -> dict[str, Forecast]:

@@ -255,6 +255,7 @@ def test_our_option_names():
         "projection_learning_rate",
         "recipe",
         "skip_channels",
+        "skip_level",
         "task_loss",
         "zero_head",
     ]

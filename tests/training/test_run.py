@@ -35,6 +35,20 @@ def test_a_model_with_a_head_of_zeros_starts_as_the_linear_forecast(tmp_path, ow
     torch.testing.assert_close(model(past).prediction_outputs, expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_the_level_is_a_share_of_the_start(tmp_path, share):
+    windows = WindowDataset(torch.randn(300, 3).cumsum(0) / 5, context_length=12, prediction_length=5)
+    options = {"linear_skip": True, "zero_head": True, "skip_channels": 3, "skip_level": share}
+    model = tiny_model(random_backbone(tmp_path), **options).eval()
+    learn_from_linear(model, windows)
+    past = windows.__getitems__(range(50))["past_values"]
+    observed = torch.ones_like(past, dtype=torch.bool)
+    own, returning = (LinearBaseline(flag, centred=flag).fit(windows)(past, observed) for flag in (True, False))
+    assert not torch.allclose(own, returning, atol=0.05)
+    expected = torch.lerp(own, returning, share)
+    torch.testing.assert_close(model(past).prediction_outputs, expected, rtol=1e-4, atol=1e-3)
+
+
 def test_a_skip_of_other_channels_is_refused(tmp_path):
     windows = WindowDataset(torch.randn(50, 3), context_length=12, prediction_length=5)
     model = tiny_model(random_backbone(tmp_path), linear_skip=True, skip_channels=2)
