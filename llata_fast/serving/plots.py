@@ -66,6 +66,7 @@ def plot_costs(path: str | Path, results: str | Path):
     """A benchmark's `results.csv` as a PNG: every run's error against trained parameters and training time."""
     check_matplotlib()
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     table = pd.read_csv(results).dropna(subset=["mse", "seconds"])
     if table.empty:
@@ -85,6 +86,9 @@ def plot_costs(path: str | Path, results: str | Path):
                 style = {"color": colours[model], "marker": markers.get(horizon, "x")}
                 axis.scatter(group[column], group["mse"], s=22, label=f"{model}, horizon {horizon}", **style)
             axis.set(xlabel=title, xscale="log", title=panel)
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter(EngFormatter())
+            axis.xaxis.set_minor_formatter(NullFormatter())
             axis.grid(alpha=0.3)
         axes[0].set_ylabel("test MSE")
         axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
