@@ -101,16 +101,13 @@ def measure(row: dict, steps: int) -> dict:
         series = pd.DataFrame(values, columns=[f"c{channel}" for channel in range(CHANNELS)])
         series.insert(0, "date", pd.date_range("2024-01-01", periods=len(series), freq="h"))
         series.to_csv(Path(folder, "series.csv"), index=False)
-        seconds = {}
-        # two lengths of one run: what both do once (starting, the first step, evaluation) falls out of the difference
-        for count in (2, 2 + steps):
-            run = Path(folder, str(count))
-            peak = _launch(row, Path(folder, "series.csv"), run, count)
-            seconds[count] = json.loads((run / "metrics.json").read_text())["train"]["train_runtime"]
-        step = (seconds[2 + steps] - seconds[2]) / steps
+        run = Path(folder, "run")
+        # the first step, which warms up, is left out of the run's own figures
+        peak = _launch(row, Path(folder, "series.csv"), run, 1 + steps)
+        speed = json.loads((run / "metrics.json").read_text())["train"]
     return row | {
-        "step_seconds": step,
-        "windows_per_s": row["batch"] / step,
+        "step_seconds": speed["step_ms"] / 1e3,
+        "windows_per_s": speed["windows_per_s"],
         "peak_gib": peak / GIB,
         "basis": "measured",
     }

@@ -24,7 +24,7 @@ MARKERS = {"ddp": "s", "zero1": "o", "zero2": "x", "zero3": "^"}
 
 
 def draw(table: pd.DataFrame, folder: Path, quality: Path):
-    """efficiency.png, throughput.png and memory.png; quality.png where `quality` holds CSVs of scores by backbone."""
+    """efficiency.png, throughput.png and memory.png; quality.png where the folder `quality` holds results."""
     _draw_curves(table, folder / "efficiency.png", "efficiency", "throughput a GPU, over that of the fewest")
     _draw_curves(table, folder / "throughput.png", "windows_per_s", "windows a second")
     _draw_memory(table, folder / "memory.png")
@@ -97,17 +97,29 @@ def _draw_memory(table: pd.DataFrame, path: Path):
 
 
 def _draw_quality(folder: Path, path: Path):
-    tables = [pd.read_csv(file) for file in sorted(folder.glob("*.csv"))] if folder.is_dir() else []
-    tables = [one for one in tables if {"backbone", "mse"} <= set(one.columns)]
-    if not tables:
+    """Long-term test errors of the quality table against the frozen parameters behind them, a panel a data set."""
+    scores = pd.read_csv(folder / "results.csv") if (folder / "results.csv").exists() else pd.DataFrame()
+    if {"frozen_parameters", "horizon", "mse"} <= set(scores.columns):
+        scores = scores[(scores.protocol == "long_term") & scores.frozen_parameters.notna()]
+    if scores.empty:
         return
-    scores = pd.concat(tables, ignore_index=True)
-    size = "frozen_parameters" if "frozen_parameters" in scores else "backbone"
-    axes = scores.sort_values(size).plot.scatter(x=size, y="mse", figsize=(6, 4))
-    axes.set_title("Test MSE against the size of the backbone (measured)", fontsize=10)
-    axes.figure.tight_layout()
-    axes.figure.savefig(path, dpi=110)
-    plt.close(axes.figure)
+    # the method, and the method without a language model
+    scores = scores[scores.model.isin(["llata", "no_llm"])]
+    datasets = list(scores.dataset.unique())
+    figure, panels = plt.subplots(1, len(datasets), figsize=(4.5 * len(datasets), 4), squeeze=False)
+    for axes, dataset in zip(panels[0], datasets, strict=True):
+        means = scores[scores.dataset == dataset].groupby(["horizon", "frozen_parameters"]).mse.mean()
+        for horizon, points in means.groupby(level="horizon"):
+            sizes = points.index.get_level_values("frozen_parameters") / 1e6
+            axes.plot(sizes, points.to_numpy(), "o-", label=f"horizon {horizon}")
+        axes.set_title(dataset, fontsize=10)
+        axes.set_xlabel("frozen parameters of the backbone, millions")
+        axes.set_ylabel("test MSE, mean of the seeds")
+        axes.legend(fontsize=8)
+    figure.suptitle("Quality against the size of the backbone (measured)", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def write_readme(table: pd.DataFrame, folder: Path, readings: list[str], assumptions: dict):
