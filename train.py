@@ -3,33 +3,25 @@
 # first: takes this folder, whose kernels/ is not Hugging Face's package of that name, off the path
 import llata_fast  # noqa: F401, I001
 
-from dataclasses import asdict
-
 import torch
-from transformers import set_seed
 
-from llata_fast.config import LlataConfig
 from llata_fast.data import read_series, split_windows
 from llata_fast.errors import InputError
 from llata_fast.evaluation.baselines import score
 from llata_fast.evaluation.tables import results_table
-from llata_fast.modeling import LlataForPrediction
 from llata_fast.serving.forecaster import SeriesInfo
 from llata_fast.serving.plots import HAS_MATPLOTLIB
-from llata_fast.training.arguments import parse_arguments, report_and_exit, resolved_settings
+from llata_fast.training.arguments import parse_arguments, report_and_exit
 from llata_fast.training.callbacks import memory_hint
+from llata_fast.training.experiment import prepare
 from llata_fast.training.run import (
     draw_test_forecast,
     fit_baselines,
-    learn_from_linear,
     middle_window,
     parameter_counts,
     parameter_table,
-    settle_output_dir,
     write_metrics,
-    write_settings,
 )
-from llata_fast.training.trainer import ForecastTrainer
 
 
 def main():
@@ -47,19 +39,12 @@ def main():
         model_args.prediction_length,
         few_shot_percent=data_args.few_shot_percent,
     )
-    settle_output_dir(args, data_args, model_args)
-    set_seed(args.seed)
-    model = LlataForPrediction.from_backbone(LlataConfig(**asdict(model_args)), frozen_dtype=args.compute_dtype)
-    few = data_args.few_shot_percent or model_args.skip_channels
-    learn_from_linear(model, splits.train, splits.val if few else None)
-    # more channels than the backbone has positions: found before anything is written
-    model.check_shapes(splits.train[0]["past_values"][None])
+    trainer = prepare(series, splits, model_args, data_args, args)
+    model = trainer.model
     num_tokens = model.config.num_tokens(len(series.columns))
     attention = model.attention.explain(num_tokens, args.compute_dtype, args.device)
-    trainer = ForecastTrainer(model, args, splits, series.columns)
     main_process = trainer.is_world_process_zero()
     if main_process:
-        write_settings(args.output_dir, resolved_settings(model, data_args, args))
         counts = parameter_counts(model)
         print(f"{parameter_table(counts)}\nattention: {attention}")
         print(f"the run goes to {args.output_dir}")

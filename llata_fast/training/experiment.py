@@ -1,4 +1,4 @@
-"""One run from series to scores, as the benchmark needs it: what `train.py` does, without its picture and its words."""
+"""From a series and settings to a trainer, as `train.py` begins; and on to scores, as the benchmark needs it."""
 
 import time
 from dataclasses import asdict
@@ -16,6 +16,32 @@ from .run import learn_from_linear, parameter_counts, settle_output_dir, write_m
 from .trainer import ForecastTrainer
 
 
+def prepare(
+    series: TimeSeries,
+    splits: Splits,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: ForecastTrainingArguments,
+) -> ForecastTrainer:
+    """A new model around its backbone and what trains it, ready to; the run's settings are written into its folder.
+
+    Raises:
+        InputError: the folder holds a run, the backbone cannot be had or is too short for the series' channels.
+    """
+    settle_output_dir(args, data_args, model_args)
+    set_seed(args.seed)
+    model = LlataForPrediction.from_backbone(LlataConfig(**asdict(model_args)), frozen_dtype=args.compute_dtype)
+    # validation chooses the penalty where the training windows alone are too few for it
+    few = data_args.few_shot_percent or model_args.skip_channels
+    learn_from_linear(model, splits.train, splits.val if few else None)
+    # more channels than the backbone has positions: found before anything is written
+    model.check_shapes(splits.train[0]["past_values"][None])
+    trainer = ForecastTrainer(model, args, splits, series.columns)
+    if trainer.is_world_process_zero():
+        write_settings(args.output_dir, resolved_settings(model, data_args, args))
+    return trainer
+
+
 def train_on(
     series: TimeSeries,
     splits: Splits,
@@ -27,14 +53,7 @@ def train_on(
 
     Returns the model as kept, and what `metrics.json` holds: {"test", "train", "parameters"}.
     """
-    settle_output_dir(args, data_args, model_args)
-    set_seed(args.seed)
-    model = LlataForPrediction.from_backbone(LlataConfig(**asdict(model_args)), frozen_dtype=args.compute_dtype)
-    few = data_args.few_shot_percent or model_args.skip_channels
-    learn_from_linear(model, splits.train, splits.val if few else None)
-    model.check_shapes(splits.train[0]["past_values"][None])
-    trainer = ForecastTrainer(model, args, splits, series.columns)
-    write_settings(args.output_dir, resolved_settings(model, data_args, args))
+    trainer = prepare(series, splits, model_args, data_args, args)
     began = time.perf_counter()
     trained = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
     trained["seconds"] = time.perf_counter() - began
@@ -42,10 +61,10 @@ def train_on(
     trained["best_step"] = trainer.state.best_global_step
     trainer.save_model()
     SeriesInfo.of(data_args.dataset, series, splits.scaler).save(args.output_dir)
-    test = score(forecast_of(model.eval()), splits.test, series.columns, args.per_device_eval_batch_size)
-    metrics = {"test": test, "train": trained, "parameters": parameter_counts(model)}
+    test = score(forecast_of(trainer.model.eval()), splits.test, series.columns, args.per_device_eval_batch_size)
+    metrics = {"test": test, "train": trained, "parameters": parameter_counts(trainer.model)}
     write_metrics(args.output_dir, metrics)
-    return model, metrics
+    return trainer.model, metrics
 
 
 def forecast_of(model: LlataForPrediction) -> Forecast:
