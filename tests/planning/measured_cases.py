@@ -1,7 +1,7 @@
 """Trains once for each case of a list and writes what it moved and held: `measured_cases.py CASES.json`.
 
-CASES.json maps the name of a case to arguments of `train.py`. <name>.measured beside it then says, of rank 0 and one
-optimizer step after the first (in which ZeRO-3 records its order of modules):
+CASES.json maps the name of a case to arguments of `train.py`, or to those of `train_published`. <name>.measured beside
+it then says, of rank 0 and one optimizer step after the first (in which ZeRO-3 records its order of modules):
 
     messages       bytes that DeepSpeed's communication logger counted, by collective; DDP's buckets by a hook of theirs
     frozen_shards  of the all-gathers' bytes those of weights that are not trained, seen where ZeRO-3 asks for them
@@ -28,8 +28,9 @@ from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
-from transformers import TrainerCallback
+from transformers import GPT2Config, TrainerCallback
 
+from llata_fast.backbone.placing import whole_models
 from llata_fast.training.trainer import ForecastTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,13 +120,49 @@ def run_train(arguments: list[str]):
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
 
 
+def train_published(
+    meter: Meter, backbone: dict, zero_file: str, context_length: int, prediction_length: int, num_prototypes: int
+):
+    """The published model's steps under DeepSpeed: two copies of GPT-2, both with frozen matrices."""
+    sys.path.append(str(ROOT / "bench"))
+    from reference import ReferenceModel, reference_loss
+
+    config = GPT2Config(**backbone)
+    width, channels, windows = config.n_embd, 3, 4
+    settings = json.loads(Path(zero_file).read_text())
+    # what transformers fills in for "auto"
+    settings["zero_optimization"] |= {
+        "reduce_bucket_size": width * width,
+        "stage3_prefetch_bucket_size": int(0.9 * width * width),
+        "stage3_param_persistence_threshold": 10 * width,
+    }
+    settings |= {"train_micro_batch_size_per_gpu": windows, "gradient_accumulation_steps": 1, "gradient_clipping": 1.0}
+    settings |= {"train_batch_size": windows * torch.distributed.get_world_size()}
+    settings |= {"bf16": {"enabled": False}, "fp16": {"enabled": False}}
+    sizes = {"context_length": context_length, "prediction_length": prediction_length}
+    with whole_models():
+        model = ReferenceModel(torch.randn(num_prototypes, width), config, **sizes)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    engine, *_ = deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(trained), config=settings)
+    for step in range(STEPS):
+        past, future = torch.randn(windows, context_length, channels), torch.randn(windows, prediction_length, channels)
+        engine.backward(reference_loss(engine(past), future, "smooth_l1"))
+        engine.step()
+        if step == 0:
+            meter.start()
+    meter.finish()
+
+
 def main():
     cases = next(Path(argument) for argument in sys.argv[1:] if argument.endswith(".json"))
     for name, case in json.loads(cases.read_text()).items():
         meter = Meter()
         first, second, third = meter.watching()
         with first, second, third:
-            run_train(case)
+            if isinstance(case, dict):
+                train_published(meter, **case)
+            else:
+                run_train(case)
         if torch.distributed.get_rank() == 0:
             (cases.parent / f"{name}.measured").write_text(json.dumps(meter.measured))
         torch.distributed.barrier()

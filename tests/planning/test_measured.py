@@ -1,4 +1,4 @@
-"""The planner's memory and bytes on the wire against trainings on two CPU ranks, and the twin pass's gathers.
+"""The planner's memory and bytes on the wire against trainings on two CPU ranks; the twin pass's against others'.
 
 One launch runs all (`measured_cases.py`); it takes most of this file's time.
 """
@@ -31,6 +31,9 @@ WIRE = {
     "zero3, large": ("zero3", [], LARGE),
     "zero3, large, two_pass": ("zero3", ["--backbone_pass", "two_pass"], LARGE),
 }
+# the twin pass over GPT-2, and the published two copies of it, by stage3 fields
+PUBLISHED = {"": {}, ", large": LARGE}
+GPT2 = {"n_embd": 128, "n_layer": 3, "n_head": 2, "n_positions": 16, "vocab_size": 80}
 HELD = {"ddp, 1 GiB": ("ddp", [], {})}
 SMALL_FIELDS = {"context_length": 12, "prediction_length": 6, "num_layers": 3, "num_prototypes": 9}
 LARGE_FIELDS = {"context_length": 96, "prediction_length": 24, "num_layers": 8, "num_prototypes": 100}
@@ -88,6 +91,11 @@ def measured(folder, small, heavy, launch, free_port):
     cases |= {
         name: flags(name, small | {"batch_size": 8}, series, *case) for name, case in WIRE.items() if name != "ddp"
     }
+    gpt2 = small | {"backbone": random_backbone(folder, "gpt2", **GPT2), "intermediate_size": 2048, "batch_size": 8}
+    sizes = {name: gpt2[name] for name in ("context_length", "prediction_length", "num_prototypes")}
+    for name, fields in PUBLISHED.items():
+        cases[f"twin{name}"] = flags(f"twin{name}", gpt2, series, "zero3", [], fields)
+        cases[f"published{name}"] = {"backbone": GPT2, "zero_file": zero_file(folder, "zero3", fields), **sizes}
     (folder / "cases.json").write_text(json.dumps(cases))
     script = ROOT / "tests" / "planning" / "measured_cases.py"
     command = ("deepspeed", "--num_gpus", RANKS, "--master_port", free_port, script, folder / "cases.json")
@@ -143,3 +151,14 @@ def test_twin_pass_gathers_half_of_two_calls(measured):
     twin, two_pass = measured["zero3, large"], measured["zero3, large, two_pass"]
     assert 0 < twin["frozen_shards"] <= 0.55 * two_pass["frozen_shards"]
     assert twin["messages"]["all_gather_into_tensor"] < two_pass["messages"]["all_gather_into_tensor"]
+
+
+@pytest.mark.parametrize("case", PUBLISHED)
+def test_twin_pass_gathers_half_of_the_published_copies(case, measured):
+    """Two copies of a base, each as large as the only one."""
+    twin, published = measured[f"twin{case}"], measured[f"published{case}"]
+    assert 0 < twin["frozen_shards"] <= 0.55 * published["frozen_shards"]
+    # both train as much, so the copies are all the difference between the steps
+    assert twin["trained_shards"] == pytest.approx(published["trained_shards"], rel=0.01)
+    whole = [step["messages"]["all_gather_into_tensor"] for step in (twin, published)]
+    assert whole[1] - whole[0] == pytest.approx(published["frozen_shards"] - twin["frozen_shards"], rel=0.02)
