@@ -16,7 +16,7 @@ from llata_fast.planning.planner import Request, make_plan
 from llata_fast.planning.stages import messages, weigh
 
 ROOT = Path(__file__).resolve().parents[2]
-RANKS, CHANNELS = 2, 21
+RANKS, CHANNELS = 2, 7
 
 # no weight stays until it is used again, as those of a base of many billions cannot
 LARGE = {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
@@ -34,7 +34,7 @@ WIRE = {
 # the twin pass over GPT-2, and the published two copies of it, by stage3 fields
 PUBLISHED = {"": {}, ", large": LARGE}
 GPT2 = {"n_embd": 128, "n_layer": 3, "n_head": 2, "n_positions": 16, "vocab_size": 80}
-HELD = {"ddp, 1 GiB": ("ddp", [], {})}
+HELD = {f"{stage}, 1 GiB": (stage, [], {}) for stage in ("ddp", "zero1", "zero2", "zero3")}
 SMALL_FIELDS = {"context_length": 12, "prediction_length": 6, "num_layers": 3, "num_prototypes": 9}
 LARGE_FIELDS = {"context_length": 96, "prediction_length": 24, "num_layers": 8, "num_prototypes": 100}
 
@@ -99,7 +99,7 @@ def measured(folder, small, heavy, launch, free_port):
     (folder / "cases.json").write_text(json.dumps(cases))
     script = ROOT / "tests" / "planning" / "measured_cases.py"
     command = ("deepspeed", "--num_gpus", RANKS, "--master_port", free_port, script, folder / "cases.json")
-    launch(*command, timeout=280)
+    launch(*command, timeout=420)
     return {name: json.loads((folder / f"{name}.measured").read_text()) for name in cases}
 
 
