@@ -101,10 +101,11 @@ def _draw_quality(folder: Path, path: Path):
     scores = pd.read_csv(folder / "results.csv") if (folder / "results.csv").exists() else pd.DataFrame()
     if {"frozen_parameters", "horizon", "mse"} <= set(scores.columns):
         scores = scores[(scores.protocol == "long_term") & scores.frozen_parameters.notna()]
+        # the method, and the method without a language model; one size says nothing of sizes
+        scores = scores[scores.model.isin(["llata", "no_llm"])]
+        scores = scores[scores.groupby(["dataset", "horizon"]).frozen_parameters.transform("nunique") > 1]
     if scores.empty:
         return
-    # the method, and the method without a language model
-    scores = scores[scores.model.isin(["llata", "no_llm"])]
     datasets = list(scores.dataset.unique())
     figure, panels = plt.subplots(1, len(datasets), figsize=(4.5 * len(datasets), 4), squeeze=False)
     for axes, dataset in zip(panels[0], datasets, strict=True):
