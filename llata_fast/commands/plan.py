@@ -117,6 +117,7 @@ def _stage_json(plan: Plan, variants: list[StagePlan]) -> dict:
 def _variant_json(plan: Plan, variant: StagePlan) -> dict:
     return {
         "memory_gib": variant.memory_bytes / GIB,
+        "host_memory_gib": variant.host_bytes / GIB,
         "memory_by_part_gib": {part: variant.memory.get(part, 0.0) / GIB for part in _PARTS},
         "wire_bytes_per_step": variant.wire_bytes,
         "messages": {
@@ -144,6 +145,7 @@ def as_text(plan: Plan) -> str:
             | {_SHORT[part]: f"{variant.memory.get(part, 0.0) / GIB:.2f}" for part in _PARTS}
             | {
                 "GiB a GPU": f"{variant.memory_bytes / GIB:.2f}",
+                "host GiB": f"{variant.host_bytes / GIB:.2f}",
                 "fits": "yes" if variant.fits else "no",
                 "GB sent": f"{variant.wire_bytes / 1e9:.3f}",
                 "TFLOP": f"{variant.flops / 1e12:.2f}",
@@ -159,7 +161,8 @@ def as_text(plan: Plan) -> str:
             pd.DataFrame(rows).to_string(index=False),
             "",
             reason(plan),
-            "Memory at its peak, in GiB by part; 'GB sent' by one GPU in a step. Rates are the data sheet's; "
+            "Memory at its peak, in GiB by part; 'host GiB' of a node, which must have them; 'GB sent' by one GPU in a "
+            "step. Rates are the data sheet's; "
             f"{ASSUMPTIONS['utilisation']:.0%} of the peak rate is assumed.",
         ]
     )

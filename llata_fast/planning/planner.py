@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ..config import LlataConfig
 from ..errors import InputError
 from .hardware import DEVICES, Device, collective_seconds
-from .stages import STAGES, Messages, Weights, memory, messages, weigh
+from .stages import STAGES, Messages, Weights, host_memory, memory, messages, weigh
 from .trace import Trace, Workload, trace_step
 
 GIB = 2**30
@@ -92,6 +92,8 @@ class StagePlan(NamedTuple):
     exposed_seconds: float
     """of communication, optimizer and offloading, what does not hide behind computing"""
     fits: bool
+    host_bytes: float
+    """that all ranks of a node keep in their host's memory; whether it has as much is not known"""
 
     @property
     def memory_bytes(self) -> float:
@@ -215,6 +217,7 @@ def _plan_stage(
         compute_seconds=compute,
         exposed_seconds=_exposed_seconds(stage, moved, weights, compute, request, device),
         fits=sum(parts.values()) <= ASSUMPTIONS["usable_memory"] * capacity,
+        host_bytes=min(ranks, device.devices_per_node) * host_memory(stage, weights, ranks),
     )
 
 

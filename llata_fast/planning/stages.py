@@ -197,3 +197,15 @@ def memory(stage: str, weights: Weights, ranks: int, activations: float, gradien
         parts["weights"] = kept + (0.0 if "offload" in stage else (whole - kept) / ranks) + weights.buffer_bytes
         parts["communication"] = bucket + live
     return parts
+
+
+def host_memory(stage: str, weights: Weights, ranks: int) -> float:
+    """Bytes that a rank keeps in its host's memory: what `memory` leaves out of an offload stage."""
+    if "offload" not in stage:
+        return 0.0
+    # master weights and gradients in fp32, and Adam's two states
+    held = (4 + 4 + _ADAM_BYTES) * weights.trained / ranks
+    if stage.startswith("zero3"):
+        share = weights.gathered / (weights.frozen + weights.trained)
+        held += share * (weights.frozen_bytes + weights.trained_bytes) / ranks
+    return held

@@ -8,6 +8,7 @@ Letters: B windows, L lookback, H horizon, C channels.
 
 import contextlib
 import copy
+import gc
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -54,8 +55,19 @@ class Trace(NamedTuple):
     """calls of operators: about as many kernels are launched"""
     activation_bytes: float
     """most that is alive at once, beside weights and their gradients"""
-    step_bytes: float
-    """most that is alive at once, beside weights: where gradients stay until the optimizer's step"""
+    gradient_bytes: float
+    """of the gradients that are there at that moment"""
+    peak_bytes: float
+    """most that is alive at once, beside weights, gradients included"""
+
+    @property
+    def step_bytes(self) -> float:
+        """Most that is alive where gradients stay until the optimizer's step.
+
+        In a shallow model that may be when most gradients are there, in a deep or wide one when most activations are;
+        each grows along a line, and the larger of two lines is not one.
+        """
+        return max(self.peak_bytes, self.activation_bytes + self.gradient_bytes)
 
 
 def meta_model(config: LlataConfig) -> LlataForPrediction:
@@ -88,14 +100,20 @@ def _cut(config: LlataConfig, num_layers: int) -> LlataConfig:
 def _trace(config: LlataConfig, workload: Workload) -> Trace:
     model = _prepared(meta_model(config), workload)
     with FakeTensorMode(), _as_on_gpu() if workload.on_gpu else contextlib.nullcontext():
-        memory = _LiveMemory()
+        # what checkpointing computes again leaves cycles of references behind, as real tensors do not
+        memory = LiveMemory(collect_every=20 if workload.checkpointing else None)
         step = _step(model, config, workload)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(memory.note_gradient)
-        with memory:
-            flops = count_flops(step)
-    return Trace(flops, memory.operations, memory.peak_beside_gradients, memory.peak)
+        # collecting looks through what was made since
+        gc.freeze()
+        try:
+            with memory:
+                flops = count_flops(step)
+        finally:
+            gc.unfreeze()
+    return Trace(flops, memory.operations, memory.peak_beside_gradients, memory.gradients_then, memory.peak)
 
 
 def _prepared(model: LlataForPrediction, workload: Workload) -> LlataForPrediction:
@@ -139,15 +157,23 @@ def _make_fake(model: nn.Module):
                 tensors[name] = replaced[tensor]
 
 
-class _LiveMemory(TorchDispatchMode):
-    """Counts operators and the bytes of what they return, as long as it is alive."""
+class LiveMemory(TorchDispatchMode):
+    """Counts operators and the bytes of what they return, as long as it is alive.
 
-    def __init__(self):
+    With `collect_every` garbage is collected after so many operators.
+    """
+
+    def __init__(self, collect_every: int | None = None):
         super().__init__()
-        self.live = self.peak = self.gradients = self.peak_beside_gradients = self.operations = 0
+        self.collect_every, self.calls = collect_every, 0
+        self.live = self.peak = self.gradients = self.operations = 0
+        self.peak_beside_gradients = self.gradients_then = 0
         self.seen = weakref.WeakSet()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls += 1
+        if self.collect_every and self.calls % self.collect_every == 0:
+            gc.collect()
         given = _storages((args, kwargs))
         output = function(*args, **(kwargs or {}))
         # a view of what is there makes nothing
@@ -159,7 +185,8 @@ class _LiveMemory(TorchDispatchMode):
                 weakref.finalize(storage, self._forget, storage.nbytes())
         self.operations += bool(made)
         self.peak = max(self.peak, self.live)
-        self.peak_beside_gradients = max(self.peak_beside_gradients, self.live - self.gradients)
+        if self.live - self.gradients > self.peak_beside_gradients:
+            self.peak_beside_gradients, self.gradients_then = self.live - self.gradients, self.gradients
         return output
 
     def note_gradient(self, parameter: nn.Parameter):

@@ -16,7 +16,7 @@ from llata_fast.planning.flops import count_flops
 from llata_fast.planning.hardware import DEVICES, collective_seconds
 from llata_fast.planning.planner import Request, make_plan
 from llata_fast.planning.stages import STAGES, weigh
-from llata_fast.planning.trace import Workload, trace_step
+from llata_fast.planning.trace import LiveMemory, Workload, trace_step
 from llata_fast.training.run import parameter_counts
 
 # of the whole language models, as their publishers count them
@@ -141,6 +141,33 @@ def test_checkpointing_computes_blocks_twice(tmp_path, plain_ops):
     assert traced.flops == pytest.approx(measured, rel=0.02)
 
 
+# garbage that is not collected yet counts as alive
+@pytest.mark.parametrize(("checkpointing", "share"), [(False, 0.02), (True, 0.1)])
+def test_activations_of_a_deep_model_are_those_of_real_tensors(checkpointing, share, tmp_path, plain_ops):
+    """Twelve blocks, of which the planner traces two cuts of at most five."""
+    backbone = random_backbone(tmp_path, "llama", num_hidden_layers=12)
+    model = tiny_model(backbone, num_layers=12)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    memory = LiveMemory()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(memory.note_gradient)
+    past, future = torch.randn(64, 12, 8), torch.randn(64, 5, 8)
+    with memory:
+        model(past, future).loss.backward()
+    traced = trace_step(config_of(backbone, 12), Workload(64, 8, checkpointing=checkpointing, on_gpu=False))
+    assert traced.activation_bytes == pytest.approx(memory.peak_beside_gradients, rel=share)
+    assert traced.step_bytes == pytest.approx(memory.peak, rel=share)
+
+
+def test_gradients_take_no_less_than_nothing():
+    """So wide that few blocks peak by their gradients and many by their activations."""
+    fields = {"backbone": "meta-llama/Llama-3.1-70B", "num_layers": 80, "context_length": 96}
+    trace = trace_step(model_config(ModelArguments(**fields)), Workload(32, 7, "bf16"))
+    assert trace.step_bytes >= trace.activation_bytes + trace.gradient_bytes > trace.activation_bytes
+
+
 @pytest.mark.parametrize(
     ("backbone", "num_layers", "gpu", "gpus", "expected"),
     [
@@ -166,6 +193,17 @@ def test_more_gpus_need_less_memory_each():
         assert (theirs.memory_bytes < ours.memory_bytes) == partitioned
         assert theirs.wire_bytes > ours.wire_bytes
         assert theirs.flops == pytest.approx(8 * ours.flops)
+
+
+@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+def test_what_leaves_a_gpu_is_in_its_hosts_memory(stage):
+    config = model_config(ModelArguments(backbone="Qwen/Qwen2.5-7B", num_layers=28))
+    request = Request(gpus=16, batch_size=128, checkpointing=False)
+    kept, moved = make_plan(config, request, (stage, f"{stage}_offload")).stages
+    left = sum(kept.memory[part] - moved.memory[part] for part in ("weights", "gradients", "optimizer"))
+    # eight GPUs a node
+    assert moved.host_bytes == pytest.approx(8 * left) and left > 2**27
+    assert kept.host_bytes == 0
 
 
 @pytest.mark.parametrize(("precision", "size"), [("int8", 1.0), ("int4", 0.52)])
