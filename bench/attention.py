@@ -17,13 +17,12 @@ import functools
 import json
 import pathlib
 import re
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from train_step import interleaved
 from transformers import LlamaConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -73,16 +72,6 @@ def call(attention: Attention, inputs: list[Tensor], mode: str):
     return torch.autograd.grad(output, inputs, torch.ones_like(output))
 
 
-def seconds(run: Callable, device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def measure(attentions: dict[str, Attention], num_tokens: int, mode: str, options: argparse.Namespace) -> list[dict]:
     batch = max(1, options.tokens // num_tokens)
     shapes = [(batch, heads, num_tokens, options.head_dim) for heads in (options.heads, *2 * [options.key_value_heads])]
@@ -93,10 +82,8 @@ def measure(attentions: dict[str, Attention], num_tokens: int, mode: str, option
         error = (output - outputs["sdpa"]).abs().max().item()
         if not error < 0.05:
             raise SystemExit(f"{name} differs from sdpa by {error:.2g} at {num_tokens} tokens: nothing was written")
-    times: dict[str, list[float]] = {name: [] for name in attentions}
-    for _ in range(options.rounds + 2):
-        for name, attention in attentions.items():
-            times[name].append(seconds(functools.partial(call, attention, inputs, mode), options.device))
+    calls = {name: functools.partial(call, attention, inputs, mode) for name, attention in attentions.items()}
+    taken = interleaved(calls, options.rounds, options.device, f"{mode}, {num_tokens} tokens")
     return [
         {
             "implementation": name,
@@ -107,12 +94,12 @@ def measure(attentions: dict[str, Attention], num_tokens: int, mode: str, option
             "key_value_heads": options.key_value_heads,
             "head_dim": options.head_dim,
             "dtype": str(dtype).removeprefix("torch."),
-            "ms_p50": round(1e3 * statistics.median(taken[2:]), 4),
+            "ms_p50": round(1e3 * seconds, 4),
             "device": options.device_name,
             "torch": torch.__version__,
             "date": datetime.date.today().isoformat(),
         }
-        for name, taken in times.items()
+        for name, seconds in taken.items()
     ]
 
 
