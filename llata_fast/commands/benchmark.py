@@ -32,6 +32,9 @@ from ..training.experiment import forecast_of, train_on
 from ..training.m4 import train_on_m4
 from ..training.presets import RECIPES
 
+# of the paper's long-term, few-shot and zero-shot tables, whatever a data set's preset prefers
+CONTEXT_LENGTH = 96
+
 # the recipe without one of the options that the paper does not have
 _WITHOUT = {
     # at the rate at which it does best then
@@ -112,10 +115,10 @@ def _flags(run: Run) -> list[str]:
     """What `train.py` is told for a run, but for its folders."""
     dataset = f"M4-{run.dataset}" if run.protocol == "short_term" else run.dataset
     flags = ["--dataset", dataset, "--recipe", run.recipe, "--prediction_length", str(run.horizon)]
+    short_term = run.protocol == "short_term"
+    flags += ["--context_length", str(M4_SPECS[run.dataset].context_length if short_term else CONTEXT_LENGTH)]
     flags += ["--seed", str(run.seed), "--ablation", run.model if run.model in ABLATIONS else "none"]
     flags += _WITHOUT.get(run.model, "").split()
-    if run.protocol == "short_term":
-        flags += ["--context_length", str(M4_SPECS[run.dataset].context_length)]
     return flags + ([] if run.percent is None else ["--few_shot_percent", f"{run.percent:g}"])
 
 
@@ -134,7 +137,7 @@ def _measure(run: Run, options: argparse.Namespace) -> dict:
     if run.protocol == "short_term":
         return _measure_m4(run, options)
     series = _series(run.dataset, options.data_dir)
-    context_length = 96
+    context_length = CONTEXT_LENGTH
     try:
         splits = split_windows(series, context_length, run.horizon, few_shot_percent=run.percent)
     except InputError as error:

@@ -149,6 +149,7 @@ def markdown(path: str | Path) -> str:
         errors = ("smape", "mase", "owa") if group["owa_mean"].notna().any() else ("mse", "mae")
         titles = [*map(str.upper, errors), "seeds", "windows", "parameters", "seconds", "note"]
         parts.append("| horizon | model | " + " | ".join(titles) + " |\n" + "|---" * (len(titles) + 2) + "|")
+        group = group.sort_values(["horizon", "model"], key=_reading_order, kind="stable")
         for _, row in group.iterrows():
             cells = [row["horizon"], f"{row['model']} {row['recipe']}".strip()]
             cells += [_spread(row[f"{error}_mean"], row[f"{error}_std"]) for error in errors]
@@ -159,6 +160,13 @@ def markdown(path: str | Path) -> str:
         parts += [f"    {command}" for command in dict.fromkeys(group["command"])]
         parts.append("")
     return "\n".join(parts)
+
+
+def _reading_order(column: pd.Series) -> pd.Series:
+    """LLaTA before its ablations, these before the baselines; horizons by length."""
+    if column.name == "model":
+        return column.map(lambda model: 0 if model == "llata" else 2 if model in BASELINES else 1)
+    return column
 
 
 def _averages(group: pd.DataFrame, errors: Sequence[str]) -> list[str]:

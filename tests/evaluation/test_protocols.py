@@ -78,3 +78,14 @@ def test_average_over_horizons_of_models_that_have_them_all(tmp_path):
     assert "| average | llata tuned | 0.3750 | 0.3750 |" in text
     assert "| average | no_llm" not in text
     assert "not trainable" in text
+
+
+def test_tables_read_by_horizon_and_the_method_first(tmp_path):
+    path = tmp_path / "results.csv"
+    results = Results(path)
+    for horizon in (720, 96):
+        for model in ("linear", "no_llm", "llata"):
+            results.add(run(model=model, horizon=horizon), mse=0.5, mae=0.5)
+    rows = [line.split(" | ")[:2] for line in markdown(path).splitlines() if "0.5000" in line and "average" not in line]
+    models = ["llata tuned", "no_llm tuned", "linear tuned"]
+    assert rows == [[f"| {horizon}", model] for horizon in (96, 720) for model in models]
