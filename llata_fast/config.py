@@ -109,13 +109,16 @@ class ModelArguments:
             choices = item.metadata.get("choices")
             if choices and getattr(self, item.name) not in choices:
                 raise InputError(f"{item.name} must be one of {', '.join(choices)}, got {getattr(self, item.name)!r}")
-        for name in ("lora_r", "skip_channels"):
+        weights = ("consistency_weight", "alignment_weight", "alignment_decay", "channel_balance")
+        for name in ("lora_r", "skip_channels", *weights):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.skip_level <= 1:
             raise InputError(f"skip_level must be in [0, 1], got {self.skip_level}")
         if (self.skip_channels or self.skip_level) and not self.linear_skip:
-            raise InputError("skip_channels and skip_level are parts of a linear skip: give --linear_skip true")
+            raise InputError(
+                "skip_channels and skip_level are parts of a linear skip: give --linear_skip true, or 0 for both"
+            )
         if self.patch_length is not None and self.patch_length > self.context_length:
             raise InputError(f"patch_length {self.patch_length} is longer than context_length {self.context_length}")
         if self.patch_stride is not None and self.patch_length is None:

@@ -206,6 +206,8 @@ def test_more_tokens_than_learned_positions(tmp_path):
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
         ({"task_loss": "huber"}, "task_loss must be one of l1, smooth_l1, mse, smape, mase, got 'huber'"),
         ({"lora_r": -1}, "lora_r must be at least 0"),
+        ({"alignment_weight": -0.1}, "alignment_weight must be at least 0, got -0.1"),
+        ({"channel_balance": -1.0}, "channel_balance must be at least 0"),
         ({"patch_length": 13}, "patch_length 13 is longer than context_length 12"),
         ({"patch_stride": 2}, "patch_stride without patch_length"),
         ({"num_heads": 5}, "num_heads 5 does not divide the backbone's width 48"),

@@ -91,6 +91,9 @@ class ForecastTrainingArguments(TrainingArguments):
     load_best_model_at_end: bool = field(default=True, metadata={"help": "keep the epoch with the best validation MSE"})
     metric_for_best_model: str = field(default="mse", metadata={"help": "what the best epoch is chosen by"})
     greater_is_better: bool = field(default=False, metadata={"help": "of metric_for_best_model"})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "log the mean of earlier losses for one that is not finite"}
+    )
     report_to: str | None = field(default=None, metadata={"help": "loggers; default tensorboard where installed"})
     seed: int = field(default=2021, metadata={"help": "seed of initialisation, data order and dropout"})
 
@@ -103,6 +106,8 @@ class ForecastTrainingArguments(TrainingArguments):
             raise InputError(f"average_decay must be in [0, 1), got {self.average_decay}")
         if self.average_decay and self.deepspeed is not None:
             raise InputError("average_decay is not supported under DeepSpeed: give --average_decay 0")
+        if self.patience < 0:
+            raise InputError(f"patience must be at least 0, got {self.patience}")
         self._settle_batch_size()
         self._settle_precision()
         self._settle_compilation()
@@ -142,11 +147,15 @@ class ForecastTrainingArguments(TrainingArguments):
             self.torch_compile_mode = "reduce-overhead"
 
     def _settle_batch_size(self):
+        per_device = ("per_device_train_batch_size", "per_device_eval_batch_size")
+        for name in ("batch_size", *per_device, "gradient_accumulation_steps"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise InputError(f"{name} must be at least 1, got {number}")
         if self.per_device_train_batch_size is not None:
             return
         ranks = int(os.environ.get("WORLD_SIZE", 1))
         micro_steps = ranks * self.gradient_accumulation_steps
-        if self.batch_size < 1 or self.batch_size % micro_steps:
+        if self.batch_size % micro_steps:
             raise InputError(
                 f"batch_size {self.batch_size} is not a multiple of {ranks} ranks x "
                 f"{self.gradient_accumulation_steps} accumulation steps"
@@ -197,13 +206,10 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
     An unknown flag or key ends the program with one line.
     """
     parser = _parser()
-    given, unknown = parser.parse_known_args(argv)
-    if unknown:
-        parser.error(f"unknown option {unknown[0]}")
+    flags = _given_flags(argv)
     try:
-        settings = {} if given.config is None else _read_yaml(given.config, parser)
-        flags = {name: value for name, value in vars(given).items() if value != parser.get_default(name)}
-        chosen = vars(given) | settings | flags
+        settings = _read_yaml(flags["config"], parser) if "config" in flags else {}
+        chosen = vars(parser.parse_args([])) | settings | flags
         preset = preset_for(
             chosen["dataset"],
             changed={*settings, *flags},
@@ -215,6 +221,16 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
     except ValueError as error:
         parser.error(str(error))
     return tuple(arguments)
+
+
+def _given_flags(argv: list[str] | None) -> dict:
+    """What the command line says, defaults that it repeats among it."""
+    parser, absent = _parser(), object()
+    parser.set_defaults(**dict.fromkeys(vars(parser.parse_args([])), absent))
+    given, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(f"unknown option {unknown[0]}")
+    return {name: value for name, value in vars(given).items() if value is not absent}
 
 
 def _parser() -> Parser:

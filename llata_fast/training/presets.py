@@ -110,7 +110,7 @@ _WINDOW = ("context_length", "patch_length", "patch_stride")
 
 
 def preset_for(dataset: str, changed: set[str], recipe: str = "tuned", few_shot: bool = False) -> dict:
-    """The preset of a data set, {} where it has none; without its window where `changed` names a part of one."""
+    """The preset of a data set, {} where it has none; without what the options in `changed` stand in the place of."""
     spec = find_dataset(dataset)
     name = spec.name if spec else dataset
     tuned = recipe == "tuned" and name in TUNED
@@ -121,6 +121,9 @@ def preset_for(dataset: str, changed: set[str], recipe: str = "tuned", few_shot:
     if "columns" in changed:
         # a skip for each of the data set's own
         preset.pop("skip_channels", None)
+    if "num_train_epochs" in changed:
+        # the Trainer would count steps and pass over the epochs
+        preset.pop("max_steps", None)
     if changed.intersection(_WINDOW):
         preset = {name: value for name, value in preset.items() if name not in _WINDOW}
     return preset

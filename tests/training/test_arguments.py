@@ -70,6 +70,24 @@ def test_a_preset_lies_below_file_and_flags(config_file, monkeypatch):
     assert parse_arguments(["--dataset", "ETTh2"])[0].lora_r == ModelArguments.lora_r
 
 
+def test_a_flag_wins_though_it_repeats_a_default(config_file, monkeypatch):
+    monkeypatch.setitem(presets.TUNED, "ETTh1", {"lora_r": 5})
+    monkeypatch.setitem(presets.PAPER, "ETTh1", {"lora_r": 6})
+    path = config_file(dataset="ETTh1", recipe="paper", seed=7)
+    assert parse_arguments(["--config", path])[0].lora_r == 6
+    model, data, training = parse_arguments(["--config", path, "--recipe", "tuned", "--seed", "2021"])
+    assert (model.lora_r, data.recipe, training.seed) == (5, "tuned", 2021)
+    model, data, _ = parse_arguments(["--config", path, "--dataset", "Metro"])
+    assert data.dataset == "Metro" and model.lora_r == ModelArguments.lora_r
+
+
+def test_epochs_that_are_asked_for_are_trained():
+    """Where a preset counts steps, the Trainer would not look at them."""
+    assert parse_arguments(["--dataset", "ETTh1"])[2].max_steps > 0
+    training = parse_arguments(["--dataset", "ETTh1", "--num_train_epochs", "2"])[2]
+    assert (training.num_train_epochs, training.max_steps) == (2, -1)
+
+
 def test_wrong_command_lines(refused, config_file, tmp_path):
     assert refused("--contxt_length", "96").endswith("error: unknown option --contxt_length\n")
     assert "unknown option --context_len" in refused("--context_len", "96"), "no abbreviations"
@@ -80,6 +98,7 @@ def test_wrong_command_lines(refused, config_file, tmp_path):
     assert "unknown option contxt_length" in refused("--config", config_file(contxt_length=96))
     assert "unknown option config" in refused("--config", config_file(config="other.yaml"))
     assert "config.yaml: argument --task_loss" in refused("--config", config_file(task_loss="huber"))
+    assert "patience must be at least 0, got -1" in refused("--patience", "-1")
     assert "IntervalStrategy" in refused("--eval_strategy", "sometimes")
     assert "num_layers must be at least 1" in refused("--config", config_file(num_layers=0))
     assert "No such file" in refused("--config", str(tmp_path / "absent.yaml"))
@@ -130,7 +149,9 @@ def test_batch_size_is_the_global_one(refused, monkeypatch):
     assert per_device("--per_device_train_batch_size", "3", "--gradient_accumulation_steps", "2") == (3, 2)
     message = "batch_size 10 is not a multiple of 1 ranks x 3 accumulation steps"
     assert message in refused("--batch_size", "10", "--gradient_accumulation_steps", "3")
-    assert "batch_size 0" in refused("--batch_size", "0")
+    sizes = ("batch_size", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+    for name in sizes:
+        assert f"{name} must be at least 1, got 0" in refused(f"--{name}", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert "batch_size 10 is not a multiple of 4 ranks x 1 accumulation" in refused("--batch_size", "10")
 
