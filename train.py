@@ -51,13 +51,15 @@ def main():
 
     trained = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     speed = trainer.throughput.summary()
-    test = trainer.test()
+    # before what may still fail: the run can forecast from here on
     trainer.save_model()
+    if main_process:
+        SeriesInfo.of(data_args.dataset, series, splits.scaler).save(args.output_dir)
+    test = trainer.test()
     past, observed, _ = middle_window(splits.test)
     forecast = trainer.forecast(past, observed)
     if not main_process:
         return
-    SeriesInfo.of(data_args.dataset, series, splits.scaler).save(args.output_dir)
     baselines = fit_baselines(series, splits.train)
     scores = {name: score(baseline, splits.test, series.columns) for name, baseline in baselines.items()}
     write_metrics(

@@ -12,7 +12,7 @@ from ..evaluation.baselines import Forecast, score
 from ..modeling import LlataForPrediction
 from ..serving.forecaster import SeriesInfo
 from .arguments import DataArguments, ForecastTrainingArguments, resolved_settings
-from .run import learn_from_linear, parameter_counts, settle_output_dir, write_metrics, write_settings
+from .run import learn_from_linear, parameter_counts, settle_output_dir, start_run, write_metrics
 from .trainer import ForecastTrainer
 
 
@@ -38,7 +38,7 @@ def prepare(
     model.check_shapes(splits.train[0]["past_values"][None])
     trainer = ForecastTrainer(model, args, splits, series.columns)
     if trainer.is_world_process_zero():
-        write_settings(args.output_dir, resolved_settings(model, data_args, args))
+        start_run(args, resolved_settings(model, data_args, args))
     return trainer
 
 

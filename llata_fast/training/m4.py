@@ -12,7 +12,7 @@ from ..data.m4 import M4Set, M4Windows, last_lookbacks
 from ..evaluation.m4 import m4_scores
 from ..modeling import LlataForPrediction
 from .arguments import DataArguments, ForecastTrainingArguments, resolved_settings
-from .run import learn_from_linear, parameter_counts, settle_output_dir, write_metrics, write_settings
+from .run import learn_from_linear, parameter_counts, settle_output_dir, start_run, write_metrics
 from .trainer import ForecastTrainer
 
 WINDOWS_PER_SERIES = 4
@@ -43,7 +43,7 @@ def train_on_m4(
     # as many draws as there are cuts
     learn_from_linear(model, m4_windows(m4, m4.spec.last_cuts), scaled=True)
     trainer = ForecastTrainer(model, args, m4_splits(m4), [m4.spec.frequency])
-    write_settings(args.output_dir, resolved_settings(model, data_args, args))
+    start_run(args, resolved_settings(model, data_args, args))
     began = time.perf_counter()
     trained = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
     trained |= {"seconds": time.perf_counter() - began, "best": trainer.state.best_metric}

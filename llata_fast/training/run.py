@@ -1,6 +1,7 @@
 """The folder of a run: where it is, and what is written into it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +20,7 @@ from ..modeling import LinearSkip, LlataForPrediction
 from ..serving.plots import plot_forecast
 from .arguments import DataArguments, ForecastTrainingArguments
 
-_FINISHED = "metrics.json"
+_FINISHED, _TRAINED, _CHECKPOINTS = "metrics.json", "model.safetensors", "checkpoint-[0-9]*"
 
 
 def settle_output_dir(training: ForecastTrainingArguments, data: DataArguments, model: ModelArguments):
@@ -29,7 +30,13 @@ def settle_output_dir(training: ForecastTrainingArguments, data: DataArguments, 
         InputError: the folder given holds a run already, or there is no checkpoint to resume from.
     """
     resume = training.resume_from_checkpoint
-    if training.given["output_dir"] is None:
+    last = resume in ("last", "true", "True")
+    if resume is not None and not last and not Path(resume).is_dir():
+        raise InputError(f"no checkpoint at {resume}")
+    if training.given["output_dir"] is None and resume is not None and not last:
+        # the run that wrote it goes on, not the one that was begun last
+        training.output_dir = str(Path(resume).parent)
+    elif training.given["output_dir"] is None:
         stem = Path("runs") / f"{Path(data.dataset).stem}-{model.context_length}-{model.prediction_length}"
         folders = [stem, *(stem.with_name(f"{stem.name}-{number}") for number in range(2, 10_000))]
         free = next(index for index, folder in enumerate(folders) if not _holds_run(folder))
@@ -39,24 +46,32 @@ def settle_output_dir(training: ForecastTrainingArguments, data: DataArguments, 
             f"{training.output_dir} holds a run already: give another --output_dir, "
             "--resume_from_checkpoint last or --overwrite_output_dir true"
         )
-    if resume in ("last", "true", "True"):
+    if last:
         resume = get_last_checkpoint(training.output_dir) if Path(training.output_dir).is_dir() else None
         if resume is None:
             raise InputError(f"{training.output_dir} holds no checkpoint to resume from")
-    elif resume is not None and not Path(resume).is_dir():
-        raise InputError(f"no checkpoint at {resume}")
     _ = training.device  # joins the ranks
     # a rank that comes late would find the folder that the first one made
     training.output_dir, training.resume_from_checkpoint = broadcast_object_list([training.output_dir, resume])
 
 
 def _holds_run(folder: Path) -> bool:
-    return (folder / _FINISHED).exists() or any(folder.glob("checkpoint-*"))
+    return any((folder / name).exists() for name in (_FINISHED, _TRAINED)) or any(folder.glob(_CHECKPOINTS))
 
 
-def write_settings(folder: str | Path, settings: dict):
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    Path(folder, "run.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+def start_run(training: ForecastTrainingArguments, settings: dict):
+    """Write the settings of a run into its folder; rank 0 calls it once nothing else can refuse the run.
+
+    What a run that is overwritten has left goes: its checkpoints would be taken for later ones of this run.
+    """
+    folder = Path(training.output_dir)
+    if training.overwrite_output_dir and not training.resume_from_checkpoint:
+        for checkpoint in filter(Path.is_dir, folder.glob(_CHECKPOINTS)):
+            shutil.rmtree(checkpoint)
+        for name in (_FINISHED, _TRAINED):
+            (folder / name).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
 def write_metrics(folder: str | Path, metrics: dict):
