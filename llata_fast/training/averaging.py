@@ -3,24 +3,40 @@
 Few and large steps leave the weights noisy; their exponential average is less so (arXiv 1806.03280 and many others).
 """
 
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+# in a checkpoint, beside the average: the weights that training goes on from
+_FILE = "unaveraged.safetensors"
 
 
 class WeightAverage(TrainerCallback):
     """Puts the average into the model wherever it is evaluated or saved, and the weights back before the next step.
 
     The average starts as the weights themselves: its decay at step t is min(decay, (1 + t) / (10 + t)). Checkpoints
-    hold the average, so that a resumed run goes on from it.
+    hold the average as the model, and the weights in a file of their own: a resumed run repeats every step.
     """
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        self.weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.names, self.weights = list(named), list(named.values())
         self.average: list[torch.Tensor] | None = None
         self.saved: list[torch.Tensor] | None = None
         self.steps = 0
+
+    @torch.no_grad()
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.steps = state.global_step
+        if args.resume_from_checkpoint and (path := Path(args.resume_from_checkpoint, _FILE)).is_file():
+            self.average = [weight.clone() for weight in self.weights]
+            stored = load_file(path)
+            torch._foreach_copy_(self.weights, [stored[name] for name in self.names])
 
     @torch.no_grad()
     def on_step_begin(self, *args, **kwargs):
@@ -40,6 +56,12 @@ class WeightAverage(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, **kwargs):
         self._show(control)
+
+    def on_save(self, args, state, control, **kwargs):
+        if args.should_save:
+            checkpoint = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+            weights = zip(self.names, self.saved, strict=True)
+            save_file({name: weight.contiguous() for name, weight in weights}, checkpoint / _FILE)
 
     @torch.no_grad()
     def _show(self, control):

@@ -1,4 +1,4 @@
-"""How fast training is: windows, tokens and floating-point work a second, in the Trainer's log and in metrics.json.
+"""When training stops, and how fast it is: windows, tokens and floating-point work a second, in log and metrics.json.
 
 Times are the host's between points where it has waited for the device anyway (a log, an evaluation, a checkpoint), so
 nothing is synchronised for their sake but the end of the first step, which warms up and is left out.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
 from ..backbone.attention import CAUSAL_SDPA
 from ..planning.flops import count_flops
@@ -72,6 +72,16 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 def _synchronize(device: torch.device):
     if device.type != "cpu":
         torch.get_device_module(device.type).synchronize(device)
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """Stops after `early_stopping_patience` evaluations without a better one; a resumed run goes on counting."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        # not the Trainer's own restoring, which would bring the patience of then back, too
+        if (stored := state.stateful_callbacks.get(type(self).__name__)) is not None:
+            self.early_stopping_patience_counter = stored["attributes"]["early_stopping_patience_counter"]
 
 
 class ThroughputCallback(TrainerCallback):

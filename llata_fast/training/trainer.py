@@ -6,19 +6,14 @@ import re
 
 import torch
 from torch import Tensor, nn
-from transformers import EarlyStoppingCallback, Trainer
-from transformers.integrations.deepspeed import (
-    is_deepspeed_zero3_enabled,
-    set_hf_deepspeed_config,
-    unset_hf_deepspeed_config,
-)
+from transformers import Trainer
 
-from ..backbone.placing import finish_partitioning
+from ..backbone.placing import finish_partitioning, whole_models
 from ..data import Splits, collate
 from ..metrics import ForecastMetrics
 from .arguments import ForecastTrainingArguments
 from .averaging import WeightAverage
-from .callbacks import ThroughputCallback, matmul_rate, micro_step_flops
+from .callbacks import EarlyStopping, ThroughputCallback, matmul_rate, micro_step_flops
 from .engine import is_universal, trained_state
 
 # the reference trains these at a rate of their own: attention of encoder and cross-attention, alignment projections
@@ -40,10 +35,11 @@ class ForecastTrainer(Trainer):
             model.register_load_state_dict_post_hook(functools.partial(_may_lack, frozen))
         self.metrics = ForecastMetrics(columns)
         self._terms: dict[str, Tensor] = {}
-        self._num_terms = 0
+        self._num_steps = 0.0
+        self._micro_steps, self._windows = 1, 1
         callbacks = [WeightAverage(model, args.average_decay)] if args.average_decay else []
         if args.patience and args.load_best_model_at_end:
-            callbacks.append(EarlyStoppingCallback(early_stopping_patience=args.patience))
+            callbacks.append(EarlyStopping(early_stopping_patience=args.patience))
         super().__init__(
             model=model,
             args=args,
@@ -61,12 +57,9 @@ class ForecastTrainer(Trainer):
         args, config, micro_batch = self.args, self.model.config, self.args.per_device_train_batch_size
         figures = {}
         if self.is_world_process_zero():
-            partitioned = is_deepspeed_zero3_enabled()
             # transformers would partition what has no memory, and wait for the other ranks
-            unset_hf_deepspeed_config()
-            flops = micro_step_flops(self.model, micro_batch, num_channels)
-            if partitioned:
-                set_hf_deepspeed_config(args.hf_deepspeed_config)
+            with whole_models():
+                flops = micro_step_flops(self.model, micro_batch, num_channels)
             figures = {
                 "flops_per_window": flops / micro_batch,
                 "peak_flops": matmul_rate(args.device, args.compute_dtype),
@@ -75,7 +68,9 @@ class ForecastTrainer(Trainer):
         return ThroughputCallback(args.device, num_ranks=args.world_size, tokens_per_window=tokens, **figures)
 
     def get_batch_samples(self, *args, **kwargs):
-        return self.throughput.fetch(lambda: super(ForecastTrainer, self).get_batch_samples(*args, **kwargs))
+        fetched = self.throughput.fetch(lambda: super(ForecastTrainer, self).get_batch_samples(*args, **kwargs))
+        self._micro_steps, self._windows = len(fetched[0]), sum(len(batch["past_values"]) for batch in fetched[0])
+        return fetched
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """Write what is trained, in fp32, and the configuration; every rank calls it."""
@@ -143,28 +138,31 @@ class ForecastTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs)
+        loss = outputs.loss
         if model.training:
+            # the Trainer takes the mean over micro-batches, of which an epoch's last one may be smaller
+            share = len(inputs["past_values"]) / self._windows
+            loss = loss * (len(inputs["past_values"]) * self._micro_steps / self._windows)
             # an ablation lacks some
             for name in [name for name in _LOSS_TERMS if name in outputs]:
-                # a copy: the next step of a CUDA graph writes where this one did
-                term = outputs[name].detach().clone()
-                self._terms[name] = self._terms[name] + term if name in self._terms else term
-            self._num_terms += 1
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
+                # a product is a copy, too: the next step of a CUDA graph writes where this one did
+                self._terms[name] = self._terms.get(name, 0) + outputs[name].detach() * share
+            self._num_steps += share
+        return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args, **kwargs):
-        if "loss" in logs and self._num_terms:
-            means = torch.stack(list(self._terms.values())) / self._num_terms
+        if "loss" in logs and self._num_steps:
+            means = torch.stack(list(self._terms.values())) / self._num_steps
             means = self.accelerator.gather(means[None]).mean(0)
             logs |= dict(zip(self._terms, means.tolist(), strict=True))
-            self._terms, self._num_terms = {}, 0
+            self._terms, self._num_steps = {}, 0.0
             logs |= self.throughput.report()
         super().log(logs, *args, **kwargs)
 
     def test(self) -> dict:
         """MSE and MAE over every window of the test split, and per channel; the same on every rank."""
         # it would look for the validation's score among these
-        self.remove_callback(EarlyStoppingCallback)
+        self.remove_callback(EarlyStopping)
         scores = self.evaluate(self.splits.test, metric_key_prefix="test")
         return {"mse": scores["test_mse"], "mae": scores["test_mae"], "per_channel": self.metrics.per_channel}
 

@@ -172,9 +172,9 @@ def ranks(folder, settings, alone, launch, free_port):
     return folder
 
 
-def history(run, *names):
+def history(run, *names, steps=STEPS):
     """[steps, names] of what the Trainer logged while it trained."""
-    state = json.loads(Path(run, f"checkpoint-{STEPS}", "trainer_state.json").read_text())
+    state = json.loads(Path(run, f"checkpoint-{steps}", "trainer_state.json").read_text())
     return np.array([[entry[name] for name in names] for entry in state["log_history"] if names[0] in entry])
 
 
@@ -198,6 +198,17 @@ def assert_equal_training(run, reference, relative=1e-5):
 
 def test_accumulation_in_one_process(single, folder):
     assert_equal_training(folder / "single, accumulation", single)
+
+
+def test_accumulation_of_a_batch_that_is_not_full(folder, settings):
+    """The 221 training windows make four steps of an epoch, the last one of 29 windows: 16 and 13."""
+    epoch = settings | {"batch_size": 64, "max_steps": 4}
+    train(flags(epoch, folder / "epoch"))
+    train(flags(epoch, folder / "epoch, accumulation", "--gradient_accumulation_steps", "4"))
+    names = ("loss", "task_loss", "consistency_loss", "alignment_loss", "grad_norm")
+    whole, parts = (history(folder / run, *names, steps=4) for run in ("epoch", "epoch, accumulation"))
+    assert len(whole) == 4
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
 
 
 def test_what_is_compared_is_not_trivial(single):
@@ -303,14 +314,35 @@ def test_bf16_is_near(case, ranks, single):
     assert scores(ranks / f"{case}, bf16")["mse"] == pytest.approx(scores(single)["mse"], rel=0.05)
 
 
-def test_dropout_resumes(folder, settings):
-    """The state of the random numbers is part of a checkpoint."""
-    noisy = settings | {"dropout": 0.3, "lora_dropout": 0.3}
-    train(flags(noisy, folder / "dropout"))
-    checkpoint = str(folder / "dropout" / "checkpoint-1")
-    train(flags(noisy, folder / "dropout, resumed", "--resume_from_checkpoint", checkpoint))
-    losses = [history(folder / name, "loss", "grad_norm") for name in ("dropout", "dropout, resumed")]
-    assert np.array_equal(*losses)
+def train_and_resume(folder, settings, name, step=1, steps=STEPS):
+    """Run it whole, then once more from the checkpoint of a step on; returns what both logged."""
+    settings = settings | {"max_steps": steps}
+    train(flags(settings, folder / name))
+    checkpoint = str(folder / name / f"checkpoint-{step}")
+    train(flags(settings, folder / f"{name}, resumed", "--resume_from_checkpoint", checkpoint))
+    runs = folder / name, folder / f"{name}, resumed"
+    assert not (runs[1] / f"checkpoint-{step}").exists(), "it began anew"
+    return runs
+
+
+@pytest.mark.parametrize(
+    "noise", [{"dropout": 0.3, "lora_dropout": 0.3}, {"average_decay": 0.9}], ids=["dropout", "average"]
+)
+def test_the_rest_of_the_state_resumes(noise, folder, settings):
+    """The random numbers, and the weights behind an average: both are part of a checkpoint."""
+    whole, resumed = train_and_resume(folder, settings | noise, "-".join(noise))
+    for names in (("loss", "grad_norm"), ("eval_mse", "eval_mae")):
+        assert np.array_equal(history(whole, *names), history(resumed, *names))
+    assert scores(whole) == scores(resumed)
+
+
+def test_patience_resumes(folder, settings):
+    """Nothing is learned: the second evaluation that is no better ends both runs, of which a checkpoint saw one."""
+    still = {"learning_rate": 0, "projection_learning_rate": 0, "patience": 2}
+    runs = train_and_resume(folder, settings | still, "patience", step=2, steps=6)
+    for run in runs:
+        last = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        assert json.loads((last / "trainer_state.json").read_text())["global_step"] == 3
 
 
 def test_plain_python(folder, settings, single, launch):
