@@ -27,11 +27,9 @@ ASSUMPTIONS = {
     "gpu_runtime_bytes": 1.0 * GIB,
     # what PyTorch's allocator holds beyond what is in use, as a share of activations
     "gpu_fragmentation": 0.08,
-    # a CPU's matrix library, thread pools, data
+    # a CPU's matrix library, thread pools, data; not what glibc keeps of buffers that come and go, unless it is told to
+    # give them back (MALLOC_MMAP_THRESHOLD_=65536): a rank of ZeRO-3 took 1.74 GiB then instead of 1.22
     "cpu_runtime_bytes": 0.08 * GIB,
-    # of gradients and buffers, which come and go, glibc keeps about half: told to give all back (a fixed
-    # MALLOC_MMAP_THRESHOLD_), a rank of ZeRO-3 took 1.22 GiB instead of 1.74, one of ZeRO-1 0.98 instead of 1.16
-    "cpu_fragmentation": 0.5,
     # AdamW reads and writes weight, gradient and two states
     "optimizer_passes": 7,
     # GB/s of a host's memory, shared by its devices' optimizers
@@ -191,13 +189,8 @@ def _plan_stage(
     parts = memory(stage, weights, ranks, trace.activation_bytes, growth)
     kind = "cpu" if request.gpu == "cpu" else "gpu"
     parts["runtime"] = ASSUMPTIONS[f"{kind}_runtime_bytes"]
-    passing = parts["communication"]
     if kind == "gpu":
-        passing += parts["activations"]
-    else:
-        # gloo gathers the updated weights into a copy
-        passing += parts["gradients"] + ranks * moved.exposed_all_gather
-    parts["runtime"] += ASSUMPTIONS[f"{kind}_fragmentation"] * passing
+        parts["runtime"] += ASSUMPTIONS["gpu_fragmentation"] * (parts["communication"] + parts["activations"])
     if not config.merged and hasattr(config, "num_prototypes"):
         keys_values = 2 * config.num_prototypes * config.hidden_size * weights.element_bytes
         parts["prototype_keys_values"] = keys_values

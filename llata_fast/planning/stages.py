@@ -182,20 +182,22 @@ def memory(stage: str, weights: Weights, ranks: int, activations: float, gradien
             parts["communication"] = weights.trained_bytes
         return parts
     shard = count / ranks
-    # its part of the weights and of the gradients once more in fp32, and Adam's two
-    state = (4 + _ADAM_BYTES) * shard
     bucket = element * min(weights.width**2, count)
-    parts |= {"optimizer": state, "gradients": (gradient_growth if stage == "zero1" else element * shard) + 4 * shard}
-    parts["communication"] = 2 * bucket
-    if "offload" in stage:
-        # the fp32 part and its gradient live with the optimizer, in host memory
-        parts |= {"optimizer": 0.0, "gradients": element * shard}
+    # its part of the weights once more in fp32, and Adam's two
+    parts |= {"optimizer": (4 + _ADAM_BYTES) * shard, "communication": 2 * bucket}
     if stage.startswith("zero3"):
         kept = whole * (1 - weights.gathered / (weights.frozen + weights.trained))
-        element = whole / (weights.frozen + weights.trained)
-        live = min(weights.gathered, REUSE_DISTANCE / 2 + weights.largest) * element
+        mean = whole / (weights.frozen + weights.trained)
+        live = min(weights.gathered, REUSE_DISTANCE / 2 + weights.largest) * mean
         parts["weights"] = kept + (0.0 if "offload" in stage else (whole - kept) / ranks) + weights.buffer_bytes
         parts["communication"] = bucket + live
+    parts["gradients"] = gradient_growth if stage == "zero1" else element * shard
+    if "offload" in stage:
+        # the fp32 part and its gradient live with the optimizer, in host memory
+        parts["optimizer"] = 0.0
+    else:
+        # the optimizer's step flattens its part of the gradients in fp32, when activations and buffers are gone
+        parts["gradients"] += max(0.0, 4 * shard - parts["activations"] - parts["communication"])
     return parts
 
 
