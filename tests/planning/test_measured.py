@@ -37,7 +37,7 @@ GPT2 = {"n_embd": 128, "n_layer": 3, "n_head": 2, "n_positions": 16, "vocab_size
 HELD = {f"{stage}, 1 GiB": (stage, [], {}) for stage in ("ddp", "zero1", "zero2", "zero3")}
 SMALL_FIELDS = {"context_length": 12, "prediction_length": 6, "num_layers": 3, "num_prototypes": 9}
 LARGE_FIELDS = {"context_length": 96, "prediction_length": 24, "num_layers": 10, "num_prototypes": 100}
-# glibc returns every larger buffer at once; what else it would keep moves a peak by 7 % from run to run, and is not ours
+# glibc returns every larger buffer at once; what it keeps else moves a peak by 7 % from run to run
 RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 

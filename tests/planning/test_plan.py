@@ -205,7 +205,7 @@ def test_what_leaves_a_gpu_is_in_its_hosts_memory(stage):
     # the step's gradients in fp32, which on a GPU take the room of what is gone by then
     gradients = 4 * plan.weights.trained / request.gpus
     # eight GPUs a node
-    assert moved.host_bytes == pytest.approx(8 * (left + gradients)) and left > 2**27
+    assert moved.host_bytes == pytest.approx(8 * (left + gradients)) and left > 2**26
     assert kept.host_bytes == 0
 
 
