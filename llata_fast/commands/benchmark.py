@@ -24,9 +24,10 @@ from ..data.m4 import M4_SPECS, read_m4
 from ..errors import InputError
 from ..evaluation import m4 as m4_scoring
 from ..evaluation.baselines import LinearBaseline, score, seasonal_naive
+from ..evaluation.plots import plot_costs
 from ..evaluation.protocols import BASELINES, HORIZONS, PROTOCOLS, Results, Run, markdown, plan
 from ..modeling import LlataForPrediction
-from ..serving.plots import HAS_MATPLOTLIB, plot_costs
+from ..serving.plots import HAS_MATPLOTLIB
 from ..training.arguments import parse_arguments
 from ..training.experiment import forecast_of, train_on
 from ..training.m4 import train_on_m4

@@ -60,36 +60,3 @@ def plot_forecast(
     figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     figure.savefig(path, dpi=130)
-
-
-def plot_costs(path: str | Path, results: str | Path):
-    """A benchmark's `results.csv` as a PNG: every run's error against trained parameters and training time."""
-    check_matplotlib()
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
-
-    table = pd.read_csv(results).dropna(subset=["mse", "seconds"])
-    if table.empty:
-        return
-    table["panel"] = table["protocol"] + " " + table["dataset"]
-    panels = list(dict.fromkeys(table["panel"]))
-    figure = Figure(figsize=(12, 4 * len(panels)), layout="constrained")
-    rows_of_axes = figure.subplots(len(panels), 2, sharey="row", squeeze=False)
-    colours = {model: f"C{index}" for index, model in enumerate(dict.fromkeys(table["model"]))}
-    markers = dict(zip(sorted(table["horizon"].unique()), "os^Dv<>pP*", strict=False))
-    for axes, panel in zip(rows_of_axes, panels, strict=True):
-        rows = table[table["panel"] == panel]
-        for axis, (column, title) in zip(
-            axes, {"trained_parameters": "trained parameters", "seconds": "training time, s"}.items(), strict=True
-        ):
-            for (model, horizon), group in rows.groupby(["model", "horizon"], sort=False):
-                style = {"color": colours[model], "marker": markers.get(horizon, "x")}
-                axis.scatter(group[column], group["mse"], s=22, label=f"{model}, horizon {horizon}", **style)
-            axis.set(xlabel=title, xscale="log", title=panel)
-            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.xaxis.set_major_formatter(EngFormatter())
-            axis.xaxis.set_minor_formatter(NullFormatter())
-            axis.grid(alpha=0.3)
-        axes[0].set_ylabel("test MSE")
-        axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=120)

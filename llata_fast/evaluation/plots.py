@@ -1,0 +1,69 @@
+"""A picture of a benchmark's tables."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .protocols import summary
+
+_COSTS = {"trained_parameters": "trained parameters", "seconds": "training time, s"}
+# what is further off is drawn at the border, with its number beside it
+_BORDERS = (0.85, 1.25)
+
+
+def plot_costs(path: str | Path, results: str | Path):
+    """Error against trained parameters and training time of every trained model in `results` (a `Results` file), a PNG.
+
+    An error is a share of the linear map's in the same table and of the same horizon (M4: its OWA), so that horizons
+    and data sets compare. Seeds are one point, at their mean. A horizon whose linear map was not scored is left out.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter
+
+    rows = relative_errors(summary(results))
+    if rows.empty:
+        return
+    colours = {table: f"C{index}" for index, table in enumerate(dict.fromkeys(rows["table"]))}
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    left_axis, right_axis = figure.subplots(1, 2, sharey=True)
+    for axis, (column, title) in zip((left_axis, right_axis), _COSTS.items(), strict=True):
+        for row in rows.itertuples():
+            x, y = getattr(row, column), np.clip(row.relative, *_BORDERS)
+            face = colours[row.table] if row.model == "llata" else "none"
+            axis.plot(x, y, "o", color=colours[row.table], markerfacecolor=face, markersize=6, clip_on=False)
+            # sizes lie too close together for two numbers
+            if y != row.relative and axis is right_axis:
+                axis.annotate(f"{row.relative:.0%}", (x, y), (5, 5), textcoords="offset points", fontsize=8)
+        axis.axhline(1, color="0.6", linewidth=0.8, zorder=0)
+        axis.set(xlabel=title, xscale="log", ylim=_BORDERS)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.margins(x=0.1)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    marks = {"color": "0.4", "marker": "o", "linestyle": ""}
+    key = [Line2D([], [], **marks | {"color": colour}, label=table) for table, colour in colours.items()]
+    key.append(Line2D([], [], **marks, markerfacecolor="none", label="hollow: an ablation, or without an option"))
+    figure.legend(handles=key, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.suptitle("Test error as a share of the linear map's, every horizon a point", x=0.01, ha="left", fontsize=11)
+    figure.savefig(path, dpi=120)
+
+
+def relative_errors(table: pd.DataFrame) -> pd.DataFrame:
+    """Trained rows with `table`, what their table is called, and `relative`, their error by the linear map's."""
+    table["error"] = table["mse_mean"].fillna(table["owa_mean"])
+    place = ["protocol", "dataset", "target", "percent", "horizon"]
+    linear = table.loc[table["model"] == "linear", [*place, "error"]].rename(columns={"error": "linear_error"})
+    table = table.merge(linear, on=place).dropna(subset=["error", "seconds"])
+    table["relative"] = table["error"] / table["linear_error"]
+    table["table"] = [
+        f"{row.protocol}: {row.dataset}"
+        + (f" to {row.target}" if row.target != row.dataset else "")
+        + (f", {row.percent:g} %" if row.percent != "" else "")
+        for row in table.itertuples()
+    ]
+    return table

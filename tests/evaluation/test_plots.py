@@ -1,0 +1,52 @@
+"""The picture of a benchmark: errors as shares of the linear map's of the same table and horizon."""
+
+import pytest
+
+from llata_fast.evaluation.plots import plot_costs, relative_errors
+from llata_fast.evaluation.protocols import Results, Run, summary
+
+
+def run(protocol="long_term", target="ETTh1", horizon=96, model="llata", seed=1):
+    baseline = model == "linear"
+    return Run(protocol, "ETTh1", target, horizon, None, model, "" if baseline else "tuned", None if baseline else seed)
+
+
+@pytest.fixture
+def results(tmp_path):
+    table = Results(tmp_path / "results.csv")
+    trained = {"seconds": 10, "trained_parameters": 1000}
+    for seed, mse in ((1, 0.25), (2, 0.75)):
+        table.add(run(seed=seed), mse=mse, mae=mse, **trained)
+    table.add(run(model="no_llm"), mse=4.0, mae=4.0, **trained)
+    table.add(run(model="linear"), mse=0.4, mae=0.4)
+    table.add(run("zero_shot", "ETTh2"), mse=0.5, mae=0.5, **trained)
+    table.add(run("zero_shot", "ETTh2", model="linear"), mse=2.0, mae=2.0)
+    table.add(run("short_term"), owa=0.6, **trained)
+    table.add(run("short_term", model="linear"), owa=0.8)
+    table.add(run(horizon=192), mse=0.5, mae=0.5, **trained)
+    return table.path
+
+
+def test_errors_are_shares_of_the_linear_maps(results):
+    rows = relative_errors(summary(results))
+    shares = {(row.table, row.model): row.relative for row in rows.itertuples()}
+    # seeds are one point, and the horizon without a linear map is none
+    assert len(rows) == 4
+    assert shares[("long_term: ETTh1", "llata")] == pytest.approx(0.5 / 0.4)
+    assert shares[("long_term: ETTh1", "no_llm")] == pytest.approx(10)
+    assert shares[("zero_shot: ETTh1 to ETTh2", "llata")] == pytest.approx(0.25)
+    assert shares[("short_term: ETTh1", "llata")] == pytest.approx(0.75)
+
+
+def test_picture(results, tmp_path):
+    pytest.importorskip("matplotlib")
+    plot_costs(tmp_path / "costs.png", results)
+    assert (tmp_path / "costs.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_picture_of_nothing(tmp_path):
+    pytest.importorskip("matplotlib")
+    table = Results(tmp_path / "results.csv")
+    table.add(run(), mse=0.5, mae=0.5, seconds=1, trained_parameters=1)
+    plot_costs(tmp_path / "costs.png", table.path)
+    assert not (tmp_path / "costs.png").exists()
