@@ -110,7 +110,8 @@ def kernel_tests(options: argparse.Namespace) -> list[str]:
 def model_tests(options: argparse.Namespace) -> list[str]:
     if options.dry_run:
         return pytest("tests/test_losses.py")
-    return pytest("tests/test_modeling.py", "tests/backbone", "tests/test_losses.py", "tests/data", parallel=True)
+    models = (f"tests/test_{name}.py" for name in ("modeling", "linear_skip", "saving", "losses"))
+    return pytest(*models, "tests/backbone", "tests/data", parallel=True)
 
 
 def microbenchmarks(options: argparse.Namespace) -> list[str]:

@@ -10,36 +10,29 @@ alone. Letters: B windows, L lookback, H horizon, C channels, N patches, T token
 V prototypes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate import init_empty_weights
 from huggingface_hub import load_torch_model, snapshot_download
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import ModelOutput
 
 from .ablations import AttentionBlock, StandIn
 from .backbone.attention import choose_attention
-from .backbone.loading import (
-    BackboneWeights,
-    build_backbone,
-    load_backbone_weights,
-    max_tokens,
-    read_backbone_config,
-)
-from .backbone.placing import fill_decoder
-from .backbone.quantised import bitsandbytes_for, quantised_modules
-from .backbone.twin import TwinBackbone
-from .config import LlataConfig
+from .backbone.base import load_base
+from .backbone.loading import build_backbone, max_tokens, read_backbone_config
+from .backbone.quantised import quantised_modules
+from .backbone.twin import PlainBackbone, TwinBackbone
+from .config import LlataConfig, ModelArguments
 from .errors import InputError
 from .kernels import alignment_loss, patch_embed, prototype_attention
+from .linear_skip import LinearSkip
 from .losses import forecast_loss
 from .prototypes import backbone_prototypes
-from .ranks import from_first_rank, on_first_rank
+from .ranks import from_first_rank
 
 
 @dataclass
@@ -127,39 +120,6 @@ class CrossAttention(nn.Module):
         return self.out_proj(prototype_attention(q, k, v).reshape(time.shape))
 
 
-class LinearSkip(nn.Module):
-    """A linear forecast of the normalised lookback: past_values [B, L, C] -> [B, C, H], fp32.
-
-    What is linear in a series (seasons, trends) is then not left to the language model, as in the residual connection
-    of TiDE (arXiv 2304.08424). With `num_channels` each channel's map differs from the shared one by its own [H, L]; a
-    series of another number of channels is forecast by the shared one. With `level` the lookback's mean, which the
-    instance norm takes away, has a say: series return to their mean. Zero at first; training starts it at the
-    least-squares solution.
-    """
-
-    def __init__(self, context_length: int, prediction_length: int, num_channels: int = 0, level: bool = False):
-        super().__init__()
-        self.linear = nn.Linear(context_length, prediction_length, bias=False)
-        nn.init.zeros_(self.linear.weight)
-        self.own = nn.Parameter(torch.zeros(num_channels, prediction_length, context_length)) if num_channels else None
-        self.level = nn.Linear(1, prediction_length) if level else None
-        if level:
-            nn.init.zeros_(self.level.weight)
-            nn.init.zeros_(self.level.bias)
-
-    def forward(self, past_values: Tensor, observed_mask: Tensor | None, loc: Tensor, scale: Tensor) -> Tensor:
-        normalised = (past_values.float() - loc[:, None]) / scale[:, None]
-        if observed_mask is not None:
-            normalised = normalised.masked_fill(~observed_mask, 0)
-        normalised = normalised.transpose(1, 2).to(self.linear.weight.dtype)  # [B, C, L]
-        forecast = self.linear(normalised)
-        if self.own is not None and len(self.own) == normalised.shape[1]:
-            forecast = forecast + torch.einsum("bcl,chl->bch", normalised, self.own)
-        if self.level is not None:
-            forecast = forecast + self.level(loc[..., None].to(forecast.dtype)) / scale[..., None]
-        return forecast.float()
-
-
 class FeatureAlignment(nn.Module):
     """Distance of the branches' features of one depth, each projected: time, text [B, T, D] -> fp32 scalar.
 
@@ -242,9 +202,7 @@ class LlataForPrediction(PreTrainedModel):
         if config.ablation == "llm_to_transformer":
             return StandIn(EncoderLayer(D, config.num_heads, config.intermediate_size, config.dropout))
         if backbone is None:
-            backbone = build_backbone(
-                config.backbone_config, choose_attention(config.backbone_config, config.attn_implementation).name
-            )
+            backbone = build_backbone(config.backbone_config, self.attention.name)
         if config.merged or config.ablation == "random_init":
             return PlainBackbone(backbone)
         return TwinBackbone(
@@ -288,11 +246,13 @@ class LlataForPrediction(PreTrainedModel):
         """The trained forecaster in `source`, a folder or hub id written by `save_pretrained`; in evaluation mode.
 
         The frozen base comes from the checkpoint where it holds one, else from `config.backbone`. Keywords override
-        fields of the configuration, for instance `backbone` when the base has moved.
+        fields of `ModelArguments`, for instance `backbone` when the base has moved.
 
         Raises:
-            InputError: no checkpoint there, the base is not to be had, or a weight is missing.
+            InputError: no checkpoint there, the base is not to be had, a weight is missing, or no field has that name.
         """
+        if unknown := kwargs.keys() - {item.name for item in fields(ModelArguments)}:
+            raise InputError(f"from_pretrained: the configuration has no field {min(unknown)!r} to override")
         folder = Path(source)
         if not folder.is_dir():
             try:
@@ -444,47 +404,3 @@ class LlataForPrediction(PreTrainedModel):
                 f"{num_tokens} tokens a sequence, but {self.config.backbone} has only {self.max_tokens} positions: "
                 "fewer channels, longer patches or a backbone without learned positions"
             )
-
-
-class PlainBackbone(nn.Module):
-    """A transformers decoder in the place of a `TwinBackbone`: a merged temporal branch, or one trained whole."""
-
-    def __init__(self, model: PreTrainedModel):
-        super().__init__()
-        self.model = model
-
-    def frozen_keys(self, prefix: str = "") -> set[str]:
-        return set()
-
-    def shared_keys(self, prefix: str = "") -> set[str]:
-        return set()
-
-    def forward(self, tokens: Tensor) -> tuple[Tensor]:
-        return (self.model(inputs_embeds=tokens, use_cache=False).last_hidden_state + tokens,)
-
-
-def load_base(
-    config: LlataConfig, dtype: torch.dtype = torch.float32
-) -> tuple[PreTrainedModel, BackboneWeights | None]:
-    """The pre-trained decoder that `config` names, without word embedding, and what is left of its source's weights.
-
-    Projections are kept in `dtype`, or quantised as `config.base_precision` says. Under ZeRO-3 rank 0 alone reads, and
-    the others have no weights left.
-    """
-    if config.base_precision != "auto":
-        bitsandbytes_for(config.base_precision)
-        if is_deepspeed_zero3_enabled():
-            raise InputError(
-                f"base_precision {config.base_precision} cannot be partitioned by ZeRO-3: take a stage below it"
-            )
-    with init_empty_weights(include_buffers=False):
-        backbone = build_backbone(
-            config.backbone_config, choose_attention(config.backbone_config, config.attn_implementation).name
-        )
-
-    def read() -> BackboneWeights:
-        return load_backbone_weights(config.backbone, config.backbone_config, seed=config.backbone_seed)
-
-    weights = on_first_rank(read) if is_deepspeed_zero3_enabled() else read()
-    fill_decoder(backbone, weights and weights.blocks, dtype, config.base_precision)
-    return backbone, weights

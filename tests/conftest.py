@@ -58,6 +58,15 @@ def plain_ops(monkeypatch):
     monkeypatch.setattr("llata_fast.kernels._launch.ENABLED", False)
 
 
+@pytest.fixture
+def backbone(tmp_path):
+    """A tiny `random:` Llama."""
+    # it imports the kernels
+    from tiny import random_backbone
+
+    return random_backbone(tmp_path)
+
+
 @pytest.fixture(scope="session")
 def device():
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

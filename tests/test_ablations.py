@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import BACKBONES, random_backbone, tiny_config, tiny_model
+from tiny import BACKBONES, random_backbone, tiny_config, tiny_model, window
 
 from llata_fast.config import ABLATIONS, LlataConfig
 from llata_fast.errors import InputError
@@ -15,20 +15,10 @@ ONE_BRANCH = ("no_llm", "llm_to_attention", "llm_to_transformer", "random_init",
 WITHOUT_LLM = ("no_llm", "llm_to_attention", "llm_to_transformer")
 
 
-@pytest.fixture
-def backbone(tmp_path):
-    return random_backbone(tmp_path)
-
-
-def windows(batch=4, channels=3):
-    series = 50 + torch.randn(batch, 17, channels).cumsum(1)
-    return series.split((12, 5), 1)
-
-
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_trains_saves_and_merges(ablation, backbone, tmp_path):
     model = tiny_model(backbone, ablation=ablation)
-    past, future = windows()
+    past, future = window(batch=4)
     output = model(past, future)
     output.loss.backward()
     unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
@@ -54,7 +44,7 @@ def test_trains_saves_and_merges(ablation, backbone, tmp_path):
 @pytest.mark.parametrize("ablation", ["no_consistency", "no_alignment"])
 def test_a_term_less_is_a_weight_of_zero(ablation, backbone):
     term = ablation.removeprefix("no_")
-    past, future = windows()
+    past, future = window(batch=4)
     torch.manual_seed(1)
     weightless = tiny_model(backbone, **{f"{term}_weight": 0.0})
     torch.manual_seed(1)
@@ -71,7 +61,7 @@ def test_the_temporal_branch_alone_is_the_temporal_branch(family, tmp_path):
     alone = tiny_model(backbone, ablation="no_text_branch")
     missing, unexpected = alone.load_state_dict(whole.state_dict(), strict=False)
     assert not missing and all(key.startswith(("cross_attention", "prototypes", "alignment")) for key in unexpected)
-    past, future = windows()
+    past, future = window(batch=4)
     torch.testing.assert_close(alone(past, future).task_loss, whole(past, future).task_loss)
 
 
@@ -86,7 +76,7 @@ def test_random_init_trains_every_weight_from_other_values(backbone):
 
 def test_no_llm_is_the_encoder_and_the_head(backbone):
     model = tiny_model(backbone, ablation="no_llm").eval()
-    past, _ = windows()
+    past, _ = window(batch=4)
     tokens, loc, scale = model.embed(past, None)
     expected = model.head(tokens).transpose(1, 2) * scale[:, None] + loc[:, None]
     torch.testing.assert_close(model(past).prediction_outputs, expected)

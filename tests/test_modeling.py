@@ -1,47 +1,19 @@
-"""The forecaster's promises: shapes, losses, what is trained, what a checkpoint holds."""
+"""The forecaster's promises: shapes, losses, what is trained, determinism, precision, compilation."""
 
 import re
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
-from tiny import BACKBONES, perturb, random_backbone, tiny_config, tiny_model
-from transformers import AutoModel, LlamaConfig
+from tiny import BACKBONES, perturb, random_backbone, tiny_config, tiny_model, trained_weights, window
 
-from llata_fast.backbone.loading import load_backbone_weights, read_backbone_config
-from llata_fast.config import LlataConfig
+from llata_fast.backbone.loading import load_backbone_weights
 from llata_fast.errors import InputError
 from llata_fast.modeling import LlataForPrediction
 
 pytestmark = pytest.mark.usefixtures("plain_ops")
 
 PATCHES = {"patch_length": 4, "patch_stride": 3}
-
-
-@pytest.fixture
-def backbone(tmp_path):
-    return random_backbone(tmp_path)
-
-
-def window(batch=2, channels=3, context=12, horizon=5):
-    """past [B, L, C] and future [B, H, C]"""
-    series = 50 + torch.randn(batch, context + horizon, channels).cumsum(1)
-    return series.split((context, horizon), 1)
-
-
-def trained_weights(model):
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-
-
-def base_weights(model):
-    """The frozen decoder under its own names."""
-    keys = model.backbone.frozen_keys()
-    state = model.backbone.state_dict()
-    return {key.removeprefix("model.").replace(".base.", "."): state[key] for key in keys if "textual." not in key}
-
-
-# shapes and dtypes
 
 
 @pytest.mark.parametrize("tokens", [{}, PATCHES], ids=["variates", "patches"])
@@ -98,9 +70,6 @@ def test_channels(backbone, tokens):
     changed[:, :, 0] = changed[:, :, 0].flip(1)
     unchanged = (model(past).prediction_outputs == model(changed).prediction_outputs).all((0, 1)).tolist()
     assert unchanged == ([False, True, True] if tokens else [False, False, False])
-
-
-# losses
 
 
 def test_loss_is_the_weighted_sum(backbone):
@@ -173,9 +142,6 @@ def test_missing_inputs_have_no_say(backbone, tokens):
     assert not torch.allclose(forecasts[0], model(past).prediction_outputs)
 
 
-# wrong input
-
-
 def test_wrong_shapes(backbone):
     model = tiny_model(backbone)
     past, future = window()
@@ -196,62 +162,6 @@ def test_more_tokens_than_learned_positions(tmp_path):
         model(*window(channels=17))
     # rotary positions know no end
     tiny_model(random_backbone(tmp_path, "llama", max_position_embeddings=4))(*window(channels=17))
-
-
-@pytest.mark.parametrize(
-    "fields, message",
-    [
-        ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
-        ({"prediction_length": -1}, "prediction_length must be at least 1"),
-        ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
-        ({"task_loss": "huber"}, "task_loss must be one of l1, smooth_l1, mse, smape, mase, got 'huber'"),
-        ({"lora_r": -1}, "lora_r must be at least 0"),
-        ({"alignment_weight": -0.1}, "alignment_weight must be at least 0, got -0.1"),
-        ({"channel_balance": -1.0}, "channel_balance must be at least 0"),
-        ({"patch_length": 13}, "patch_length 13 is longer than context_length 12"),
-        ({"patch_stride": 2}, "patch_stride without patch_length"),
-        ({"num_heads": 5}, "num_heads 5 does not divide the backbone's width 48"),
-        ({"num_prototypes": 48}, "num_prototypes 48: a backbone of width 48 has at most 47"),
-        ({"alignment_rank": 0}, "alignment_rank must be at least 1"),
-        ({"alignment_rank": 49}, "alignment_rank 49 is larger than the backbone's width 48"),
-        ({"num_layers": 4}, "has 3 layers, num_layers 4"),
-        ({"backbone": "random:no_such_family"}, "neither a family"),
-    ],
-)
-def test_wrong_configuration(backbone, fields, message):
-    with pytest.raises(InputError, match=message):
-        LlataForPrediction.from_backbone(tiny_config(**{"backbone": backbone} | fields))
-
-
-# what depends on the backbone
-
-
-def test_number_of_heads(tmp_path):
-    def heads(**sizes):
-        config = read_backbone_config(random_backbone(tmp_path, "llama", **sizes))
-        return LlataConfig(backbone_config=config).num_heads
-
-    assert heads(hidden_size=48) == 12
-    assert heads(hidden_size=32) == 4
-    assert LlataForPrediction.from_backbone(tiny_config(random_backbone(tmp_path), num_heads=6)).encoder.num_heads == 6
-
-
-def test_number_of_prototypes(tmp_path):
-    def prototypes(width):
-        config = read_backbone_config(random_backbone(tmp_path, "llama", hidden_size=width))
-        return LlataConfig(backbone_config=config).num_prototypes
-
-    assert prototypes(48) == 47
-    assert prototypes(1024) == 500
-
-
-def test_alignment_rank(tmp_path):
-    def rank(width, **fields):
-        config = read_backbone_config(random_backbone(tmp_path, "llama", hidden_size=width))
-        return LlataConfig(backbone_config=config, **fields).alignment_rank
-
-    assert (rank(48), rank(1024), rank(1056), rank(4096)) == (48, 1024, 256, 256)
-    assert rank(1056, alignment_rank=1056) == 1056
 
 
 # modules of the temporal branch: low-rank updates a block, norms a block (the final norm comes on top)
@@ -306,7 +216,19 @@ def test_base_equals_its_source(tmp_path, family):
     assert all(torch.equal(ours[key], source[key]) for key in ours)
 
 
-# determinism, precision, compilation
+def base_weights(model):
+    """The frozen decoder under its own names."""
+    keys = model.backbone.frozen_keys()
+    state = model.backbone.state_dict()
+    return {key.removeprefix("model.").replace(".base.", "."): state[key] for key in keys if "textual." not in key}
+
+
+def test_perturbed_differs(backbone):
+    """What the tests above rest on: `tiny_model` moves every weight that the temporal branch alone has."""
+    fresh = LlataForPrediction.from_backbone(tiny_config(backbone))
+    before = trained_weights(fresh.backbone)
+    perturb(fresh)
+    assert all(not torch.equal(before[name], weight) for name, weight in trained_weights(fresh.backbone).items())
 
 
 def test_without_dropout_training_is_deterministic(backbone):
@@ -373,167 +295,3 @@ def test_kernels_change_nothing(backbone, monkeypatch):
         output.loss.backward()
         results.append(dict(output) | {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
-
-
-# checkpoints
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-@pytest.mark.parametrize("backbone_pass", ["twin", "two_pass"])
-@pytest.mark.parametrize("include_backbone", [False, True], ids=["reference", "whole"])
-def test_round_trip(tmp_path, family, backbone_pass, include_backbone):
-    model = tiny_model(random_backbone(tmp_path, family), backbone_pass=backbone_pass)
-    model.save_pretrained(tmp_path / "run", include_backbone=include_backbone)
-    saved = load_file(tmp_path / "run" / "model.safetensors")
-    assert set(saved) >= set(trained_weights(model)) | {"prototypes"}
-    assert bool(set(saved) & model.backbone.frozen_keys("backbone.")) == include_backbone
-    assert not any(key.startswith("backbone.textual.") for key in saved)
-
-    if include_backbone:
-        # nothing else is needed
-        (tmp_path / f"{family}.json").unlink()
-    loaded = LlataForPrediction.from_pretrained(tmp_path / "run")
-    assert not loaded.training
-    state = model.state_dict()
-    assert state.keys() == loaded.state_dict().keys()
-    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
-    assert set(trained_weights(loaded)) == set(trained_weights(model))
-    past, future = window()
-    assert torch.equal(loaded(past).prediction_outputs, model.eval()(past).prediction_outputs)
-    assert loaded.train()(past, future).loss == model.train()(past, future).loss
-
-
-def test_save_again_after_load(tmp_path, backbone):
-    tiny_model(backbone).save_pretrained(tmp_path / "whole", include_backbone=True)
-    LlataForPrediction.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "small")
-    model = LlataForPrediction.from_pretrained(tmp_path / "small")
-    assert not set(load_file(tmp_path / "small" / "model.safetensors")) & model.backbone.frozen_keys("backbone.")
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_merged_round_trip(tmp_path, family):
-    model = tiny_model(random_backbone(tmp_path, family)).eval()
-    past, _ = window()
-    expected = model(past).prediction_outputs
-    model.merge().save_pretrained(tmp_path / "merged")
-    (tmp_path / f"{family}.json").unlink()
-    loaded = LlataForPrediction.from_pretrained(tmp_path / "merged")
-    torch.testing.assert_close(loaded(past).prediction_outputs, expected, rtol=1e-5, atol=1e-5)
-    assert torch.equal(loaded.merge()(past).prediction_outputs, loaded(past).prediction_outputs)
-    with pytest.raises(RuntimeError, match="cannot be trained"):
-        loaded.train()(past)
-
-
-def test_moved_backbone(tmp_path):
-    source = tmp_path / "backbone"
-    AutoModel.from_config(LlamaConfig(**BACKBONES["llama"])).save_pretrained(source)
-    model = tiny_model(str(source))
-    model.save_pretrained(tmp_path / "run")
-    source.rename(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match="backbone.*no such file or folder"):
-        LlataForPrediction.from_pretrained(tmp_path / "run")
-    moved = LlataForPrediction.from_pretrained(tmp_path / "run", backbone=str(tmp_path / "elsewhere"))
-    past, _ = window()
-    assert torch.equal(moved(past).prediction_outputs, model.eval()(past).prediction_outputs)
-
-
-@pytest.mark.parametrize("part", ["base", "lora_a", "prototypes", "head"])
-def test_a_missing_key_is_an_error(tmp_path, backbone, part):
-    tiny_model(backbone).save_pretrained(tmp_path / "run", include_backbone=True)
-    path = tmp_path / "run" / "model.safetensors"
-    weights = load_file(path)
-    lost = next(key for key in weights if part in key)
-    save_file({key: tensor for key, tensor in weights.items() if key != lost}, path, {"format": "pt"})
-    with pytest.raises(InputError, match=f"lacks {re.escape(lost)}"):
-        LlataForPrediction.from_pretrained(tmp_path / "run")
-
-
-def test_an_unknown_key_is_an_error(tmp_path, backbone):
-    tiny_model(backbone).save_pretrained(tmp_path / "run")
-    path = tmp_path / "run" / "model.safetensors"
-    save_file(load_file(path) | {"extra": torch.ones(1)}, path, {"format": "pt"})
-    with pytest.raises(InputError, match="holds extra"):
-        LlataForPrediction.from_pretrained(tmp_path / "run")
-
-
-def test_not_a_checkpoint(tmp_path, backbone):
-    with pytest.raises(InputError, match="not the folder of a trained model"):
-        LlataForPrediction.from_pretrained(tmp_path)
-    tiny_model(backbone).save_pretrained(tmp_path / "run")
-    (tmp_path / "run" / "model.safetensors").unlink()
-    with pytest.raises(InputError, match="not the folder of a trained model"):
-        LlataForPrediction.from_pretrained(tmp_path / "run")
-    with pytest.raises(InputError, match="nowhere/at_all"):
-        LlataForPrediction.from_pretrained("nowhere/at_all")
-
-
-def test_perturbed_differs(backbone):
-    """What the tests above rest on: `tiny_model` moves every weight that the temporal branch alone has."""
-    fresh = LlataForPrediction.from_backbone(tiny_config(backbone))
-    before = trained_weights(fresh.backbone)
-    perturb(fresh)
-    assert all(not torch.equal(before[name], weight) for name, weight in trained_weights(fresh.backbone).items())
-
-
-# beyond the paper
-
-
-@pytest.mark.parametrize("tokens", [{}, PATCHES], ids=["variates", "patches"])
-def test_linear_skip_adds_a_linear_forecast_to_both_branches(backbone, tokens):
-    model = tiny_model(backbone, linear_skip=True, **tokens)
-    past, _ = window()
-    mask = torch.ones_like(past, dtype=torch.bool)
-    mask[0, 3, 1] = False
-    without = model(past, past_observed_mask=mask)
-    torch.nn.init.normal_(model.skip.linear.weight)
-    added = model(past, past_observed_mask=mask)
-    _, loc, scale = model.embed(past, mask)
-    normalised = ((past - loc[:, None]) / scale[:, None]).masked_fill(~mask, 0)
-    linear = torch.einsum("hl,blc->bhc", model.skip.linear.weight, normalised) * scale[:, None]
-    for branch in ("prediction_outputs", "text_outputs"):
-        torch.testing.assert_close(added[branch] - without[branch], linear, rtol=1e-4, atol=1e-3)
-
-
-def test_linear_skip_survives_a_round_trip_and_a_merge(backbone, tmp_path):
-    model = tiny_model(backbone, linear_skip=True)
-    torch.nn.init.normal_(model.skip.linear.weight)
-    past, _ = window()
-    forecast = model.eval()(past).prediction_outputs
-    model.save_pretrained(tmp_path / "run")
-    restored = LlataForPrediction.from_pretrained(tmp_path / "run")
-    torch.testing.assert_close(restored(past).prediction_outputs, forecast)
-    torch.testing.assert_close(restored.merge()(past).prediction_outputs, forecast, rtol=1e-5, atol=1e-4)
-
-
-def test_skip_of_each_channel(backbone, tmp_path):
-    past, _ = window()
-    C = past.shape[2]
-    model = tiny_model(backbone, linear_skip=True, skip_channels=C).eval()
-    torch.nn.init.normal_(model.skip.linear.weight)
-    shared = model(past).prediction_outputs
-    torch.nn.init.normal_(model.skip.own)
-    own = model(past).prediction_outputs
-    _, loc, scale = model.embed(past, None)
-    normalised = (past - loc[:, None]) / scale[:, None]
-    added = torch.einsum("chl,blc->bhc", model.skip.own, normalised) * scale[:, None]
-    torch.testing.assert_close(own - shared, added, rtol=1e-4, atol=1e-3)
-    # a series of other channels has the shared map alone
-    fewer = past[..., : C - 1]
-    torch.testing.assert_close(model(fewer).prediction_outputs, forecast_without_own(model, fewer))
-    model.save_pretrained(tmp_path / "run")
-    restored = LlataForPrediction.from_pretrained(tmp_path / "run")
-    torch.testing.assert_close(restored(past).prediction_outputs, own)
-
-
-def forecast_without_own(model, past):
-    own, model.skip.own = model.skip.own, None
-    try:
-        return model(past).prediction_outputs
-    finally:
-        model.skip.own = own
-
-
-@pytest.mark.parametrize("part", [{"skip_channels": 3}, {"skip_level": 0.5}], ids=["channels", "level"])
-def test_parts_of_a_skip_need_one(backbone, part):
-    with pytest.raises(InputError, match="parts of a linear skip"):
-        tiny_config(backbone, **part)

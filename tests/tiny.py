@@ -76,6 +76,16 @@ def perturb(model: LlataForPrediction):
             parameter += 0.1 * torch.randn_like(parameter)
 
 
+def trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def window(batch: int = 2, channels: int = 3, context: int = 12, horizon: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    """past [B, L, C] and future [B, H, C] of random walks"""
+    series = 50 + torch.randn(batch, context + horizon, channels).cumsum(1)
+    return series.split((context, horizon), 1)
+
+
 def write_series(path: Path, rows: int = 200, channels: int = 3, date_column: str = "date", seed: int = 0) -> Path:
     """A CSV of hourly waves with noise, each channel of its own level and spread."""
     noise = np.random.default_rng(seed).normal(size=(rows, channels))

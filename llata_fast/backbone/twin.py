@@ -199,6 +199,23 @@ class TwinBackbone(nn.Module):
         return self.model
 
 
+class PlainBackbone(nn.Module):
+    """A transformers decoder in the place of a `TwinBackbone`: a merged temporal branch, or one trained whole."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+
+    def frozen_keys(self, prefix: str = "") -> set[str]:
+        return set()
+
+    def shared_keys(self, prefix: str = "") -> set[str]:
+        return set()
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor]:
+        return (self.model(inputs_embeds=tokens, use_cache=False).last_hidden_state + tokens,)
+
+
 def store_frozen(module: nn.Module, dtype: torch.dtype):
     """Keep the frozen projections of `module` in `dtype`: autocast to it would otherwise cast them anew each step.
 

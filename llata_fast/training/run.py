@@ -16,7 +16,8 @@ from ..config import ModelArguments
 from ..data import Splits, TimeSeries, WindowDataset
 from ..errors import InputError
 from ..evaluation.baselines import Forecast, LinearBaseline, batches, seasonal_naive
-from ..modeling import LinearSkip, LlataForPrediction
+from ..linear_skip import LinearSkip
+from ..modeling import LlataForPrediction
 from ..serving.plots import plot_forecast
 from .arguments import DataArguments, ForecastTrainingArguments
 

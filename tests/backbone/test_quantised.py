@@ -271,7 +271,7 @@ def test_why_it_cannot_be_had(module, device, zero3, message, monkeypatch, tmp_p
     monkeypatch.setattr(quantised.importlib, "import_module", import_module)
     monkeypatch.setattr(quantised, "QUANTISED_DEVICE", device)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("llata_fast.modeling.is_deepspeed_zero3_enabled", lambda: zero3)
+    monkeypatch.setattr("llata_fast.backbone.base.is_deepspeed_zero3_enabled", lambda: zero3)
     series = write_series(tmp_path / "series.csv")
     argv = ["train.py", "--dataset", str(series), "--backbone", random_backbone(tmp_path), "--num_layers", "1"]
     argv += ["--context_length", "12", "--prediction_length", "5", "--num_prototypes", "9", "--base_precision", "int8"]

@@ -8,10 +8,11 @@ from tiny import BACKBONES, random_backbone, tiny_config, tiny_model
 from torch import nn
 
 from llata_fast.backbone.attention import CAUSAL_SDPA, choose_attention
+from llata_fast.backbone.base import load_base
 from llata_fast.backbone.loading import build_backbone, read_backbone_config
 from llata_fast.backbone.twin import LoraLinear, TwinBackbone, TwinNorm, wrap_branches
 from llata_fast.errors import InputError
-from llata_fast.modeling import LlataForPrediction, load_base
+from llata_fast.modeling import LlataForPrediction
 
 NUM_TOKENS = 7
 
