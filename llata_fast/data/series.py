@@ -1,6 +1,7 @@
 """Reads one multivariate series from a CSV and refuses, in one line, whatever would end in a wrong forecast."""
 
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,9 @@ gaps: two stray timestamps years apart must not fill the memory."""
 
 Missing = Literal["error", "mask"]
 
+# pandas guesses a format by the first cell, and not from midnight on a twelve-hour clock
+_TWELVE_HOURS = ("%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %I:%M %p", "%d/%m/%Y %I:%M:%S %p", "%d/%m/%Y %I:%M %p")
+
 
 @dataclass(frozen=True, eq=False)
 class TimeSeries:
@@ -45,6 +49,11 @@ class TimeSeries:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def select(self, columns: Sequence[str]) -> "TimeSeries":
+        """The same series with `columns` alone, in their order."""
+        values = self.values[:, [self.columns.index(name) for name in columns]]
+        return replace(self, values=values, columns=tuple(columns))
 
     def future_dates(self, steps: int) -> pd.DatetimeIndex:
         """The `steps` dates that follow the last row."""
@@ -133,7 +142,7 @@ def _read_named(
 def _load(path: Path, **options) -> pd.DataFrame:
     """`pandas.read_csv`, whatever it trips over told as InputError."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path} is a folder, not a CSV" if path.is_dir() else f"{path}: no such file")
     try:
         with warnings.catch_warnings():
             # rows longer than the header: pandas would drop their last cells with a warning
@@ -141,14 +150,27 @@ def _load(path: Path, **options) -> pd.DataFrame:
             return pd.read_csv(path, index_col=False, low_memory=False, **options)
     except pd.errors.EmptyDataError:
         raise InputError(f"{path} is empty") from None
-    except (ValueError, OSError, pd.errors.ParserWarning) as error:
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} can't be read as a CSV: it is not UTF-8 text ({error})") from None
+    except pd.errors.ParserWarning:
+        raise InputError(
+            f"{path} can't be read as a CSV: rows have more cells than the header, as decimal commas would make them"
+        ) from None
+    except (ValueError, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} can't be read as a CSV: {reason}") from None
 
 
 def _read_table(path: Path, date_column: str | None, columns: Sequence[str] | None) -> tuple[pd.DataFrame, str]:
     """Date column (as text) and value columns of a CSV, and the date column's name. Row i stands in line i + 2."""
-    header = list(_load(path, nrows=0).columns)
+    raw_header = list(_load(path, nrows=0).columns)
+    header = [name.strip() for name in raw_header]
+    if doubled := [name for name in header if header.count(name) > 1]:
+        raise InputError(f"{path}, line 1: column {doubled[0]!r} is there twice")
+    if len(header) == 1 and (separators := re.findall("[;\t|]", header[0])):
+        raise InputError(
+            f"{path}, line 1: columns are separated by {separators[0]!r}; separate them by commas, decimals by points"
+        )
     if date_column is None:
         by_lower = {name.lower(): name for name in reversed(header)}
         date_column = next((by_lower[name] for name in DATE_COLUMNS if name in by_lower), None)
@@ -171,7 +193,8 @@ def _read_table(path: Path, date_column: str | None, columns: Sequence[str] | No
     wanted = [date_column, *columns]
     # no usecols: with it pandas lets rows pass that are longer than the header. Blank lines stay in until here, so that
     # the index counts lines
-    table = _load(path, dtype={date_column: str}, skip_blank_lines=False).dropna(how="all")[wanted]
+    table = _load(path, dtype={raw_header[header.index(date_column)]: str}, skip_blank_lines=False)
+    table = table.set_axis(header, axis=1).dropna(how="all")[wanted]
     if table.empty:
         raise InputError(f"{path} is empty: it has a header and no rows")
     return table, date_column
@@ -229,22 +252,52 @@ def _parse_dates(path: Path, text: pd.Series) -> pd.DatetimeIndex:
     where = f"column {text.name!r}"
     attempts = []
     for options in ({}, {"format": "ISO8601"}, {"dayfirst": True}):
-        with warnings.catch_warnings():
-            # pandas warns where it would guess cell by cell, and so read "10:00" as today
-            warnings.simplefilter("error")
-            warnings.filterwarnings("ignore", message="Parsing dates in")
-            try:
-                attempts.append(pd.to_datetime(text, errors="coerce", **options))
-            except (ValueError, Warning):
-                continue
-        if attempts[-1].notna().all():
-            return pd.DatetimeIndex(attempts[-1], name=None)
+        dates = _dates_as(text, **options)
+        if dates is None:
+            continue
+        if dates.notna().all():
+            swapped = None if re.match(r"\d{4}", text.iloc[0]) else _dates_as(text, dayfirst=True)
+            return pd.DatetimeIndex(_day_or_month_first(path, text, dates, swapped), name=None)
+        attempts.append(dates)
+    whole = [dates for form in _TWELVE_HOURS if (dates := _dates_as(text, format=form)).notna().all()]
+    if whole:
+        return pd.DatetimeIndex(_day_or_month_first(path, text, whole[0], whole[-1]), name=None)
     if not attempts:
         raise InputError(f"{path}, {where}: the timestamps mix time zones; write them in one, UTC for instance")
     row = np.flatnonzero(min(attempts, key=lambda dates: dates.isna().sum()).isna())[0]
     cell = text.iloc[row]
     what = "the date is missing" if pd.isna(cell) else f"{cell!r} is not a date"
+    if re.fullmatch(r"\d{9,19}(\.\d*)?", str(cell)):
+        what += "; write Unix timestamps as dates"
     raise InputError(f"{path}, line {text.index[row] + 2}, {where}: {what}")
+
+
+def _dates_as(text: pd.Series, **options) -> pd.Series | None:
+    """What `pandas.to_datetime` makes of the cells, NaT where it fails; None if they have no format in common."""
+    with warnings.catch_warnings():
+        # pandas warns where it would guess cell by cell, and so read "10:00" as today
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message="Parsing dates in")
+        try:
+            return pd.to_datetime(text, errors="coerce", **options)
+        except (ValueError, Warning):
+            return None
+
+
+def _day_or_month_first(path: Path, text: pd.Series, dates: pd.Series, swapped: pd.Series | None) -> pd.Series:
+    """Of dates like 02/01/2024, whose days all pass for months, the reading that makes a regular series."""
+    if swapped is None or swapped.isna().any() or swapped.equals(dates) or not _is_regular(swapped):
+        return dates
+    if not _is_regular(dates):
+        return swapped
+    raise InputError(
+        f"{path}, column {text.name!r}: {text.iloc[0]!r} and the other dates can be read day first and month first; "
+        "write them as 2024-01-31"
+    )
+
+
+def _is_regular(dates: pd.Series) -> bool:
+    return len(dates) > 2 and dates.is_monotonic_increasing and _infer_offset(pd.DatetimeIndex(dates)) is not None
 
 
 def _on_regular_grid(

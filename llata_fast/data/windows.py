@@ -7,7 +7,7 @@ processes, on the CPU as on a GPU.
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,9 @@ from torch.utils.data import Dataset
 
 from llata_fast.data.series import TimeSeries
 from llata_fast.errors import InputError
+
+LARGEST = 1e15
+"""Standard deviations from the mean that are refused: sums of their squares come near the end of fp32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +35,16 @@ class StandardScaler:
     def fit(cls, values: np.ndarray, columns: Sequence[str]) -> "StandardScaler":
         """Mean and (biased) standard deviation of values [rows, C], leaving NaN out.
 
-        A constant column gets scale 1 and a warning; one without any value raises InputError.
+        A constant column gets scale 1 and a warning; one without any value, or of values whose squares overflow,
+        raises InputError.
         """
         empty = np.isnan(values).all(axis=0)
         if empty.any():
             raise InputError(f"column {columns[empty.argmax()]!r} has no value in the {len(values)} training rows")
-        mean, scale = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, scale = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
+        if not (finite := np.isfinite(mean) & np.isfinite(scale)).all():
+            raise InputError(f"column {columns[finite.argmin()]!r}: its values are too large to standardise")
         # not scale == 0: rounding gives a constant 0.1 a tiny one
         constant = np.nanmin(values, axis=0) == np.nanmax(values, axis=0)
         if constant.any():
@@ -70,7 +77,10 @@ class WindowDataset(Dataset):
     """
 
     def __init__(self, values: Tensor, context_length: int, prediction_length: int):
-        """`values` [rows, C], on the device where batches are wanted. Raises InputError without a single window."""
+        """`values` [rows, C], on the device where batches are wanted.
+
+        Raises InputError without a single window, or without a value to forecast in any.
+        """
         if min(context_length, prediction_length) < 1:
             raise InputError(f"context ({context_length}) and horizon ({prediction_length}) must be at least 1")
         self.values = values.contiguous()
@@ -82,6 +92,8 @@ class WindowDataset(Dataset):
             raise InputError(
                 f"{len(values)} rows are too few for context {context_length} + horizon {prediction_length}"
             )
+        if self.has_missing and bool(values[context_length:].isnan().all()):
+            raise InputError("every value to forecast is missing")
 
     def __len__(self) -> int:
         return self._num_windows
@@ -181,15 +193,29 @@ def last_window(series: TimeSeries, context_length: int, scaler: StandardScaler)
         raise InputError(f"{series.name} has {channels} channels, the run was trained on {len(scaler.mean)}")
     if rows < context_length:
         raise InputError(f"{series.name} has {rows} rows, the context takes {context_length}")
-    past = torch.from_numpy(scaler.transform(series.values[-context_length:]).astype(np.float32))[None]
+    seen = replace(series, values=series.values[-context_length:], dates=series.dates[-context_length:])
+    past = standardise(seen, scaler)[None]
     return masked_past(past) if past.isnan().any() else {"past_values": past}
+
+
+def standardise(series: TimeSeries, scaler: StandardScaler) -> Tensor:
+    """Values [rows, C] of a series in fp32 units of `scaler`. Raises InputError for what fp32 cannot compute with."""
+    values = scaler.transform(series.values)
+    far = np.argwhere(np.abs(values) > LARGEST)
+    if far.size:
+        row, channel = far[0]
+        raise InputError(
+            f"{series.name}, {series.dates[row]}, column {series.columns[channel]!r}: {series.values[row, channel]:g} "
+            f"is {values[row, channel]:.0e} standard deviations from the training rows' mean"
+        )
+    return torch.from_numpy(values.astype(np.float32))
 
 
 def _standardised(series: TimeSeries) -> tuple[Tensor, StandardScaler, tuple[int, int, int]]:
     """Values [rows, C] in fp32 units of the training rows, their scaler, and the end rows of the three splits."""
     borders = _borders(series)
     scaler = StandardScaler.fit(series.values[: borders[0]], series.columns)
-    return torch.from_numpy(scaler.transform(series.values).astype(np.float32)), scaler, borders
+    return standardise(series, scaler), scaler, borders
 
 
 def _borders(series: TimeSeries) -> tuple[int, int, int]:

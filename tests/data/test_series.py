@@ -83,6 +83,40 @@ def test_date_formats(write, form):
     assert list(read.tz_localize(None)) == list(dates)
 
 
+@pytest.mark.parametrize("day", ["%d/%m/%Y", "%m/%d/%Y"])
+@pytest.mark.parametrize("step", ["h", "D"])
+def test_twelve_hour_clocks_from_midnight(write, day, step):
+    dates = pd.date_range("2024-03-25", periods=40, freq=step)
+    assert list(read_csv(write.table(dates.strftime(f"{day} %I:%M:%S %p"))).dates) == list(dates)
+
+
+@pytest.mark.parametrize("form", ["%d/%m/%Y %H:%M", "%d.%m.%Y %H:%M", "%m/%d/%Y %H:%M"])
+@pytest.mark.parametrize("step", ["h", "MS", "YS"])
+def test_days_that_pass_for_months(write, form, step):
+    """No day is beyond the twelfth: the reading that makes a regular series is the one that is meant."""
+    dates = pd.date_range("2024-01-01" if step != "h" else "2024-03-05", periods=30, freq=step)
+    assert list(read_csv(write.table(dates.strftime(form))).dates) == list(dates)
+
+
+def test_dates_that_are_regular_either_way(write):
+    days = pd.date_range("2024-01-01", periods=10)
+    refused(write.table(days.strftime("%d/%m/%Y")), "'01/01/2024'", "day first and month first", "2024-01-31")
+    assert read_csv(write.table(days.strftime("%Y-%m-%d"))).frequency == "D"
+
+
+def test_names_lose_the_spaces_around_them(write):
+    series = read_csv(write([" date , x", *(f"{date}, {i}" for i, date in enumerate(HOURS))]), columns=["x"])
+    assert (series.date_column, series.columns) == ("date", ("x",))
+    refused(write(["date,x, x", *(f"{date},1,2" for date in HOURS)]), "line 1", "'x' is there twice")
+
+
+def test_select(write):
+    series = read_csv(write(["date,a,b,c", *(f"{date},{i},-1,{-i}" for i, date in enumerate(HOURS))]))
+    chosen = series.select(["c", "a"])
+    assert chosen.columns == ("c", "a")
+    np.testing.assert_array_equal(chosen.values, [[-i, i] for i in range(6)])
+
+
 def test_blank_lines_are_skipped_and_counted(write):
     assert len(read_csv(write(["date,x", f"{HOURS[0]},1", "", f"{HOURS[1]},2", f"{HOURS[2]},3", "", ""]))) == 3
     refused(write(["date,x", f"{HOURS[0]},1", "", f"{HOURS[1]},oops", f"{HOURS[2]},3"]), "line 4")
@@ -120,6 +154,7 @@ def test_missing_policy_is_checked(write):
         ([*HOURS[:2], "", *HOURS[3:]], ["line 4", "the date is missing"]),
         (["10:00", "11:00", "12:00"], ["line 2", "'10:00' is not a date"]),
         (["1", "2", "3"], ["line 2", "'1' is not a date"]),
+        (["1709251200", "1709254800", "1709258400"], ["line 2", "write Unix timestamps as dates"]),
         (["2024-03-31 01:00+01:00", "2024-03-31 03:00+02:00", "2024-03-31 04:00+02:00"], ["time zones"]),
         ([*HOURS[:3], HOURS[1], *HOURS[4:]], ["line 5", "duplicate of line 3"]),
         ([HOURS[0], HOURS[2], HOURS[1], *HOURS[3:]], ["line 4", "not sorted"]),
@@ -164,7 +199,8 @@ def test_holes_become_missing_rows(write, step):
         (["date,x", "2024-03-01,1"], ["repeat"], {"columns": ["x", "date"]}),
         (["date", "2024-03-01"], ["line 1", "no value column"], {}),
         ([",date,x", "0,2024-03-01,1"], ["line 1", "column 1 has no name"], {}),
-        (["date,x", "2024-03-01,1,2", "2024-03-02,1,2"], ["can't be read"], {}),
+        (["date,x", "2024-03-01,1,2", "2024-03-02,1,2"], ["can't be read", "decimal commas"], {}),
+        (["date;x", "2024-03-01;1,5", "2024-03-02;1,5"], ["line 1", "separated by ';'"], {}),
         (["date,x", "2024-03-01,1", "2024-03-02,1,2"], ["can't be read", "line 3"], {}),
     ],
 )
@@ -177,7 +213,7 @@ def test_bad_files(write, lines, words, options):
 
 def test_file_that_is_none(tmp_path):
     refused(tmp_path / "absent.csv", "no such file")
-    refused(tmp_path, "no such file")
+    refused(tmp_path, "is a folder")
     binary = tmp_path / "binary.csv"
     binary.write_bytes(bytes(range(128, 256)))
-    refused(binary, "can't be read")
+    refused(binary, "can't be read", "not UTF-8")

@@ -178,6 +178,29 @@ def test_split_without_a_window(series, context, horizon, percent, message):
         split_windows(series, context, horizon, few_shot_percent=percent)
 
 
+def test_values_that_fp32_cannot_compute_with(series):
+    with pytest.raises(InputError, match="column 'b': its values are too large to standardise"):
+        StandardScaler.fit(np.array([[0.0, 1e300], [1.0, -1e300]]), ["a", "b"])
+    scaler = StandardScaler.fit(series.values, series.columns)
+    far = series.values.copy()
+    far[-1, 1] = 1e30
+    outlier = make_series(far)
+    for read in (lambda: split_windows(outlier, 3, 2), lambda: last_window(outlier, 3, scaler)):
+        with pytest.raises(InputError, match="1e\\+30 is .* standard deviations from"):
+            read()
+    # what is not looked at may be anything
+    far = np.vstack((far[-1:], series.values))
+    assert last_window(make_series(far), 3, scaler)["past_values"].isfinite().all()
+
+
+def test_a_split_without_a_value_to_forecast(series):
+    values = series.values.copy()
+    values[int(0.8 * len(values)) :] = np.nan
+    for read in (split_windows, evaluation_windows):
+        with pytest.raises(InputError, match="test split: every value to forecast is missing"):
+            read(make_series(values), 3, 2)
+
+
 def test_evaluation_windows_are_the_test_split(series):
     splits = split_windows(series, 12, 6)
     windows, scaler = evaluation_windows(series, 12, 6)
