@@ -11,7 +11,7 @@ from llata_fast.evaluation.baselines import score
 from llata_fast.evaluation.tables import results_table
 from llata_fast.serving.forecaster import SeriesInfo
 from llata_fast.serving.plots import HAS_MATPLOTLIB
-from llata_fast.training.arguments import parse_arguments, report_and_exit
+from llata_fast.training.arguments import INTERRUPTED, parse_arguments, report_and_exit
 from llata_fast.training.callbacks import memory_hint
 from llata_fast.training.experiment import prepare
 from llata_fast.training.run import (
@@ -79,5 +79,9 @@ if __name__ == "__main__":
         main()
     except InputError as error:
         report_and_exit(error)
+    except KeyboardInterrupt:
+        report_and_exit(
+            "interrupted; --resume_from_checkpoint last goes on from the last checkpoint", status=INTERRUPTED
+        )
     except torch.OutOfMemoryError as error:
         report_and_exit(memory_hint(error), every_rank=True)

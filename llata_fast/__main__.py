@@ -4,7 +4,7 @@ import argparse
 
 from .commands import COMMANDS
 from .errors import InputError
-from .training.arguments import Parser, report_and_exit
+from .training.arguments import INTERRUPTED, Parser, report_and_exit
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -28,6 +28,12 @@ def main(argv: list[str] | None = None):
         options.run_command(options)
     except InputError as error:
         report_and_exit(error, f"llata_fast {options.command}")
+    # what only shows when a file is written: no permission after all, a full disk
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        report_and_exit(f"{where}{error.strerror or error}", f"llata_fast {options.command}")
+    except KeyboardInterrupt:
+        report_and_exit("interrupted", f"llata_fast {options.command}", status=INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -293,11 +293,54 @@ def test_short_series(refused, run, backbone, tmp_path):
 
 def test_predict_with_other_channels(refused, run, tmp_path):
     output = tmp_path / "forecast.csv"
-    path = write(tmp_path, make_table(60).drop(columns="share"), "narrow.csv")
-    message = refused(llata_fast, "predict", run, "--input", path, "--output", output)
-    assert "narrow has 2 channels (load, temperature)" in message and "on 3 (load, share, temperature)" in message
+    path = write(tmp_path, make_table(60).rename(columns={"share": "part"}), "other.csv")
+    argv = ("predict", run, "--input", path, "--output", output)
+    assert "other.csv, line 1: no column 'share' among date, load, part, temperature" in refused(llata_fast, *argv)
+    message = refused(llata_fast, *argv, "--columns", "load", "part")
+    assert "other has 2 channels (load, part)" in message and "on 3 (load, share, temperature)" in message
+    # named, they are the run's in this order
+    llata_fast(*argv, "--columns", "load", "part", "temperature")
+    assert list(pd.read_csv(output).columns) == ["date", "load", "part", "temperature"]
+    output.unlink()
     argv = ("--input", run.parent / "series.csv", "--output", output, "--columns", "load", "wind", "share")
     assert "no column 'wind' among date, load, share, temperature" in refused(llata_fast, "predict", run, *argv)
+
+
+def test_predict_takes_the_runs_channels_by_name(run, tmp_path):
+    table = make_table(60)
+    mixed = table[["date", "temperature", "load", "share"]].assign(city="Rome")
+    outputs = [tmp_path / f"{name}.csv" for name in ("plain", "mixed", "every")]
+    for path, output, *more in (
+        (write(tmp_path, table), outputs[0]),
+        (write(tmp_path, mixed, "mixed_series.csv"), outputs[1]),
+        (tmp_path / "mixed_series.csv", outputs[2], "--every", 100),
+    ):
+        llata_fast("predict", run, "--input", path, "--output", output, *more)
+    plain, again, every = map(pd.read_csv, outputs)
+    pd.testing.assert_frame_equal(again, plain)
+    pd.testing.assert_frame_equal(every.drop(columns="origin"), plain)
+    # in Python too
+    series = read_csv(tmp_path / "mixed_series.csv", columns=["temperature", "load", "share"])
+    forecast = Forecaster.from_run(run).predict(series)
+    pd.testing.assert_frame_equal(forecast.drop(columns="date"), plain.drop(columns="date"))
+
+
+def test_predict_reads_dates_as_the_run_did(backbone, tmp_path):
+    path = write(tmp_path, make_table(200).rename(columns={"date": "when"}))
+    train(*tiny_run(path, tmp_path / "run", backbone, date_column="when"))
+    llata_fast("predict", tmp_path / "run", "--input", path, "--output", tmp_path / "next.csv")
+    assert list(pd.read_csv(tmp_path / "next.csv").columns)[0] == "when"
+
+
+def test_evaluate_of_some_columns(run, tmp_path):
+    scores = evaluate(run, tmp_path / "scores.json", "--columns", "share")
+    assert list(scores["llata"]["per_channel"]) == ["share"]
+
+
+def test_forecasts_in_gzip(run, tmp_path):
+    output = tmp_path / "next.csv.gz"
+    llata_fast("predict", run, "--input", run.parent / "series.csv", "--output", output)
+    assert output.read_bytes()[:2] == b"\x1f\x8b" and len(pd.read_csv(output)) == H
 
 
 def test_unknown_dataset(refused, run, backbone, tmp_path):
@@ -351,8 +394,37 @@ def test_output_that_cannot_be_written(refused, run, tmp_path):
     assert "is the input" in refused(llata_fast, *predict, series)
     assert "is the input" in refused(llata_fast, *predict, os.path.relpath(series))
     assert "is the input" in refused(llata_fast, "evaluate", run, "--dataset", series, "--output", series)
+    assert ".csv.gz or .parquet" in refused(llata_fast, *predict, tmp_path / "forecast.xlsx")
+    for folder in (series, series / "run"):
+        argv = tiny_run(run.parent / "series.csv", folder, "random:gpt2")
+        assert "series.csv is a file" in refused(train, *argv)
     # the picture would take the place of the forecast
     assert "forecast.png" in refused(llata_fast, *predict, tmp_path / "forecast.png", "--plot")
+
+
+def test_what_the_system_refuses_is_one_line(refused, run, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("llata_fast.serving.tables.open", full, raising=False)
+    argv = ("--input", run.parent / "series.csv", "--output", tmp_path / "forecast.csv")
+    assert "No space left" in refused(llata_fast, "predict", run, *argv)
+
+
+@pytest.mark.parametrize("program", ["train", "predict"])
+def test_interrupted(run, backbone, tmp_path, monkeypatch, capfd, program):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    path = run.parent / "series.csv"
+    monkeypatch.setattr("llata_fast.training.trainer.ForecastTrainer.train", interrupt)
+    monkeypatch.setattr("llata_fast.serving.forecaster.Forecaster.predict", interrupt)
+    with pytest.raises(SystemExit) as exit:
+        if program == "train":
+            train(*tiny_run(path, tmp_path / "new", backbone))
+        else:
+            llata_fast("predict", run, "--input", path, "--output", tmp_path / "forecast.csv")
+    assert exit.value.code == 130 and "interrupted" in capfd.readouterr().err.splitlines()[-1]
 
 
 def test_picture_without_matplotlib(refused, run, tmp_path, monkeypatch):

@@ -127,7 +127,7 @@ def test_an_interrupted_table_leaves_nothing(run, tmp_path, monkeypatch):
         return torch.zeros(5, H, 3)
 
     monkeypatch.setattr(forecaster_module.Forecaster, "__call__", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit):
         predict(run, path, output, "--every", 1, "--batch_size", 5)
     # it was being written elsewhere meanwhile
     assert len(calls[-1]) == 3 and output.read_text() == "the one before\n"

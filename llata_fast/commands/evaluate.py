@@ -9,11 +9,14 @@ from ..errors import InputError
 from ..evaluation.baselines import score, seasonal_naive
 from ..evaluation.tables import results_table
 from ..serving.forecaster import Forecaster
-from .inputs import add_run_arguments, check_writable, load_settings
+from .inputs import check_writable, load_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    add_run_arguments(parser)
+    parser.add_argument("run", help="folder of a finished run")
+    parser.add_argument("--date_column", help="default: as the run did, of another series as train.py does")
+    parser.add_argument("--columns", nargs="+", help="channels that are scored; default likewise")
+    parser.add_argument("--missing", choices=("error", "mask"), help="missing values; default likewise")
     parser.add_argument("--dataset", help="registry name or CSV of another series; default the run's own")
     parser.add_argument("--data_dir", help="folder that holds the dataset's file")
     parser.add_argument("--batch_size", type=int, default=1024, help="windows at a time; no result depends on it")
@@ -31,8 +34,8 @@ def run(options: argparse.Namespace):
     series = read_series(
         dataset,
         data_dir=options.data_dir or settings["data_dir"],
-        date_column=settings["date_column"] if own else options.date_column,
-        columns=settings["columns"] if own else options.columns,
+        date_column=options.date_column or (settings["date_column"] if own else None),
+        columns=options.columns or (settings["columns"] if own else None),
         missing=options.missing or (settings["missing"] if own else None),
     )
     forecaster = Forecaster.from_run(options.run)

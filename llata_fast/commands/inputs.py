@@ -13,8 +13,10 @@ from ..serving.forecaster import SeriesInfo
 def add_run_arguments(parser: argparse.ArgumentParser):
     """The run, and how a series is read for it."""
     parser.add_argument("run", help="folder of a finished run")
-    parser.add_argument("--date_column", help="default: the first of date, datetime, timestamp, time, ds")
-    parser.add_argument("--columns", nargs="+", help="channels, in the order of the run's; default all but the date")
+    parser.add_argument(
+        "--date_column", help="default: as the run did, else the first of date, datetime, timestamp, time, ds"
+    )
+    parser.add_argument("--columns", nargs="+", help="channels, in the order of the run's; default its own, by name")
     parser.add_argument("--missing", choices=("error", "mask"), help="missing values; default as the run did")
 
 

@@ -17,7 +17,9 @@ from .inputs import add_run_arguments, check_writable, load_settings
 def add_arguments(parser: argparse.ArgumentParser):
     add_run_arguments(parser)
     parser.add_argument("--input", required=True, help="CSV with a date column and the run's channels")
-    parser.add_argument("--output", required=True, help="CSV to write, or .parquet where pyarrow is installed")
+    parser.add_argument(
+        "--output", required=True, help="CSV to write, gzipped as .gz, or .parquet where pyarrow is installed"
+    )
     parser.add_argument(
         "--every", type=int, metavar="S", help="forecast after every S-th row instead, each with its origin's date"
     )
@@ -41,7 +43,8 @@ def run(options: argparse.Namespace):
     settings, info = load_settings(options.run)
     spec = find_dataset(info.dataset)
     missing = options.missing or settings["missing"] or (spec.missing if spec else "error")
-    series = read_csv(options.input, options.date_column, options.columns, missing)
+    date_column = options.date_column or settings.get("date_column")
+    series = read_csv(options.input, date_column, options.columns or info.columns, missing)
     forecaster = Forecaster.from_run(options.run)
     if options.every:
         return _predict_all(forecaster, series, options)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data import StandardScaler, TimeSeries, last_window
-from ..data.windows import masked_past
+from ..data.windows import masked_past, standardise
 from ..errors import InputError
 from ..modeling import LlataForPrediction
 
@@ -93,11 +93,14 @@ class Forecaster:
     def predict(self, series: TimeSeries) -> pd.DataFrame:
         """The H rows after the last one of `series`, in its units: a date column and one column a channel.
 
+        Channels are the run's by their names, in the run's order, whatever else the series has. A series without all
+        of these names must have as many channels, and they are taken in their order.
+
         Raises:
             InputError: other channels than the run's, or fewer rows than its context.
         """
         info, config = self.info, self.model.config
-        self._check_channels(series)
+        series = self._channels_of(series)
         inputs = last_window(series, config.context_length, info.scaler)
         (forecast,) = self(**inputs).cpu().double().numpy()
         table = pd.DataFrame(info.scaler.inverse_transform(forecast), columns=list(series.columns))
@@ -114,7 +117,7 @@ class Forecaster:
             InputError: as `predict`; a channel that is called "origin".
         """
         info, config = self.info, self.model.config
-        self._check_channels(series)
+        series = self._channels_of(series)
         if ORIGIN in (*series.columns, series.date_column):
             raise InputError(f"{series.name} has a column called {ORIGIN}, which is where the origin's date goes")
         windows = _Lookbacks(series, config.context_length, info.scaler, self.model.device)
@@ -133,13 +136,16 @@ class Forecaster:
         """How many forecasts `stream` makes."""
         return max(0, -(-(len(series) - self.model.config.context_length + 1) // every))
 
-    def _check_channels(self, series: TimeSeries):
+    def _channels_of(self, series: TimeSeries) -> TimeSeries:
         expected = self.info.columns
+        if set(expected) <= set(series.columns):
+            return series.select(expected)
         if len(series.columns) != len(expected):
             raise InputError(
                 f"{series.name} has {len(series.columns)} channels ({', '.join(series.columns)}), "
                 f"the run was trained on {len(expected)} ({', '.join(expected)})"
             )
+        return series
 
     @torch.inference_mode()
     def __call__(self, past_values: Tensor, past_observed_mask: Tensor | None = None) -> Tensor:
@@ -155,7 +161,7 @@ class _Lookbacks:
     def __init__(self, series: TimeSeries, context_length: int, scaler: StandardScaler, device: torch.device):
         # says what is wrong with a series that is too short
         last_window(series, context_length, scaler)
-        values = torch.from_numpy(scaler.transform(series.values).astype(np.float32)).to(device)
+        values = standardise(series, scaler).to(device)
         self.has_missing = bool(values.isnan().any())
         self.context_length = context_length
         self.windows = values.unfold(0, context_length, 1)  # [rows - L + 1, C, L]

@@ -1,6 +1,7 @@
 """Tables that are written piece by piece, and appear under their name only when they are whole."""
 
 import contextlib
+import gzip
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
@@ -11,17 +12,20 @@ import pandas as pd
 from ..errors import InputError
 
 PARQUET = ".parquet"
+_NOT_WRITTEN = (".bz2", ".xz", ".zip", ".zst", ".xls", ".xlsx", ".ods", ".json", ".feather", ".h5")
 
 
 def check_table_format(path: str | Path):
-    """Raise InputError where the file's ending asks for a package that is not installed."""
+    """Raise InputError where the file's ending asks for what is not written, or a package that is not installed."""
+    if Path(path).suffix.lower() in _NOT_WRITTEN:
+        raise InputError(f"cannot write {path}: give it the ending .csv, .csv.gz or .parquet")
     if Path(path).suffix == PARQUET and importlib.util.find_spec("pyarrow") is None:
         raise InputError(f"{path}: parquet needs pyarrow: pip install llata-fast[parquet], or write a .csv")
 
 
 @contextlib.contextmanager
 def open_table(path: str | Path) -> Iterator[Callable[[pd.DataFrame], None]]:
-    """`write(rows)` appends rows to the table at `path`: parquet by its ending, else CSV.
+    """`write(rows)` appends rows to the table at `path`: parquet or gzipped CSV by its ending, else CSV.
 
     The rows go to a file beside it, which takes the name at the end; whatever interrupts leaves neither behind, and a
     table that was there before stays as it was.
@@ -29,7 +33,8 @@ def open_table(path: str | Path) -> Iterator[Callable[[pd.DataFrame], None]]:
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with _parquet_writer(partial) if path.suffix == PARQUET else _csv_writer(partial) as write:
+        writer = _parquet_writer(partial) if path.suffix == PARQUET else _csv_writer(partial, path.suffix == ".gz")
+        with writer as write:
             yield write
         partial.replace(path)
     finally:
@@ -37,8 +42,8 @@ def open_table(path: str | Path) -> Iterator[Callable[[pd.DataFrame], None]]:
 
 
 @contextlib.contextmanager
-def _csv_writer(path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
-    with path.open("w", newline="") as file:
+def _csv_writer(path: Path, compressed: bool) -> Iterator[Callable[[pd.DataFrame], None]]:
+    with (gzip.open if compressed else open)(path, "wt", newline="", encoding="utf-8") as file:
         yield lambda rows: rows.to_csv(file, index=False, header=file.tell() == 0)
 
 

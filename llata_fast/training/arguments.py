@@ -6,6 +6,7 @@ import sys
 from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from pathlib import Path
+from typing import NoReturn, get_args, get_type_hints
 
 import torch
 import yaml
@@ -192,12 +193,18 @@ class Parser(HfArgumentParser):
         report_and_exit(self.source + message, self.prog)
 
 
-def report_and_exit(message: str | Exception, program: str | None = None, every_rank: bool = False):
-    """One line on stderr (of the first local rank, unless another may be the only one to know), exit code 2."""
+INTERRUPTED = 130
+"""Exit code of a shell's command that Ctrl-C has stopped."""
+
+
+def report_and_exit(
+    message: str | Exception, program: str | None = None, every_rank: bool = False, status: int = 2
+) -> NoReturn:
+    """One line on stderr (of the first local rank, unless another may be the only one to know), exit code `status`."""
     if every_rank or os.environ.get("LOCAL_RANK", "0") == "0":
         line = " ".join(str(message).split())
         print(f"{program or Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, ForecastTrainingArguments]:
@@ -244,17 +251,25 @@ def _read_yaml(path: str, parser: Parser) -> dict:
         values = yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise InputError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold a mapping of option names to values")
     known = {action.dest for action in parser._actions} - {"config", "help"}
     if unknown := [name for name in values if name not in known]:
         raise InputError(f"{path}: unknown option {unknown[0]}")
+    if empty := [name for name, value in values.items() if value is None and name not in _may_be_none()]:
+        raise InputError(f"{path}: {empty[0]} has no value")
     parser.source = f"{path}: "
     checked = vars(parser.parse_args(_as_flags(values)))
     parser.source = ""
     return {name: None if value is None else checked[name] for name, value in values.items()}
+
+
+def _may_be_none() -> set[str]:
+    groups = (ModelArguments, DataArguments, ForecastTrainingArguments)
+    hints = {name: hint for group in groups for name, hint in get_type_hints(group).items()}
+    return {name for name, hint in hints.items() if type(None) in get_args(hint)}
 
 
 def _as_flags(values: dict) -> list[str]:

@@ -1,6 +1,7 @@
 """The folder of a run: where it is, and what is written into it."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import yaml
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ..backbone.quantised import quantised_modules
 from ..config import ModelArguments
@@ -32,8 +33,8 @@ def settle_output_dir(training: ForecastTrainingArguments, data: DataArguments, 
     """
     resume = training.resume_from_checkpoint
     last = resume in ("last", "true", "True")
-    if resume is not None and not last and not Path(resume).is_dir():
-        raise InputError(f"no checkpoint at {resume}")
+    if resume is not None and not last and not _is_whole(Path(resume)):
+        raise InputError(f"no checkpoint at {resume or 'an empty path'}, or one whose writing was cut short")
     if training.given["output_dir"] is None and resume is not None and not last:
         # the run that wrote it goes on, not the one that was begun last
         training.output_dir = str(Path(resume).parent)
@@ -47,13 +48,28 @@ def settle_output_dir(training: ForecastTrainingArguments, data: DataArguments, 
             f"{training.output_dir} holds a run already: give another --output_dir, "
             "--resume_from_checkpoint last or --overwrite_output_dir true"
         )
+    _check_can_be_made(Path(training.output_dir))
     if last:
-        resume = get_last_checkpoint(training.output_dir) if Path(training.output_dir).is_dir() else None
+        whole = filter(_is_whole, Path(training.output_dir).glob(_CHECKPOINTS))
+        resume = max(map(str, whole), key=lambda path: int(path.rpartition("-")[2]), default=None)
         if resume is None:
-            raise InputError(f"{training.output_dir} holds no checkpoint to resume from")
+            raise InputError(f"{training.output_dir} holds no whole checkpoint to resume from")
     _ = training.device  # joins the ranks
     # a rank that comes late would find the folder that the first one made
     training.output_dir, training.resume_from_checkpoint = broadcast_object_list([training.output_dir, resume])
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    # the Trainer writes its own state last
+    return (checkpoint / TRAINER_STATE_NAME).is_file()
+
+
+def _check_can_be_made(folder: Path):
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir():
+        raise InputError(f"cannot write {folder}: {nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write {folder}: no permission for {nearest}")
 
 
 def _holds_run(folder: Path) -> bool:

@@ -105,6 +105,8 @@ def test_wrong_command_lines(refused, config_file, tmp_path):
     broken = tmp_path / "broken.yaml"
     broken.write_text("a: [1,")
     assert "is not YAML" in refused("--config", str(broken))
+    broken.write_bytes(b"\xff\xfe")
+    assert "is not YAML" in refused("--config", str(broken))
     broken.write_text("- a\n- b\n")
     assert "must hold a mapping" in refused("--config", str(broken))
 
@@ -120,6 +122,8 @@ def test_wrong_command_lines(refused, config_file, tmp_path):
         ("learning_rate", "fast"),
         ("bf16", "perhaps"),
         ("columns", []),
+        ("seed", None),
+        ("batch_size", None),
     ],
 )
 def test_wrong_types_in_the_file(refused, config_file, name, value):
@@ -127,8 +131,10 @@ def test_wrong_types_in_the_file(refused, config_file, name, value):
 
 
 def test_null_in_the_file_is_no_value(config_file):
-    model, data, _ = parse_arguments(["--config", config_file(num_heads=None, columns=None)])
-    assert model.num_heads is data.columns is None
+    model, data, training = parse_arguments(
+        ["--config", config_file(num_heads=None, columns=None, save_total_limit=None)]
+    )
+    assert model.num_heads is data.columns is training.save_total_limit is None
 
 
 def test_numbers_in_the_file_may_be_written_as_text(config_file, tmp_path):

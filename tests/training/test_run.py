@@ -26,6 +26,7 @@ def runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("Metro-336-96", "Metro-336-96-2"):
         (tmp_path / "runs" / name / "checkpoint-5").mkdir(parents=True)
+        (tmp_path / "runs" / name / "checkpoint-5" / "trainer_state.json").touch()
 
 
 def test_a_run_goes_to_a_folder_of_its_own(runs, tmp_path):
@@ -47,6 +48,17 @@ def test_a_resumed_run_goes_on_where_it_was(runs):
     assert elsewhere == ("elsewhere", f"{first}/checkpoint-5")
     with pytest.raises(InputError, match="no checkpoint at runs/absent"):
         settled("--resume_from_checkpoint", "runs/absent")
+
+
+def test_a_checkpoint_whose_writing_was_cut_short_is_passed_over(runs, tmp_path):
+    run = tmp_path / "runs" / "Metro-336-96-2"
+    (run / "checkpoint-10").mkdir()
+    assert settled("--resume_from_checkpoint", "last")[1] == "runs/Metro-336-96-2/checkpoint-5"
+    with pytest.raises(InputError, match="cut short"):
+        settled("--resume_from_checkpoint", str(run / "checkpoint-10"))
+    (run / "checkpoint-5" / "trainer_state.json").unlink()
+    with pytest.raises(InputError, match="holds no whole checkpoint"):
+        settled("--resume_from_checkpoint", "last")
 
 
 def test_an_overwritten_run_leaves_nothing(tmp_path, plain_ops):
