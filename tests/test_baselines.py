@@ -159,3 +159,14 @@ def test_validation_chooses_the_ridge():
     errors = {r: score(LinearBaseline(ridge=r).fit(train), validation, ["a", "b"])["mse"] for r in RIDGES}
     assert chosen.ridge == min(errors, key=errors.get)
     assert score(chosen, validation, ["a", "b"])["mse"] == pytest.approx(min(errors.values()))
+
+
+def test_a_constant_channel_does_not_outweigh_the_others():
+    values = make_windows().values
+    balanced = LinearBaseline(balance=0.5).fit(WindowDataset(values, L, H))
+    constant = torch.zeros(len(values), 1)
+    wider = LinearBaseline(balance=0.5).fit(WindowDataset(torch.cat((values, constant), 1), L, H))
+    torch.testing.assert_close(wider.channel_weights[:C], balanced.channel_weights)
+    torch.testing.assert_close(wider.shared, balanced.shared)
+    alone = LinearBaseline(balance=0.5).fit(WindowDataset(constant, L, H))
+    assert alone.channel_weights.tolist() == [1] and alone.weight.isfinite().all()

@@ -137,6 +137,13 @@ def test_short_term(bench):
 
 def test_refusals(bench, capsys):
     assert "zero_shot needs --targets" in refused(bench, capsys, "zero_shot", "--datasets", "ETTh1")
+    assert "unknown dataset 'ETTh9'" in refused(bench, capsys, "zero_shot", "--datasets", "ETTh1", "--targets", "ETTh9")
+    assert "--targets is for zero_shot" in refused(bench, capsys, "long_term", "--targets", "ETTh1")
+    assert "--horizons must be at least 1" in refused(bench, capsys, "long_term", "--horizons", "0")
+    assert "--percents must be above 0" in refused(bench, capsys, "few_shot", "--percents", "5", "200")
+    (bench.folder / "out").touch()
+    assert "out is a file" in refused(bench, capsys, "long_term", "--datasets", "ETTh1", "--models", "linear")
+    (bench.folder / "out").unlink()
     assert "unknown dataset 'ETTh9'" in refused(bench, capsys, "long_term", "--datasets", "ETTh9")
     assert "no frequency 'ETTh1'" in refused(bench, capsys, "short_term", "--datasets", "ETTh1")
     line = refused(bench, capsys, "long_term", "--datasets", "ETTh1", "--models", "naive2")

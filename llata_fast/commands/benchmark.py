@@ -25,13 +25,14 @@ from ..errors import InputError
 from ..evaluation import m4 as m4_scoring
 from ..evaluation.baselines import LinearBaseline, score, seasonal_naive
 from ..evaluation.plots import plot_costs
-from ..evaluation.protocols import BASELINES, HORIZONS, PROTOCOLS, Results, Run, markdown, plan
+from ..evaluation.protocols import BASELINES, HORIZONS, PROTOCOLS, REFERENCE_NOTE, Results, Run, markdown, plan
 from ..modeling import LlataForPrediction
 from ..serving.plots import HAS_MATPLOTLIB
 from ..training.arguments import parse_arguments
 from ..training.experiment import forecast_of, train_on
 from ..training.m4 import train_on_m4
 from ..training.presets import RECIPES
+from ..training.run import check_can_be_made
 
 # of the paper's long-term, few-shot and zero-shot tables, whatever a data set's preset prefers
 CONTEXT_LENGTH = 96
@@ -57,13 +58,21 @@ _PROTOCOL_BASELINES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("protocol", choices=PROTOCOLS)
+    parser.add_argument("protocol", choices=PROTOCOLS, help=f"one of {', '.join(PROTOCOLS)}", metavar="PROTOCOL")
     parser.add_argument("--datasets", nargs="+", help="names; default all of the registry, or every M4 frequency")
     parser.add_argument("--targets", nargs="+", help="zero_shot: data sets to score")
-    parser.add_argument("--horizons", nargs="+", type=int, default=HORIZONS, help="default 96 192 336 720")
+    parser.add_argument("--horizons", nargs="+", type=int, default=HORIZONS, help="steps that are forecast")
     parser.add_argument("--percents", nargs="+", type=float, default=[5.0, 10.0], help="few_shot: shares of training")
-    parser.add_argument("--models", nargs="+", choices=_MODELS, help="default llata and every baseline")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[2021, 2022, 2023])
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=_MODELS,
+        metavar="MODEL",
+        help=f"of {', '.join(_MODELS)}; default llata and the protocol's baselines",
+    )
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[2021, 2022, 2023], help="a run of every model that is trained for each"
+    )
     parser.add_argument("--recipe", choices=RECIPES, default="tuned", help="the data sets' presets, ours or published")
     parser.add_argument("--reference_protocol", action="store_true", help="drop the last smaller test batch, as it did")
     parser.add_argument("--data_dir", help="folder that holds the data sets' files")
@@ -72,7 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(options: argparse.Namespace):
-    results = Results(Path(options.out, "results.csv"))
+    check_can_be_made(Path(options.out))
+    results = Results(Path(options.out, "results.csv"), options.reference_protocol)
     todo = [item for item in _plan(options) if item not in results]
     for item in tqdm(todo, desc=options.protocol, unit="run"):
         results.add(item, **_measure(item, options), machine=_machine(), command=_command(item, options))
@@ -91,8 +101,15 @@ def _plan(options: argparse.Namespace) -> list[Run]:
         raise InputError(f"M4 has no frequency {unknown[0]!r}, only {', '.join(M4_SPECS)}")
     if not short_term:
         datasets = [get_dataset(name).name for name in datasets]
-    if options.protocol == "zero_shot" and not options.targets:
+    targets = [get_dataset(name).name for name in options.targets or []]
+    if options.protocol == "zero_shot" and not targets:
         raise InputError("zero_shot needs --targets, the data sets to score")
+    if options.protocol != "zero_shot" and targets:
+        raise InputError(f"--targets is for zero_shot, {options.protocol} scores what it trains on")
+    if min(options.horizons) < 1:
+        raise InputError(f"--horizons must be at least 1, got {min(options.horizons)}")
+    if wrong := [percent for percent in options.percents if not 0 < percent <= 100]:
+        raise InputError(f"--percents must be above 0 and at most 100, got {wrong[0]:g}")
     baselines = _PROTOCOL_BASELINES[options.protocol]
     models = options.models or ["llata", *baselines]
     if wrong := [name for name in models if name in BASELINES and name not in baselines]:
@@ -105,7 +122,7 @@ def _plan(options: argparse.Namespace) -> list[Run]:
         seeds=options.seeds,
         recipe=options.recipe,
         percents=options.percents if options.protocol == "few_shot" else [None],
-        targets=options.targets if options.protocol == "zero_shot" else None,
+        targets=targets or None,
     )
     if short_term:
         runs = [Run(**vars(item) | {"horizon": M4_SPECS[item.dataset].prediction_length}) for item in runs]
@@ -156,7 +173,7 @@ def _measure(run: Run, options: argparse.Namespace) -> dict:
     if options.reference_protocol:
         batch_size = parse_arguments(["--dataset", run.dataset, "--recipe", "paper"])[2].batch_size
         windows = windows // batch_size * batch_size
-        note = f"last test batch dropped, as the reference did: {len(scored) - windows} windows left out"
+        note = f"{REFERENCE_NOTE}: {len(scored) - windows} windows left out"
     scores = score(forecast, scored, columns, batch_size, drop_last=options.reference_protocol)
     return measures | {"mse": scores["mse"], "mae": scores["mae"], "windows": windows, "note": note}
 

@@ -24,6 +24,9 @@ def seasonal_naive(seasonality: int, prediction_length: int) -> Forecast:
     return forecast
 
 
+_EXACT = 1e-9
+"""Share of a channel's squares that rounding may leave of its errors."""
+
 RIDGES = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
 
 
@@ -71,7 +74,7 @@ class LinearBaseline:
             moment = moment + torch.einsum("blc,bhc->clh", inputs, target)
             power = power + target.square().sum((0, 1))
         error = power - (self._solve(gram, moment) * moment).sum((1, 2))
-        shares = error**-self.balance
+        shares = _shares(error, power, self.balance)
         self.channel_weights = shares / shares.mean()  # [C], mean 1
         pooled = [torch.einsum("c,cij->ij", self.channel_weights, sums)[None] for sums in (gram, moment)]
         self._settle(lambda: self._solve(*pooled).expand(len(shares), -1, -1), validation)
@@ -115,6 +118,13 @@ class LinearBaseline:
             # the least that instance norm divides by
             unit = (filled.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
         return ((filled - mean) / unit).double(), mean, unit
+
+
+def _shares(error: Tensor, power: Tensor, balance: float) -> Tensor:
+    """error [C] ** -balance; what is forecast exactly, as a constant is, would outweigh all else and gets the mean."""
+    exact = error <= _EXACT * power
+    shares = error.masked_fill(exact, 1.0) ** -balance
+    return shares.masked_fill(exact, shares[~exact].mean()) if not exact.all() else shares
 
 
 def _fill(past: Tensor, observed: Tensor) -> Tensor:

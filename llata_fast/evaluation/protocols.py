@@ -15,6 +15,9 @@ HORIZONS = (96, 192, 336, 720)
 BASELINES = ("seasonal_naive", "linear", "dlinear", "linear_per_channel", "naive2")
 
 
+REFERENCE_NOTE = "last test batch dropped, as the reference did"
+
+
 @dataclass(frozen=True)
 class Run:
     """One row to be: what is trained on what, and scored on what."""
@@ -48,16 +51,23 @@ COLUMNS = (*(item.name for item in fields(Run)), *_MEASURES, "validation_mse", "
 
 
 class Results:
-    """A CSV of runs, one row each, written as they end; a run whose row is there is not done again."""
+    """A CSV of runs, one row each, written as they end; a run whose row is there is not done again.
 
-    def __init__(self, path: str | Path):
+    With `reference` a run is done when its row was scored as the reference scores, without it when on every window.
+    """
+
+    def __init__(self, path: str | Path, reference: bool = False):
         """Raises InputError where the file is there and no such table."""
         self.path = Path(path)
         self.done: set[tuple] = set()
         if self.path.exists():
             try:
                 table = pd.read_csv(self.path, dtype=str, keep_default_na=False)
-                self.done = {tuple(row) for row in table[[item.name for item in fields(Run)]].to_numpy()}
+                # what cannot be trained, and M4, know no other scoring
+                scored = table["mse"] != ""
+                same = table["note"].str.startswith(REFERENCE_NOTE) == reference
+                rows = table.loc[same | ~scored, [item.name for item in fields(Run)]]
+                self.done = {tuple(row) for row in rows.to_numpy()}
             except (KeyError, ValueError, OSError) as error:
                 raise InputError(f"{self.path} is no table of results: {error}") from None
             if tuple(table.columns) != COLUMNS:

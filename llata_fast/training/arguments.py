@@ -11,11 +11,16 @@ from typing import NoReturn, get_args, get_type_hints
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
-from transformers.integrations import is_tensorboard_available
+from transformers.integrations import get_available_reporting_integrations, is_tensorboard_available
 
 from ..config import ModelArguments
 from ..errors import InputError
 from .presets import RECIPES, preset_for
+
+# the option's name in transformers, and the one it had before
+_CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
+# of validation
+_METRICS = ("mse", "mae", "loss")
 
 
 @dataclass
@@ -107,13 +112,14 @@ class ForecastTrainingArguments(TrainingArguments):
             raise InputError(f"average_decay must be in [0, 1), got {self.average_decay}")
         if self.average_decay and self.deepspeed is not None:
             raise InputError("average_decay is not supported under DeepSpeed: give --average_decay 0")
-        if self.patience < 0:
-            raise InputError(f"patience must be at least 0, got {self.patience}")
+        self._check_values()
         self._settle_batch_size()
         self._settle_precision()
         self._settle_compilation()
         if self.report_to is None:
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
+        elif self.report_to not in ("none", "all", *(installed := get_available_reporting_integrations())):
+            raise InputError(f"report_to {self.report_to}: none of those installed, {', '.join(installed) or 'none'}")
         if self.eval_strategy == "no" or self.save_strategy == "no":
             # the best epoch is found by validation and kept in a checkpoint
             self.load_best_model_at_end = False
@@ -128,14 +134,27 @@ class ForecastTrainingArguments(TrainingArguments):
         if self._n_gpu > 1:
             self._n_gpu = 1
 
+    def _check_values(self):
+        for name in ("patience", "learning_rate", "projection_learning_rate", "weight_decay", "seed"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
+            raise InputError("nothing to train: give num_train_epochs above 0, or max_steps")
+        if (metric := self.metric_for_best_model.removeprefix("eval_")) not in _METRICS:
+            raise InputError(f"metric_for_best_model must be one of {', '.join(_METRICS)}, got {metric!r}")
+
     @property
     def compute_dtype(self) -> torch.dtype:
         """What matrix products are computed in."""
         return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else torch.float32
 
+    @property
+    def checkpointing(self) -> bool:
+        """Whether the backward pass computes the backbone's blocks anew."""
+        return any(getattr(self, name, False) for name in _CHECKPOINTING)
+
     def _settle_checkpointing(self):
-        # the option's name in transformers, and the one it had before
-        for name in ("activation_checkpointing", "gradient_checkpointing"):
+        for name in _CHECKPOINTING:
             if getattr(self, name, False):
                 kwargs = {"use_reentrant": False} | (getattr(self, f"{name}_kwargs") or {})
                 if kwargs["use_reentrant"]:

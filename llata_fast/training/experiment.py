@@ -8,6 +8,7 @@ from transformers import set_seed
 
 from ..config import LlataConfig, ModelArguments
 from ..data import Splits, TimeSeries
+from ..errors import InputError
 from ..evaluation.baselines import Forecast, score
 from ..modeling import LlataForPrediction
 from ..serving.forecaster import SeriesInfo
@@ -30,7 +31,10 @@ def prepare(
     """
     settle_output_dir(args, data_args, model_args)
     set_seed(args.seed)
-    model = LlataForPrediction.from_backbone(LlataConfig(**asdict(model_args)), frozen_dtype=args.compute_dtype)
+    config = LlataConfig(**asdict(model_args))
+    if args.checkpointing and not config.has_language_model:
+        raise InputError(f"gradient_checkpointing: ablation {config.ablation} has no blocks whose activations it drops")
+    model = LlataForPrediction.from_backbone(config, frozen_dtype=args.compute_dtype)
     # validation chooses the penalty where the training windows alone are too few for it
     few = data_args.few_shot_percent or model_args.skip_channels
     learn_from_linear(model, splits.train, splits.val if few else None)

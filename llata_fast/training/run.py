@@ -48,7 +48,7 @@ def settle_output_dir(training: ForecastTrainingArguments, data: DataArguments, 
             f"{training.output_dir} holds a run already: give another --output_dir, "
             "--resume_from_checkpoint last or --overwrite_output_dir true"
         )
-    _check_can_be_made(Path(training.output_dir))
+    check_can_be_made(Path(training.output_dir))
     if last:
         whole = filter(_is_whole, Path(training.output_dir).glob(_CHECKPOINTS))
         resume = max(map(str, whole), key=lambda path: int(path.rpartition("-")[2]), default=None)
@@ -64,7 +64,8 @@ def _is_whole(checkpoint: Path) -> bool:
     return (checkpoint / TRAINER_STATE_NAME).is_file()
 
 
-def _check_can_be_made(folder: Path):
+def check_can_be_made(folder: Path):
+    """Raise InputError where `folder` is none and cannot become one, before hours are spent on what it shall hold."""
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not nearest.is_dir():
         raise InputError(f"cannot write {folder}: {nearest} is a file")

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from llata_fast.errors import InputError
-from llata_fast.evaluation.protocols import COLUMNS, Results, Run, markdown, plan, summary
+from llata_fast.evaluation.protocols import COLUMNS, REFERENCE_NOTE, Results, Run, markdown, plan, summary
 
 
 def run(**fields):
@@ -42,6 +42,16 @@ def test_a_row_is_there_for_good(tmp_path):
     assert [row in Results(path) for row in rows] == [True] * 3
     assert list(pd.read_csv(path).columns) == list(COLUMNS)
     assert pd.read_csv(path)["note"][0] == 'a "note", with a comma'
+
+
+def test_another_scoring_is_another_row(tmp_path):
+    path = tmp_path / "results.csv"
+    whole, untrainable = run(), run(percent=0.1)
+    Results(path).add(whole, mse=0.5)
+    Results(path).add(untrainable, note="not trainable: too few rows")
+    assert [row in Results(path, reference=True) for row in (whole, untrainable)] == [False, True]
+    Results(path, reference=True).add(run(seed=2), mse=0.5, note=f"{REFERENCE_NOTE}: 3 windows left out")
+    assert run(seed=2) in Results(path, reference=True) and run(seed=2) not in Results(path)
 
 
 def test_refuses_another_table(tmp_path):

@@ -98,7 +98,12 @@ def test_wrong_command_lines(refused, config_file, tmp_path):
     assert "unknown option contxt_length" in refused("--config", config_file(contxt_length=96))
     assert "unknown option config" in refused("--config", config_file(config="other.yaml"))
     assert "config.yaml: argument --task_loss" in refused("--config", config_file(task_loss="huber"))
-    assert "patience must be at least 0, got -1" in refused("--patience", "-1")
+    for name in ("patience", "learning_rate", "projection_learning_rate", "weight_decay", "seed"):
+        assert f"{name} must be at least 0, got -1" in refused(f"--{name}", "-1")
+    for nothing in (["--max_steps", "0"], ["--num_train_epochs", "0"], ["--num_train_epochs", "-1"]):
+        assert "nothing to train" in refused(*nothing)
+    assert "one of mse, mae, loss, got 'f1'" in refused("--metric_for_best_model", "f1")
+    assert "report_to nobody: none of those installed" in refused("--report_to", "nobody")
     assert "IntervalStrategy" in refused("--eval_strategy", "sometimes")
     assert "num_layers must be at least 1" in refused("--config", config_file(num_layers=0))
     assert "No such file" in refused("--config", str(tmp_path / "absent.yaml"))
