@@ -60,13 +60,16 @@ def load_reference_checkpoint(
         **config: further fields of `LlataConfig`; every dropout is 0 unless given.
 
     Raises:
-        InputError: a file that is not there, or weights that are not the reference's.
+        InputError: a file that is not there or damaged, weights that are not the reference's, or prototypes of
+            another width.
     """
     state = _read_state(source)
     try:
         sizes = _sizes(state)
     except KeyError as error:
         raise InputError(f"not a checkpoint of the reference: it lacks {error.args[0]}") from None
+    if prototypes.ndim != 2 or prototypes.shape[1] != sizes["hidden_size"]:
+        raise InputError(f"prototypes must be [V, {sizes['hidden_size']}], got {list(prototypes.shape)}")
     dropout = config.setdefault("dropout", 0.0)
     config.setdefault("lora_dropout", 0.0)
     gpt2 = GPT2Config(
@@ -91,7 +94,11 @@ def load_reference_checkpoint(
         "num_prototypes": len(prototypes),
     }
     model = LlataForPrediction(LlataConfig(gpt2, num_heads=num_heads, lora_alpha=lora_alpha, **(fields | config)))
-    missing, unexpected = model.load_state_dict(reference_weights(state, prototypes), strict=False)
+    try:
+        missing, unexpected = model.load_state_dict(reference_weights(state, prototypes), strict=False)
+    except RuntimeError as error:  # what torch makes of other shapes
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"not a checkpoint of the reference with these settings: {reason}") from None
     missing = [key for key in missing if key not in model.backbone.shared_keys("backbone.")]
     if missing or unexpected:
         raise InputError(f"not a checkpoint of the reference: {(missing + unexpected)[0]} has no counterpart")
@@ -131,7 +138,13 @@ def _read_state(source: str | Path | dict[str, Tensor]) -> dict[str, Tensor]:
         return source
     if not Path(source).is_file():
         raise InputError(f"no reference checkpoint at {source}")
-    return torch.load(source, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or foreign file raises anything
+        raise InputError(f"{source} is no checkpoint of the reference ({type(error).__name__})") from error
+    if not isinstance(state, dict):
+        raise InputError(f"{source} is no checkpoint of the reference: it holds no state dict")
+    return state
 
 
 def _sizes(state: dict[str, Tensor]) -> dict[str, int]:

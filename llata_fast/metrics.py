@@ -30,15 +30,19 @@ class ForecastMetrics:
         self._sums = self._sums.to(sums.device) + sums
 
     def compute(self) -> dict[str, float]:
-        """MSE and MAE over all observed values; `per_channel` then holds them for each column. Starts anew."""
+        """MSE and MAE over all observed values; `per_channel` then holds them for each column. Starts anew.
+
+        NaN where nothing was observed.
+        """
         sums = self._sums.cpu()
         self._reset()
         mse, mae = (sums[:2] / sums[2]).tolist()
         self.per_channel = {
             column: {"mse": mse[channel], "mae": mae[channel]} for channel, column in enumerate(self.columns)
         }
-        squared, absolute, count = sums.sum(1).tolist()
-        return {"mse": squared / count, "mae": absolute / count}
+        total = sums.sum(1)
+        mse, mae = (total[:2] / total[2]).tolist()
+        return {"mse": mse, "mae": mae}
 
     def __call__(self, batch, compute_result: bool = True) -> dict[str, float]:
         self.update(batch.predictions, batch.label_ids)

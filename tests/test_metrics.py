@@ -84,3 +84,9 @@ def test_channel_without_a_value():
     assert np.isnan(per_channel["b"]["mse"]) and np.isnan(per_channel["b"]["mae"])
     assert scores == stream(prediction, target, [1, 2])[0]
     assert scores["mse"] == pytest.approx((prediction - target)[..., [0, 2]].double().square().mean().item())
+
+
+def test_nothing_observed():
+    metrics = ForecastMetrics(["a"])
+    metrics.update(torch.zeros(1, 4, 1), torch.full((1, 4, 1), torch.nan))
+    assert all(np.isnan(value) for value in metrics.compute().values())
