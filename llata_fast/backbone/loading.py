@@ -88,7 +88,7 @@ def read_backbone_config(source: str, num_layers: int | None = None) -> PreTrain
         raise InputError(f"backbone {source!r}: a {config.model_type!r} model is no decoder language model")
     config.use_cache = False
     config._name_or_path = source
-    return config if num_layers is None else _cut(config, num_layers)
+    return config if num_layers is None else cut_config(config, num_layers)
 
 
 def build_backbone(config: PreTrainedConfig, attn_implementation: str = "sdpa") -> PreTrainedModel:
@@ -128,11 +128,27 @@ def load_backbone_weights(source: str, config: PreTrainedConfig, *, seed: int = 
 
 def max_tokens(config: PreTrainedConfig) -> int | None:
     """How many tokens the decoder can attend over: its learned positions (GPT-2: 1,024), None where it has none."""
-    decoder = _empty_decoder(_cut(config, 1))
+    decoder = _empty_decoder(cut_config(config, 1))
     words = decoder.get_input_embeddings()
     if any(isinstance(module, nn.Embedding) and module is not words for module in decoder.modules()):
         return config.max_position_embeddings
     return None
+
+
+def cut_config(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
+    """A copy of a decoder's config with its first `num_layers` blocks; InputError where there are fewer."""
+    total = config.num_hidden_layers
+    if not 1 <= num_layers <= total:
+        raise InputError(
+            f"backbone {config._name_or_path!r} has {total} layers, num_layers {num_layers} is not in 1..{total}"
+        )
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = num_layers
+    for name, value in vars(config).items():
+        # layer_types, mlp_layer_types, ...: one entry a layer
+        if "layer" in name and isinstance(value, list) and len(value) == total:
+            setattr(config, name, value[:num_layers])
+    return config
 
 
 @dataclass(frozen=True)
@@ -264,21 +280,6 @@ def _stored_config(place: _Place) -> PreTrainedConfig:
             raise InputError(f"backbone {place.source!r}: there is no config.json")
     with _reported(place, f"unreadable {path.name}"):
         return AutoConfig.from_pretrained(path)
-
-
-def _cut(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
-    total = config.num_hidden_layers
-    if not 1 <= num_layers <= total:
-        raise InputError(
-            f"backbone {config._name_or_path!r} has {total} layers, num_layers {num_layers} is not in 1..{total}"
-        )
-    config = copy.deepcopy(config)
-    config.num_hidden_layers = num_layers
-    for name, value in vars(config).items():
-        # layer_types, mlp_layer_types, ...: one entry a layer
-        if "layer" in name and isinstance(value, list) and len(value) == total:
-            setattr(config, name, value[:num_layers])
-    return config
 
 
 def _decoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:

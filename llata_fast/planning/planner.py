@@ -191,8 +191,8 @@ def _plan_stage(
     parts["runtime"] = ASSUMPTIONS[f"{kind}_runtime_bytes"]
     if kind == "gpu":
         parts["runtime"] += ASSUMPTIONS["gpu_fragmentation"] * (parts["communication"] + parts["activations"])
-    if not config.merged and hasattr(config, "num_prototypes"):
-        keys_values = 2 * config.num_prototypes * config.hidden_size * weights.element_bytes
+    if config.has_text_branch:
+        keys_values = 2 * config.num_prototypes * config.hidden_size * (4 if request.precision == "fp32" else 2)
         parts["prototype_keys_values"] = keys_values
         parts["activations"] -= keys_values
     if config.base_precision != "auto":

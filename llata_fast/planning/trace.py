@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..backbone.loading import cut_config
 from ..backbone.twin import store_frozen
 from ..config import LlataConfig
 from ..kernels._launch import triton_for_fake_tensors
@@ -89,11 +90,7 @@ def trace_step(config: LlataConfig, workload: Workload) -> Trace:
 
 def _cut(config: LlataConfig, num_layers: int) -> LlataConfig:
     config = copy.deepcopy(config)
-    backbone = config.backbone_config
-    for name, value in vars(backbone).items():
-        if "layer" in name and isinstance(value, list) and len(value) == backbone.num_hidden_layers:
-            setattr(backbone, name, value[:num_layers])
-    config.num_layers = backbone.num_hidden_layers = num_layers
+    config.num_layers, config.backbone_config = num_layers, cut_config(config.backbone_config, num_layers)
     return config
 
 

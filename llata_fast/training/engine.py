@@ -57,13 +57,18 @@ def reshard(checkpoint: str | Path) -> Path:
             f"{checkpoint} holds no DeepSpeed checkpoint: give a checkpoint-<step> that one of its runs wrote"
         )
     target = source.with_name(f"{source.name}_universal")
+    complete = False
     try:
         _convert(source, target)
         _settle_for_every_stage(target)
+        complete = True
     except Exception as error:  # a damaged file raises anything
-        shutil.rmtree(target, ignore_errors=True)
-        Path(checkpoint, _UNIVERSAL).unlink(missing_ok=True)
         raise InputError(f"{source} cannot be converted ({type(error).__name__}: {error})") from error
+    finally:
+        # an interrupted one, too, would be taken for a whole one
+        if not complete:
+            shutil.rmtree(target, ignore_errors=True)
+            Path(checkpoint, _UNIVERSAL).unlink(missing_ok=True)
     Path(checkpoint, _UNIVERSAL).write_text(target.name)
     return target
 

@@ -209,6 +209,15 @@ def test_what_leaves_a_gpu_is_in_its_hosts_memory(stage):
     assert kept.host_bytes == 0
 
 
+@pytest.mark.parametrize(("precision", "element"), [("fp32", 4), ("bf16", 2)])
+def test_prototypes_have_keys_and_values_where_there_is_a_textual_branch(precision, element):
+    request = Request(gpus=2, batch_size=16, checkpointing=False, precision=precision)
+    for ablation, tensors in (("none", 2), ("no_text_branch", 0), ("no_llm", 0)):
+        config = model_config(ModelArguments(backbone="gpt2", num_layers=2, context_length=96, ablation=ablation))
+        for stage in make_plan(config, request, ("ddp", "zero2")).stages:
+            assert stage.memory.get("prototype_keys_values", 0) == tensors * 500 * 768 * element
+
+
 @pytest.mark.parametrize(("precision", "size"), [("int8", 1.0), ("int4", 0.52)])
 def test_quantised_base(precision, size):
     """A base of 70 billion parameters on one GPU, without the stages that would partition it."""

@@ -1,0 +1,26 @@
+"""What a checkpoint of DeepSpeed's is left as; conversions themselves are tested on real ones, in test_distributed."""
+
+import pytest
+
+from llata_fast.training import engine
+
+
+def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
+    """Its half would be taken for a checkpoint that is resharded already."""
+    source = tmp_path / "global_step1"
+    source.mkdir()
+    (source / "rank_0_optim_states.pt").touch()
+    (tmp_path / "latest").write_text(source.name)
+
+    def convert(source, target):
+        target.mkdir()
+        (tmp_path / "latest_universal").write_text(target.name)
+
+    def interrupted(target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "_convert", convert)
+    monkeypatch.setattr(engine, "_settle_for_every_stage", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.reshard(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"global_step1", "latest"}
