@@ -62,7 +62,10 @@ def test_the_temporal_branch_alone_is_the_temporal_branch(family, tmp_path):
     missing, unexpected = alone.load_state_dict(whole.state_dict(), strict=False)
     assert not missing and all(key.startswith(("cross_attention", "prototypes", "alignment")) for key in unexpected)
     past, future = window(batch=4)
-    torch.testing.assert_close(alone(past, future).task_loss, whole(past, future).task_loss)
+    output = alone(past, future)
+    torch.testing.assert_close(output.task_loss, whole(past, future).task_loss)
+    output.loss.backward()
+    assert not [name for name, p in alone.named_parameters() if p.requires_grad and p.grad is None]
 
 
 def test_random_init_trains_every_weight_from_other_values(backbone):

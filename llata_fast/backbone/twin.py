@@ -84,7 +84,8 @@ class TwinPositions(_Branched):
     def __init__(self, base: nn.Embedding, twin: bool):
         super().__init__(twin)
         self.time = copy.deepcopy(base).requires_grad_(True)
-        self.text = copy.deepcopy(base).requires_grad_(True)
+        # where there is no textual row, nothing would train them
+        self.text = copy.deepcopy(base).requires_grad_(twin)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens [rows, T, D] -> the same with positions added."""

@@ -128,6 +128,9 @@ class ForecastTrainingArguments(TrainingArguments):
         self.batch_eval_metrics = True
         self.label_names = ["future_values"]
         self.dataloader_pin_memory = False
+        if self.ddp_find_unused_parameters is None:
+            # all that is trained has a part in every loss; looking for what has none walks the graph each step
+            self.ddp_find_unused_parameters = False
         super().__post_init__()
         self._settle_checkpointing()
         # several GPUs are for launchers: torch's DataParallel would split the batch under our feet
