@@ -29,18 +29,23 @@ def forecast_loss(
     target: Tensor,
     channel_weights: Tensor | None = None,
     insample_scale: Tensor | None = None,
+    *,
+    has_missing: bool = True,
 ) -> Tensor:
     """Loss `kind` of prediction against target, both [B, H, C] -> fp32 scalar; channels weigh `channel_weights` [C].
 
-    NaN in target marks a missing value; it adds nothing. The sum is divided by B * H * C, missing values counted in,
-    so that the mean over micro-batches and ranks is the loss of the global batch whatever is missing where.
+    NaN in target marks a missing value (unless not `has_missing`: then it is an error, and the loss NaN); it adds
+    nothing. The sum is divided by B * H * C, missing values counted in, so that the mean over micro-batches and ranks
+    is the loss of the global batch whatever is missing where.
 
     mase divides errors by `insample_scale` [B, C]: each series' mean absolute error of the seasonal-naive forecast
     inside its sample. Raises InputError where that is not given.
     """
-    observed = ~torch.isnan(target)
-    target = torch.where(observed, target.float(), 0.0)
-    prediction = torch.where(observed, prediction.float(), 0.0)
+    prediction, target = prediction.float(), target.float()
+    if has_missing:
+        observed = ~torch.isnan(target)
+        target = torch.where(observed, target, 0.0)
+        prediction = torch.where(observed, prediction, 0.0)
     if kind == "mase":
         if insample_scale is None:
             raise InputError("the mase loss needs insample_scale [B, C], which only the M4 data sets carry")

@@ -380,7 +380,10 @@ class LlataForPrediction(PreTrainedModel):
         output.task_loss = forecast_loss(config.task_loss, prediction, target, *weighting)
         output.loss = output.task_loss
         if config.ablation != "no_consistency":
-            output.consistency_loss = forecast_loss(config.consistency_loss, prediction, text, *weighting)
+            # a branch that has diverged is not one whose values are missing
+            output.consistency_loss = forecast_loss(
+                config.consistency_loss, prediction, text, *weighting, has_missing=False
+            )
             output.loss = output.loss + config.consistency_weight * output.consistency_loss
         if config.ablation != "no_alignment":
             output.alignment_loss = sum(

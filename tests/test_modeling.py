@@ -128,6 +128,14 @@ def test_missing_targets_add_nothing(backbone):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
+def test_a_diverged_branch_shows(backbone):
+    """NaN in its forecast is no missing value."""
+    model = tiny_model(backbone, ablation="no_alignment")
+    torch.nn.init.constant_(model.cross_attention.out_proj.bias, torch.nan)
+    output = model(*window())
+    assert output.task_loss.isfinite() and output.consistency_loss.isnan() and output.loss.isnan()
+
+
 @pytest.mark.parametrize("tokens", [{}, PATCHES], ids=["variates", "patches"])
 def test_missing_inputs_have_no_say(backbone, tokens):
     model = tiny_model(backbone, **tokens).eval()

@@ -201,7 +201,10 @@ class TwinBackbone(nn.Module):
 
 
 class PlainBackbone(nn.Module):
-    """A transformers decoder in the place of a `TwinBackbone`: a merged temporal branch, or one trained whole."""
+    """A transformers decoder in the place of a `TwinBackbone`: a merged temporal branch, or one trained whole.
+
+    tokens [rows, T, D] -> (features [rows, T, D],), the last ones with the residual.
+    """
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()

@@ -34,9 +34,10 @@ class WeightAverage(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.steps = state.global_step
         if args.resume_from_checkpoint and (path := Path(args.resume_from_checkpoint, _FILE)).is_file():
+            # the model holds the average until the first step, and for good if none is left
             self.average = [weight.clone() for weight in self.weights]
             stored = load_file(path)
-            torch._foreach_copy_(self.weights, [stored[name] for name in self.names])
+            self.saved = [stored[name] for name in self.names]
 
     @torch.no_grad()
     def on_step_begin(self, *args, **kwargs):

@@ -58,6 +58,25 @@ def test_shown_once_however_often_it_is_asked_for(model):
     assert walk(average, model, 1) == [3]
 
 
+def test_a_checkpoint_holds_both(model, tmp_path):
+    """The average is the model's file; the weights come back with the first step, if there is one."""
+    whole, state = WeightAverage(model, 0.9), SimpleNamespace(global_step=2)
+    walk(whole, model, 2, shown_at=(2,))
+    shown = model.weight.item()
+    (tmp_path / "checkpoint-2").mkdir()
+    whole.on_save(SimpleNamespace(should_save=True, output_dir=tmp_path), state, None)
+
+    resumed = WeightAverage(model, 0.9)
+    resumed.on_train_begin(SimpleNamespace(resume_from_checkpoint=tmp_path / "checkpoint-2"), state, None)
+    assert model.weight.item() == shown
+    walk(resumed, model, 1, shown_at=(1,))
+    again = model.weight.item()
+    with torch.no_grad():
+        model.weight.fill_(shown)
+    walk(whole, model, 1, shown_at=(1,))
+    assert again == model.weight.item()
+
+
 def test_frozen_weights_are_left_alone(model):
     model.weight.requires_grad_(False)
     assert WeightAverage(model, 0.9).weights == []
