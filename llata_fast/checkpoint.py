@@ -65,7 +65,7 @@ def load_reference_checkpoint(
     """
     state = _read_state(source)
     try:
-        sizes = _sizes(state)
+        sizes, weights = _sizes(state), reference_weights(state, prototypes)
     except KeyError as error:
         raise InputError(f"not a checkpoint of the reference: it lacks {error.args[0]}") from None
     if prototypes.ndim != 2 or prototypes.shape[1] != sizes["hidden_size"]:
@@ -95,7 +95,7 @@ def load_reference_checkpoint(
     }
     model = LlataForPrediction(LlataConfig(gpt2, num_heads=num_heads, lora_alpha=lora_alpha, **(fields | config)))
     try:
-        missing, unexpected = model.load_state_dict(reference_weights(state, prototypes), strict=False)
+        missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:  # what torch makes of other shapes
         reason = str(error).splitlines()[-1].strip()
         raise InputError(f"not a checkpoint of the reference with these settings: {reason}") from None

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import runpy
+import shlex
 import shutil
 import sys
 import warnings
@@ -15,11 +17,13 @@ import torch
 from tiny import random_backbone
 from transformers import AutoModel
 
-from llata_fast.__main__ import main
+from llata_fast.__main__ import _parser, main
 from llata_fast.backbone.loading import load_backbone_weights, read_backbone_config
+from llata_fast.commands import COMMANDS
 from llata_fast.data import read_csv
 from llata_fast.serving import plots
 from llata_fast.serving.forecaster import Forecaster
+from llata_fast.training.arguments import given_flags
 
 ROOT = Path(__file__).resolve().parent.parent
 L, H, ROWS = 24, 8, 400
@@ -458,6 +462,34 @@ def test_run_that_is_none(refused, run, tmp_path):
             assert str(broken) in message
         (broken / name).write_bytes((run / name).read_bytes())
     llata_fast("predict", broken, *argv)
+
+
+@pytest.mark.parametrize("command", [module.__name__.rpartition(".")[2] for module in COMMANDS])
+def test_help(command, capsys):
+    """Every option explains itself, and no default is shown that says nothing."""
+    with pytest.raises(SystemExit) as exit:
+        llata_fast(command, "--help")
+    assert exit.value.code == 0 and "default: None" not in capsys.readouterr().out
+    (commands,) = [action.choices for action in _parser()._actions if action.dest == "command"]
+    assert all(action.help for action in commands[command]._actions)
+
+
+def documented_commands():
+    for name in ("README.md", "ds_configs/README.md", "bench/results/quality/TUNING.md"):
+        text = (ROOT / name).read_text().replace("\\\n", " ")
+        for line in re.findall(r"^ {4}((?:python|deepspeed|torchrun) .*)$", text, flags=re.MULTILINE):
+            yield shlex.split(line.replace(" ...", ""), comments=True)
+
+
+def test_the_documents_command_lines_are_taken(monkeypatch):
+    commands = list(documented_commands())
+    assert len(commands) > 20
+    for words in commands:
+        if "train.py" in words:
+            # unknown options end the program
+            given_flags(words[words.index("train.py") + 1 :])
+        elif "llata_fast" in words:
+            _parser().parse_args(words[words.index("llata_fast") + 1 :])
 
 
 def test_wrong_command_lines(refused, run):

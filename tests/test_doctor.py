@@ -54,7 +54,8 @@ def test_resolves_a_deepspeed_configuration(tmp_path, capsys, stage):
     [
         (["--deepspeed", "absent.json"], "absent.json: no such file"),
         (["--attn_implementation", "flash_attention_9"], "must be one of auto"),
-        (["--batch_size", "7", "--gradient_accumulation_steps", "2"], "batch_size 7 is not a multiple"),
+        (["--batch_size", "7", "--gradient_accumulation_steps", "2"], "error: batch_size 7 is not a multiple"),
+        (["--num_tokens", "0"], "--num_tokens must be at least 1"),
     ],
 )
 def test_bad_options(tmp_path, capsys, argv, words):

@@ -29,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(options: argparse.Namespace):
+    if options.num_tokens < 1:
+        raise InputError(f"--num_tokens must be at least 1, got {options.num_tokens}")
     with tempfile.TemporaryDirectory() as folder:
         training = _training_arguments(options, folder)
         config = read_backbone_config(options.backbone)
@@ -66,6 +68,8 @@ def _training_arguments(options: argparse.Namespace, folder: str) -> ForecastTra
             gradient_accumulation_steps=options.gradient_accumulation_steps,
             report_to="none",
         )
+    except InputError:
+        raise
     # a damaged or contradictory configuration, or no DeepSpeed
     except (ValueError, ImportError) as error:
         raise InputError(f"--deepspeed {options.deepspeed}: {error}") from None

@@ -48,6 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser):
 def run(options: argparse.Namespace):
     if options.stage not in ("auto", *STAGES):
         raise InputError(f"stage {options.stage!r} is not one of auto, {', '.join(STAGES)}")
+    if options.gradient_accumulation_steps < 1:
+        raise InputError(f"gradient_accumulation_steps must be at least 1, got {options.gradient_accumulation_steps}")
     request = Request(
         gpu=options.gpu,
         gpus=options.gpus,
@@ -185,7 +187,7 @@ def reason(plan: Plan) -> str:
     needs = f"{best.memory_bytes / GIB:.1f} of {room:.1f} GiB a GPU, {best.step_seconds:.3g} s a step"
     before = [variant for variant in plan.stages if variant.checkpointing == best.checkpointing]
     if request.gpus == 1:
-        before = [variant for variant in before if variant.stage == "ddp" or "offload" in variant.stage]
+        before = [item for item in before if item is best or item.stage == "ddp" or "offload" in item.stage]
     simpler = before[: before.index(best)]
     if not simpler:
         why = "the simplest that fits, and no other is clearly faster"

@@ -144,6 +144,10 @@ def make_plan(
     modes = {stage: ("autocast" if stage == "ddp" else "bf16") if half else "fp32" for stage in stages}
     weights = {mode: weigh(config, mode) for mode in set(modes.values())}
     choices = (False, True) if request.checkpointing is None else (request.checkpointing,)
+    if not config.has_language_model:
+        if request.checkpointing:
+            raise InputError(f"gradient_checkpointing: ablation {config.ablation} has no blocks to compute twice")
+        choices = (False,)
     traces = {
         (mode, checkpointing): trace(
             config, Workload(request.micro_batch, request.channels, mode, checkpointing, request.gpu != "cpu")
@@ -162,8 +166,8 @@ def make_plan(
 def _recommend(plans: list[StagePlan], gpus: int) -> StagePlan | None:
     fitting = [plan for plan in plans if plan.fits]
     if gpus == 1:
-        # there is nobody to share with; only host memory takes a load off
-        fitting = [plan for plan in fitting if plan.stage == "ddp" or "offload" in plan.stage]
+        # there is nobody to share with; only host memory takes a load off. Unless nothing else was asked for
+        fitting = [plan for plan in fitting if plan.stage == "ddp" or "offload" in plan.stage] or fitting
     # computing blocks twice is for those who must
     fitting = [plan for plan in fitting if not plan.checkpointing] or fitting
     if not fitting:

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from argparse import Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from pathlib import Path
@@ -205,8 +206,19 @@ def has_bf16(cpu: bool) -> bool:
     return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
 
 
+class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Shows defaults that say something, and docstrings as they are written."""
+
+    def _get_help_string(self, action: Action) -> str | None:
+        silent = action.default is None or action.nargs == 0
+        return action.help if silent else super()._get_help_string(action)
+
+
 class Parser(HfArgumentParser):
     """HfArgumentParser whose errors are one line: the usage of two hundred flags helps nobody."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{"formatter_class": _HelpFormatter} | kwargs)
 
     # what is being read, in front of every message
     source = ""
@@ -235,7 +247,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
     An unknown flag or key ends the program with one line.
     """
     parser = _parser()
-    flags = _given_flags(argv)
+    flags = given_flags(argv)
     try:
         settings = _read_yaml(flags["config"], parser) if "config" in flags else {}
         chosen = vars(parser.parse_args([])) | settings | flags
@@ -252,7 +264,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
     return tuple(arguments)
 
 
-def _given_flags(argv: list[str] | None) -> dict:
+def given_flags(argv: list[str] | None) -> dict:
     """What the command line says, defaults that it repeats among it."""
     parser, absent = _parser(), object()
     parser.set_defaults(**dict.fromkeys(vars(parser.parse_args([])), absent))

@@ -263,6 +263,20 @@ def test_command(tmp_path, launch, capsys):
     assert f"{weights.frozen:,}" in text and "Take zero3_offload with --gradient_checkpointing" in text
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_one_stage_on_one_gpu(tmp_path, capsys, stage):
+    """It is what was asked for, although nobody is there to share with."""
+    backbone = random_backbone(tmp_path, "llama")
+    main(["plan", "--backbone", backbone, "--num_layers", "1", "--num_prototypes", "9", "--stage", stage])
+    assert f"Take {stage}: " in capsys.readouterr().out
+
+
+def test_without_a_language_model(tmp_path, capsys):
+    backbone = random_backbone(tmp_path, "llama")
+    main(["plan", "--backbone", backbone, "--num_layers", "1", "--num_prototypes", "9", "--ablation", "no_llm"])
+    assert "0 parameters frozen" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -274,6 +288,8 @@ def test_command(tmp_path, launch, capsys):
         (["--base_precision", "int4", "--gpu", "cpu"], "base_precision int4 needs a CUDA device"),
         (["--base_precision", "int8", "--stage", "zero3"], "base_precision int8 cannot be partitioned by ZeRO-3"),
         (["--backbone", "no/such/place"], "no such file or folder"),
+        (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps must be at least 1"),
+        (["--ablation", "no_llm", "--gradient_checkpointing"], "ablation no_llm has no blocks"),
     ],
 )
 def test_bad_input_is_one_line(options, message, capsys):
