@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
-import torch
 import yaml
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
@@ -127,19 +126,13 @@ def learn_from_linear(
     """What training takes from a linear forecast of its windows: the skip's start and the weights of the channels.
 
     With `validation` its windows choose the ridge penalties; `scaled` as in `LinearBaseline`. Raises InputError where
-    the model has a skip for each of another number of channels, and where a channel to be balanced is constant.
+    the model has a skip for each of another number of channels.
     """
     balance, skip = model.config.channel_balance, model.skip
     if skip is None and not balance:
         return
     own = skip is not None and skip.own is not None
-    try:
-        linear = LinearBaseline(per_channel=own, balance=balance, scaled=scaled).fit(train, validation=validation)
-    except torch.linalg.LinAlgError as error:
-        raise InputError(
-            f"no linear forecast can be fitted to the training windows ({error}): with channel_balance, a channel that "
-            "never moves has no error to weigh; leave it out with --columns"
-        ) from None
+    linear = LinearBaseline(per_channel=own, balance=balance, scaled=scaled).fit(train, validation=validation)
     if own and len(skip.own) != len(linear.weight):
         raise InputError(f"skip_channels is {len(skip.own)}, but the series has {len(linear.weight)} channels")
     if skip is not None:
