@@ -59,6 +59,12 @@ def test_weights_that_are_not_the_references(state, absent):
         load_reference_checkpoint(state, torch.randn(V, D), num_heads=HEADS)
 
 
+def test_weights_of_another_size(state):
+    state["out_layer.weight"] = state["out_layer.weight"][:, 1:]
+    with pytest.raises(InputError, match="with these settings: size mismatch for head.weight"):
+        load_reference_checkpoint(state, torch.randn(V, D), num_heads=HEADS)
+
+
 def test_files_that_are_no_checkpoint(state, tmp_path):
     path = tmp_path / "checkpoint.pth"
     with pytest.raises(InputError, match="no reference checkpoint at"):

@@ -7,7 +7,6 @@ import torch
 from safetensors import safe_open
 
 from llata_fast.checkpoint import load_reference_checkpoint, reference_names
-from llata_fast.errors import InputError
 
 RELATIVE = 1e-4
 
@@ -96,26 +95,6 @@ def test_checkpoint_file(fixture, tmp_path):
         tmp_path / "checkpoint.pth", tensors["prototypes"], lora_alpha=float(metadata["lora_alpha"])
     )
     assert_close("outputs_time", model(tensors["x"]).prediction_outputs, tensors["outputs_time"])
-
-
-def test_what_is_no_checkpoint(fixture, tmp_path):
-    tensors, metadata = fixture
-    prototypes, path = tensors["prototypes"], tmp_path / "checkpoint.pth"
-    with pytest.raises(InputError, match="no reference checkpoint at"):
-        load_reference_checkpoint(path, prototypes)
-    path.write_bytes(b"torn")
-    with pytest.raises(InputError, match="is no checkpoint of the reference"):
-        load_reference_checkpoint(path, prototypes)
-    torch.save([prototypes], path)
-    with pytest.raises(InputError, match="holds no state dict"):
-        load_reference_checkpoint(path, prototypes)
-    with pytest.raises(InputError, match="it lacks in_layer.linear.weight"):
-        load_reference_checkpoint({"prototypes": prototypes}, prototypes)
-    with pytest.raises(InputError, match=r"prototypes must be \[V, "):
-        load({**tensors, "prototypes": prototypes[:, 1:]}, metadata)
-    cut = "state_dict.out_layer.weight"
-    with pytest.raises(InputError, match="size mismatch for head.weight"):
-        load({**tensors, cut: tensors[cut][:, 1:]}, metadata)
 
 
 def test_names_are_all_known(fixture):
