@@ -68,6 +68,9 @@ class ForecastTrainer(Trainer):
         return ThroughputCallback(args.device, num_ranks=args.world_size, tokens_per_window=tokens, **figures)
 
     def get_batch_samples(self, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:
+            # the Trainer counts after a step: a run that is resumed at its end would be trained beyond it
+            return [], None
         fetched = self.throughput.fetch(lambda: super(ForecastTrainer, self).get_batch_samples(*args, **kwargs))
         self._micro_steps, self._windows = len(fetched[0]), sum(len(batch["past_values"]) for batch in fetched[0])
         return fetched

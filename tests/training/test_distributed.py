@@ -339,6 +339,12 @@ def test_the_rest_of_the_state_resumes(noise, folder, settings):
     assert scores(whole) == scores(resumed)
 
 
+def test_a_finished_run_is_not_trained_on(folder, settings):
+    whole, resumed = train_and_resume(folder, settings | {"average_decay": 0.9}, "finished", step=STEPS)
+    assert not list(resumed.glob("checkpoint-*"))
+    assert scores(whole) == scores(resumed)
+
+
 def test_patience_resumes(folder, settings):
     """Nothing is learned: the second evaluation that is no better ends both runs, of which a checkpoint saw one."""
     still = {"learning_rate": 0, "projection_learning_rate": 0, "patience": 2}
