@@ -393,6 +393,14 @@ def test_output_dir_of_another_run(refused, run, backbone):
     assert "holds a run already" in refused(train, *tiny_run(run.parent / "series.csv", run, backbone))
 
 
+def test_checkpoint_of_another_model(refused, run, backbone):
+    checkpoint = run / "checkpoint-3"
+    for name, value in (("num_layers", 1), ("prediction_length", H + 1), ("ablation", "no_llm")):
+        argv = tiny_run(run.parent / "series.csv", run, backbone, resume_from_checkpoint=checkpoint, **{name: value})
+        message = refused(train, *argv)
+        assert f"checkpoint-3 was trained with {name} " in message and f", not {value}" in message
+
+
 def test_output_that_cannot_be_written(refused, run, tmp_path):
     series = write(tmp_path, make_table(60))
     predict = ("predict", run, "--input", series, "--output")

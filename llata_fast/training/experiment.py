@@ -13,7 +13,7 @@ from ..evaluation.baselines import Forecast, score
 from ..modeling import LlataForPrediction
 from ..serving.forecaster import SeriesInfo
 from .arguments import DataArguments, ForecastTrainingArguments, resolved_settings
-from .run import learn_from_linear, parameter_counts, settle_output_dir, start_run, write_metrics
+from .run import check_resumes, learn_from_linear, parameter_counts, settle_output_dir, start_run, write_metrics
 from .trainer import ForecastTrainer
 
 
@@ -27,7 +27,8 @@ def prepare(
     """A new model around its backbone and what trains it, ready to; the run's settings are written into its folder.
 
     Raises:
-        InputError: the folder holds a run, the backbone cannot be had or is too short for the series' channels.
+        InputError: the folder holds a run, the checkpoint to resume from is another model's, the backbone cannot be had
+            or is too short for the series' channels.
     """
     settle_output_dir(args, data_args, model_args)
     set_seed(args.seed)
@@ -35,6 +36,8 @@ def prepare(
     if args.checkpointing and not config.has_language_model:
         raise InputError(f"gradient_checkpointing: ablation {config.ablation} has no blocks whose activations it drops")
     model = LlataForPrediction.from_backbone(config, frozen_dtype=args.compute_dtype)
+    if args.resume_from_checkpoint:
+        check_resumes(model.config, args.resume_from_checkpoint)
     # validation chooses the penalty where the training windows alone are too few for it
     few = data_args.few_shot_percent or model_args.skip_channels
     learn_from_linear(model, splits.train, splits.val if few else None)

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..backbone.quantised import quantised_modules
-from ..config import ModelArguments
+from ..config import LlataConfig, ModelArguments
 from ..data import Splits, TimeSeries, WindowDataset
 from ..errors import InputError
 from ..evaluation.baselines import Forecast, LinearBaseline, batches, seasonal_naive
@@ -22,6 +22,21 @@ from ..modeling import LlataForPrediction
 from ..serving.plots import plot_forecast
 from .arguments import DataArguments, ForecastTrainingArguments
 
+# settings without which a checkpoint's weights do not fit
+_SHAPING = (
+    "num_layers",
+    "context_length",
+    "prediction_length",
+    "patch_length",
+    "patch_stride",
+    "num_prototypes",
+    "intermediate_size",
+    "lora_r",
+    "alignment_rank",
+    "linear_skip",
+    "skip_channels",
+    "ablation",
+)
 _FINISHED, _TRAINED, _CHECKPOINTS = "metrics.json", "model.safetensors", "checkpoint-[0-9]*"
 
 
@@ -62,6 +77,18 @@ def settle_output_dir(training: ForecastTrainingArguments, data: DataArguments, 
 def _is_whole(checkpoint: Path) -> bool:
     # the Trainer writes its own state last
     return (checkpoint / TRAINER_STATE_NAME).is_file()
+
+
+def check_resumes(config: LlataConfig, checkpoint: str | Path):
+    """Raise InputError where `checkpoint` is that of a model of other weights, with the first setting that differs."""
+    path = Path(checkpoint, "config.json")
+    try:
+        theirs = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the checkpoint's settings {path}: {error}") from None
+    for name in _SHAPING:
+        if name in theirs and theirs[name] != (ours := getattr(config, name)):
+            raise InputError(f"{checkpoint} was trained with {name} {theirs[name]}, not {ours}")
 
 
 def check_can_be_made(folder: Path):
