@@ -101,18 +101,18 @@ def _draw_quality(folder: Path, path: Path):
     scores = pd.read_csv(folder / "results.csv") if (folder / "results.csv").exists() else pd.DataFrame()
     if {"frozen_parameters", "horizon", "mse"} <= set(scores.columns):
         scores = scores[(scores.protocol == "long_term") & scores.frozen_parameters.notna()]
-        # the method, and the method without a language model; one size says nothing of sizes
+        # the method, and the method without a language model; one size says nothing of sizes, nor do two recipes
         scores = scores[scores.model.isin(["llata", "no_llm"])]
-        scores = scores[scores.groupby(["dataset", "horizon"]).frozen_parameters.transform("nunique") > 1]
+        scores = scores[scores.groupby(["dataset", "recipe", "horizon"]).frozen_parameters.transform("nunique") > 1]
     if scores.empty:
         return
     datasets = list(scores.dataset.unique())
     figure, panels = plt.subplots(1, len(datasets), figsize=(4.5 * len(datasets), 4), squeeze=False)
     for axes, dataset in zip(panels[0], datasets, strict=True):
-        means = scores[scores.dataset == dataset].groupby(["horizon", "frozen_parameters"]).mse.mean()
-        for horizon, points in means.groupby(level="horizon"):
+        means = scores[scores.dataset == dataset].groupby(["recipe", "horizon", "frozen_parameters"]).mse.mean()
+        for (recipe, horizon), points in means.groupby(level=["recipe", "horizon"]):
             sizes = points.index.get_level_values("frozen_parameters") / 1e6
-            axes.plot(sizes, points.to_numpy(), "o-", label=f"horizon {horizon}")
+            axes.plot(sizes, points.to_numpy(), "o-", label=f"horizon {horizon}, {recipe}")
         axes.set_title(dataset, fontsize=10)
         axes.set_xlabel("frozen parameters of the backbone, millions")
         axes.set_ylabel("test MSE, mean of the seeds")
