@@ -44,7 +44,7 @@ bench: $(READY)
 
 # kernels/RESOURCES.md: registers, spills and shared memory of every kernel on every target; needs no GPU
 resources: $(READY)
-	$(BIN)/python tests/compile_only.py --write
+	$(BIN)/python tools/compile_only.py --write
 
 # kernels/configs.csv: the launch configurations, timed on this machine's GPU
 tune: $(READY)

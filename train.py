@@ -9,11 +9,11 @@ from llata_fast.data import read_series, split_windows
 from llata_fast.errors import InputError
 from llata_fast.evaluation.baselines import score
 from llata_fast.evaluation.tables import results_table
-from llata_fast.serving.forecaster import SeriesInfo
-from llata_fast.serving.plots import HAS_MATPLOTLIB
+from llata_fast.forecasting.forecaster import SeriesInfo
+from llata_fast.forecasting.pictures import HAS_MATPLOTLIB
 from llata_fast.training.arguments import INTERRUPTED, parse_arguments, report_and_exit
-from llata_fast.training.callbacks import memory_hint
-from llata_fast.training.experiment import prepare
+from llata_fast.training.throughput import memory_hint
+from llata_fast.experiment import prepare
 from llata_fast.training.run import (
     draw_test_forecast,
     fit_baselines,

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from transformers import PreTrainedConfig
 
 from llata_fast.backbone.twin import store_frozen
-from llata_fast.checkpoint import reference_weights
+from llata_fast.reference_checkpoint import reference_weights
 from llata_fast.config import LlataConfig
 from llata_fast.modeling import LlataForPrediction
 from llata_fast.training.arguments import has_bf16

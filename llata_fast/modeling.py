@@ -24,14 +24,14 @@ from .ablations import AttentionBlock, StandIn
 from .backbone.attention import choose_attention
 from .backbone.base import load_base
 from .backbone.loading import build_backbone, max_tokens, read_backbone_config
+from .backbone.prototypes import backbone_prototypes
 from .backbone.quantised import quantised_modules
 from .backbone.twin import PlainBackbone, TwinBackbone
 from .config import LlataConfig, ModelArguments
 from .errors import InputError
 from .kernels import alignment_loss, patch_embed, prototype_attention
-from .linear_skip import LinearSkip
+from .linear import LinearSkip
 from .losses import forecast_loss
-from .prototypes import backbone_prototypes
 from .ranks import from_first_rank
 
 

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from torch import distributed
 
-from llata_fast.errors import InputError
+from .errors import InputError
 
 T = TypeVar("T")
 

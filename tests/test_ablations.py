@@ -4,10 +4,10 @@ import pytest
 import torch
 from tiny import BACKBONES, random_backbone, tiny_config, tiny_model, window
 
+from llata_fast.backbone.prototypes import principal_prototypes
 from llata_fast.config import ABLATIONS, LlataConfig
 from llata_fast.errors import InputError
 from llata_fast.modeling import LlataForPrediction
-from llata_fast.prototypes import principal_prototypes
 
 pytestmark = pytest.mark.usefixtures("plain_ops")
 

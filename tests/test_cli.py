@@ -21,8 +21,8 @@ from llata_fast.__main__ import _parser, main
 from llata_fast.backbone.loading import load_backbone_weights, read_backbone_config
 from llata_fast.commands import COMMANDS
 from llata_fast.data import read_csv
-from llata_fast.serving import plots
-from llata_fast.serving.forecaster import Forecaster
+from llata_fast.forecasting import pictures
+from llata_fast.forecasting.forecaster import Forecaster
 from llata_fast.training.arguments import given_flags
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -423,7 +423,7 @@ def test_what_the_system_refuses_is_one_line(refused, run, tmp_path, monkeypatch
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("llata_fast.serving.tables.open", full, raising=False)
+    monkeypatch.setattr("llata_fast.forecasting.table_files.open", full, raising=False)
     argv = ("--input", run.parent / "series.csv", "--output", tmp_path / "forecast.csv")
     assert "No space left" in refused(llata_fast, "predict", run, *argv)
 
@@ -435,7 +435,7 @@ def test_interrupted(run, backbone, tmp_path, monkeypatch, capfd, program):
 
     path = run.parent / "series.csv"
     monkeypatch.setattr("llata_fast.training.trainer.ForecastTrainer.train", interrupt)
-    monkeypatch.setattr("llata_fast.serving.forecaster.Forecaster.predict", interrupt)
+    monkeypatch.setattr("llata_fast.forecasting.forecaster.Forecaster.predict", interrupt)
     with pytest.raises(SystemExit) as exit:
         if program == "train":
             train(*tiny_run(path, tmp_path / "new", backbone))
@@ -445,7 +445,7 @@ def test_interrupted(run, backbone, tmp_path, monkeypatch, capfd, program):
 
 
 def test_picture_without_matplotlib(refused, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "HAS_MATPLOTLIB", False)
+    monkeypatch.setattr(pictures, "HAS_MATPLOTLIB", False)
     argv = ("--input", run.parent / "series.csv", "--output", tmp_path / "forecast.csv", "--plot")
     assert "matplotlib" in refused(llata_fast, "predict", run, *argv)
 
@@ -524,7 +524,7 @@ def test_constant_column_trains_with_a_warning(backbone, tmp_path):
 
 def test_gaps_are_masked_when_asked(backbone, tmp_path, monkeypatch):
     # a run needs no matplotlib
-    monkeypatch.setattr(plots, "HAS_MATPLOTLIB", False)
+    monkeypatch.setattr(pictures, "HAS_MATPLOTLIB", False)
     table = make_table()
     gaps = np.random.default_rng(1).random((ROWS, 3)) < 0.1
     table[["load", "share", "temperature"]] = table.drop(columns="date").mask(gaps)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from llata_fast.checkpoint import load_reference_checkpoint, reference_names
+from llata_fast.reference_checkpoint import load_reference_checkpoint, reference_names
 
 RELATIVE = 1e-4
 

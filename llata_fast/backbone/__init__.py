@@ -1,6 +1,6 @@
 """Pre-trained decoders: where their weights come from."""
 
-from llata_fast.backbone.loading import (
+from .loading import (
     DEFAULT_BACKBONE,
     BackboneWeights,
     build_backbone,

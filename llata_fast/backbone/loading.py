@@ -38,10 +38,10 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
-from llata_fast.backbone.activations import replace_gelus
-from llata_fast.backbone.families import FAMILIES
-from llata_fast.backbone.placing import whole_models
-from llata_fast.errors import InputError
+from ..errors import InputError
+from .activations import replace_gelus
+from .families import FAMILIES
+from .placing import whole_models
 
 DEFAULT_BACKBONE = "SmolLM2-135M-Instruct"
 

@@ -15,9 +15,9 @@ from transformers.integrations import deepspeed as integration
 from transformers.integrations import deepspeed_config, is_deepspeed_zero3_enabled
 from transformers.pytorch_utils import Conv1D
 
-from llata_fast.backbone.quantised import QuantisedLinear
-from llata_fast.backbone.twin import is_norm
-from llata_fast.ranks import from_first_rank
+from ..ranks import from_first_rank
+from .quantised import QuantisedLinear
+from .twin import is_norm
 
 
 @contextmanager

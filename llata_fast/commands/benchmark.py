@@ -22,14 +22,14 @@ from ..config import ABLATIONS
 from ..data import DATASETS, Splits, TimeSeries, evaluation_windows, get_dataset, read_series, split_windows
 from ..data.m4 import M4_SPECS, read_m4
 from ..errors import InputError
-from ..evaluation import m4 as m4_scoring
+from ..evaluation import m4_scores as m4_scoring
 from ..evaluation.baselines import LinearBaseline, score, seasonal_naive
-from ..evaluation.plots import plot_costs
+from ..evaluation.cost_picture import plot_costs
 from ..evaluation.protocols import BASELINES, HORIZONS, PROTOCOLS, REFERENCE_NOTE, Results, Run, markdown, plan
+from ..experiment import forecast_of, train_on
+from ..forecasting.pictures import HAS_MATPLOTLIB
 from ..modeling import LlataForPrediction
-from ..serving.plots import HAS_MATPLOTLIB
 from ..training.arguments import parse_arguments
-from ..training.experiment import forecast_of, train_on
 from ..training.m4 import train_on_m4
 from ..training.presets import RECIPES
 from ..training.run import check_can_be_made

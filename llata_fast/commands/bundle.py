@@ -7,7 +7,7 @@ weights are rounded to bf16.
 import argparse
 from pathlib import Path
 
-from ..backbone.bundle import write_bundle
+from ..backbone.bundled import write_bundle
 from ..config import ModelArguments
 
 

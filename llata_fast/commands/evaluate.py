@@ -8,7 +8,7 @@ from ..data import evaluation_windows, read_series
 from ..errors import InputError
 from ..evaluation.baselines import score, seasonal_naive
 from ..evaluation.tables import results_table
-from ..serving.forecaster import Forecaster
+from ..forecasting.forecaster import Forecaster
 from .inputs import check_writable, load_settings
 
 

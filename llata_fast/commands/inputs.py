@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from ..errors import InputError
-from ..serving.forecaster import SeriesInfo
+from ..forecasting.forecaster import SeriesInfo
 
 
 def add_run_arguments(parser: argparse.ArgumentParser):

@@ -8,9 +8,9 @@ from tqdm import tqdm
 
 from ..data import TimeSeries, find_dataset, read_csv
 from ..errors import InputError
-from ..serving.forecaster import ORIGIN, Forecaster
-from ..serving.plots import check_matplotlib, plot_forecast
-from ..serving.tables import check_table_format, open_table
+from ..forecasting.forecaster import ORIGIN, Forecaster
+from ..forecasting.pictures import check_matplotlib, plot_forecast
+from ..forecasting.table_files import check_table_format, open_table
 from .inputs import add_run_arguments, check_writable, load_settings
 
 

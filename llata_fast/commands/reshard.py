@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ..training.engine import is_universal, reshard
+from ..training.deepspeed_state import is_universal, reshard
 
 
 def add_arguments(parser: argparse.ArgumentParser):

@@ -1,9 +1,9 @@
 """Series in, windows out: the registry of named data sets, CSV reading, splits and scaling. Knows nothing of models."""
 
-from llata_fast.data.registry import DATASETS, DatasetSpec, find_dataset, get_dataset
-from llata_fast.data.series import TimeSeries, read_csv, read_series
-from llata_fast.data.sources import cache_dir, locate
-from llata_fast.data.windows import (
+from .registry import DATASETS, DatasetSpec, find_dataset, get_dataset
+from .series import TimeSeries, read_csv, read_series
+from .sources import cache_dir, locate
+from .windows import (
     Splits,
     StandardScaler,
     WindowDataset,

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from llata_fast.data.registry import DatasetSpec
-from llata_fast.data.sources import locate
-from llata_fast.data.windows import masked_past
-from llata_fast.errors import InputError
+from ..errors import InputError
+from .registry import DatasetSpec
+from .sources import locate
+from .windows import masked_past
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal
 
-from llata_fast.errors import InputError
+from ..errors import InputError
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from pandas.tseries.frequencies import to_offset
 
-from llata_fast.data.registry import DatasetSpec, find_dataset, get_dataset
-from llata_fast.data.sources import locate
-from llata_fast.errors import InputError
+from ..errors import InputError
+from .registry import DatasetSpec, find_dataset, get_dataset
+from .sources import locate
 
 DATE_COLUMNS = ("date", "datetime", "timestamp", "time", "ds")
 """Names looked for, in this order and in any case, when no date column is given."""

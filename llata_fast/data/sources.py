@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from llata_fast.data.registry import DatasetSpec
-from llata_fast.errors import InputError
+from ..errors import InputError
+from .registry import DatasetSpec
 
 DOWNLOAD_TIMEOUT = 15
 """Seconds without an answer after which a download counts as unreachable."""

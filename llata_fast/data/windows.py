@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from llata_fast.data.series import TimeSeries
-from llata_fast.errors import InputError
+from ..errors import InputError
+from .series import TimeSeries
 
 LARGEST = 1e15
 """Standard deviations from the mean that are refused: sums of their squares come near the end of fp32."""

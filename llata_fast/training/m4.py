@@ -9,7 +9,7 @@ from transformers import set_seed
 from ..config import LlataConfig, ModelArguments
 from ..data import Splits
 from ..data.m4 import M4Set, M4Windows, last_lookbacks
-from ..evaluation.m4 import m4_scores
+from ..evaluation.m4_scores import m4_scores
 from ..modeling import LlataForPrediction
 from .arguments import DataArguments, ForecastTrainingArguments, resolved_settings
 from .run import learn_from_linear, parameter_counts, settle_output_dir, start_run, write_metrics

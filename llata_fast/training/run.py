@@ -17,9 +17,9 @@ from ..config import LlataConfig, ModelArguments
 from ..data import Splits, TimeSeries, WindowDataset
 from ..errors import InputError
 from ..evaluation.baselines import Forecast, LinearBaseline, batches, seasonal_naive
-from ..linear_skip import LinearSkip
+from ..forecasting.pictures import plot_forecast
+from ..linear import LinearSkip
 from ..modeling import LlataForPrediction
-from ..serving.plots import plot_forecast
 from .arguments import DataArguments, ForecastTrainingArguments
 
 # settings without which a checkpoint's weights do not fit

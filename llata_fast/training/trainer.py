@@ -13,8 +13,8 @@ from ..data import Splits, collate
 from ..metrics import ForecastMetrics
 from .arguments import ForecastTrainingArguments
 from .averaging import WeightAverage
-from .callbacks import EarlyStopping, ThroughputCallback, matmul_rate, micro_step_flops
-from .engine import is_universal, trained_state
+from .deepspeed_state import is_universal, trained_state
+from .throughput import EarlyStopping, ThroughputCallback, matmul_rate, micro_step_flops
 
 # the reference trains these at a rate of their own: attention of encoder and cross-attention, alignment projections
 _PROJECTIONS = re.compile(r"alignment\.|(encoder|cross_attention)\.(q|kv|qkv|out)_proj\.")

@@ -20,8 +20,8 @@ from training.distributed_cases import train
 from llata_fast.data import read_csv, split_windows
 from llata_fast.errors import InputError
 from llata_fast.evaluation.baselines import score
-from llata_fast.serving.forecaster import Forecaster
-from llata_fast.training.engine import reshard
+from llata_fast.forecasting.forecaster import Forecaster
+from llata_fast.training.deepspeed_state import reshard
 
 ROOT = Path(__file__).resolve().parents[2]
 L, H, STEPS = 12, 6, 3

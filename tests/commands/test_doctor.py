@@ -9,7 +9,7 @@ from tiny import random_backbone
 
 from llata_fast.__main__ import main
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def doctor(capsys, backbone, *argv):

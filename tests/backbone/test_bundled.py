@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from llata_fast.__main__ import main
 from llata_fast.backbone import load_backbone_weights, read_backbone_config
-from llata_fast.backbone.bundle import write_bundle
+from llata_fast.backbone.bundled import write_bundle
 from llata_fast.errors import InputError
 from llata_fast.modeling import LlataForPrediction
 

@@ -1,8 +1,8 @@
 """Compile every kernel with every default config for GPUs that are not here, and read what the compiler made of it.
 
-    python tests/compile_only.py --targets sm_90 gfx942    # prints the table's rows for these targets
-    python tests/compile_only.py --sample                  # every kernel, but only its first shape class
-    python tests/compile_only.py --write                   # kernels/RESOURCES.md, all targets
+    python tools/compile_only.py --targets sm_90 gfx942    # prints the table's rows for these targets
+    python tools/compile_only.py --sample                  # every kernel, but only its first shape class
+    python tools/compile_only.py --write                   # kernels/RESOURCES.md, all targets
 
 The real launchers run on CPU tensors under a stub driver that names the target, so no signature is written twice.
 The interpreter must be off, hence a process of its own; results are kept in Triton's cache, by source hash.

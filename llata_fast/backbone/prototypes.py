@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llata_fast.backbone.loading import BackboneWeights
-from llata_fast.errors import InputError
+from ..errors import InputError
+from .loading import BackboneWeights
 
 logger = logging.getLogger(__name__)
 

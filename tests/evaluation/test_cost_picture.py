@@ -2,7 +2,7 @@
 
 import pytest
 
-from llata_fast.evaluation.plots import plot_costs, relative_errors
+from llata_fast.evaluation.cost_picture import plot_costs, relative_errors
 from llata_fast.evaluation.protocols import Results, Run, summary
 
 

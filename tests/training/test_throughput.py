@@ -12,7 +12,7 @@ from tiny import random_backbone, tiny_model, write_series
 
 from llata_fast.planning.flops import count_flops
 from llata_fast.training import callbacks
-from llata_fast.training.callbacks import ThroughputCallback, matmul_rate, memory_hint, micro_step_flops
+from llata_fast.training.throughput import ThroughputCallback, matmul_rate, memory_hint, micro_step_flops
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = pytest.mark.usefixtures("plain_ops")

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llata_fast import prototypes
+from llata_fast.backbone import prototypes
+from llata_fast.backbone.prototypes import load_prototypes, principal_prototypes
 from llata_fast.errors import InputError
-from llata_fast.prototypes import load_prototypes, principal_prototypes
 
 
 def embeddings(vocabulary=3000, D=48, dtype=torch.float32):

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from llata_fast.backbone.loading import PROTOTYPES_FILE, load_backbone_weights, read_backbone_config
-from llata_fast.errors import InputError
-from llata_fast.prototypes import backbone_prototypes
+from ..errors import InputError
+from .loading import PROTOTYPES_FILE, load_backbone_weights, read_backbone_config
+from .prototypes import backbone_prototypes
 
 
 def write_bundle(

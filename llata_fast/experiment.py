@@ -6,15 +6,22 @@ from dataclasses import asdict
 import torch
 from transformers import set_seed
 
-from ..config import LlataConfig, ModelArguments
-from ..data import Splits, TimeSeries
-from ..errors import InputError
-from ..evaluation.baselines import Forecast, score
-from ..modeling import LlataForPrediction
-from ..serving.forecaster import SeriesInfo
-from .arguments import DataArguments, ForecastTrainingArguments, resolved_settings
-from .run import check_resumes, learn_from_linear, parameter_counts, settle_output_dir, start_run, write_metrics
-from .trainer import ForecastTrainer
+from .config import LlataConfig, ModelArguments
+from .data import Splits, TimeSeries
+from .errors import InputError
+from .evaluation.baselines import Forecast, score
+from .forecasting.forecaster import SeriesInfo
+from .modeling import LlataForPrediction
+from .training.arguments import DataArguments, ForecastTrainingArguments, resolved_settings
+from .training.run import (
+    check_resumes,
+    learn_from_linear,
+    parameter_counts,
+    settle_output_dir,
+    start_run,
+    write_metrics,
+)
+from .training.trainer import ForecastTrainer
 
 
 def prepare(

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2Model
 
-from llata_fast.checkpoint import load_reference_checkpoint
 from llata_fast.errors import InputError
+from llata_fast.reference_checkpoint import load_reference_checkpoint
 
 L, H, D, V, LAYERS, HEADS = 12, 5, 16, 7, 2, 4
 

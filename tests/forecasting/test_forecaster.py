@@ -11,12 +11,12 @@ from tiny import perturb, random_backbone, tiny_config, write_series
 
 from llata_fast.__main__ import main
 from llata_fast.data import read_csv, split_windows
+from llata_fast.forecasting import forecaster as forecaster_module
+from llata_fast.forecasting.forecaster import Forecaster, SeriesInfo
+from llata_fast.forecasting.table_files import open_table
 from llata_fast.modeling import LlataForPrediction
-from llata_fast.serving import forecaster as forecaster_module
-from llata_fast.serving.forecaster import Forecaster, SeriesInfo
-from llata_fast.serving.tables import open_table
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 L, H, ROWS = 12, 5, 60
 
 # forecasts 2,000 windows, then 20,000, in one process: how much the second adds to the peak

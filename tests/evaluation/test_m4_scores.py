@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llata_fast.data.m4 import M4_SPECS, M4Set, read_m4
-from llata_fast.evaluation import m4 as scoring
+from llata_fast.evaluation import m4_scores as scoring
 
 
 def test_smape_by_hand():
