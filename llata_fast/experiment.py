@@ -11,11 +11,11 @@ from .data import Splits, TimeSeries
 from .errors import InputError
 from .evaluation.baselines import Forecast, score
 from .forecasting.forecaster import SeriesInfo
+from .linear import start_at_least_squares
 from .modeling import LlataForPrediction
 from .training.arguments import DataArguments, ForecastTrainingArguments, resolved_settings
 from .training.run import (
     check_resumes,
-    learn_from_linear,
     parameter_counts,
     settle_output_dir,
     start_run,
@@ -47,7 +47,7 @@ def prepare(
         check_resumes(model.config, args.resume_from_checkpoint)
     # validation chooses the penalty where the training windows alone are too few for it
     few = data_args.few_shot_percent or model_args.skip_channels
-    learn_from_linear(model, splits.train, splits.val if few else None)
+    start_at_least_squares(model, splits.train, splits.val if few else None)
     # more channels than the backbone has positions: found before anything is written
     model.check_shapes(splits.train[0]["past_values"][None])
     trainer = ForecastTrainer(model, args, splits, series.columns)

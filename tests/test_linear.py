@@ -1,13 +1,20 @@
-"""The linear forecast that both branches add to."""
+"""The linear forecast: least squares against numpy and scikit-learn, and the skip that both branches add to."""
 
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import Ridge
 from tiny import tiny_model, window
 
+from llata_fast.data import WindowDataset
+from llata_fast.errors import InputError
+from llata_fast.evaluation.baselines import score, seasonal_naive
+from llata_fast.linear import RIDGES, LeastSquares, start_at_least_squares
 from llata_fast.modeling import LlataForPrediction
 
 pytestmark = pytest.mark.usefixtures("plain_ops")
 
+L, H, C = 8, 3, 2
 PATCHES = {"patch_length": 4, "patch_stride": 3}
 
 
@@ -75,3 +82,187 @@ def test_bf16_takes_nothing_from_the_linear_forecast(backbone):
     expected = model(past).prediction_outputs
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(model(past).prediction_outputs, expected)
+
+
+def make_windows(rows=60, gaps=()):
+    hours = torch.arange(rows)[:, None]
+    values = torch.sin(2 * torch.pi * hours / torch.tensor([4, 6])) + 0.3 * torch.randn(rows, C) + 5
+    for row, channel in gaps:
+        values[row, channel] = torch.nan
+    return WindowDataset(values, L, H)
+
+
+def all_windows(windows):
+    ((past, observed, future),) = windows.batches(len(windows))
+    return past, observed, future
+
+
+@pytest.mark.parametrize("gaps", [[], [(20, 0), (21, 0), (40, 1)]], ids=["complete", "gaps"])
+def test_linear_is_ridge_regression(gaps):
+    windows = make_windows(gaps=gaps)
+    models = {flag: LeastSquares(per_channel=flag, ridge=0.5).fit(windows, batch_size=7) for flag in (False, True)}
+    past, observed, future = all_windows(windows)
+    channels = []
+    for channel in range(C):
+        seen = np.where(observed[..., channel], past[..., channel], np.nan)
+        mean = np.nanmean(seen, 1, keepdims=True)
+        inputs = np.where(np.isnan(seen), mean, seen) - mean
+        target = future[..., channel].numpy() - mean
+        complete = ~np.isnan(target).any(1)
+        channels.append((inputs, mean, inputs[complete], target[complete]))
+    # one map for all channels has seen the windows of each
+    shared = ridge_regression(*(np.concatenate(parts) for parts in list(zip(*channels, strict=True))[2:]))
+    for channel, (inputs, mean, seen, target) in enumerate(channels):
+        forecast = models[False](past, observed)[..., channel]
+        np.testing.assert_allclose(forecast, shared.predict(inputs) + mean, rtol=1e-4)
+        # a channel's own map is what it has beyond that
+        own = ridge_regression(seen, target - shared.predict(seen))
+        forecast = models[True](past, observed)[..., channel]
+        np.testing.assert_allclose(forecast, shared.predict(inputs) + own.predict(inputs) + mean, rtol=1e-4)
+
+
+def ridge_regression(inputs, targets):
+    return Ridge(0.5, fit_intercept=False, solver="cholesky").fit(inputs, targets)
+
+
+def test_maps_of_the_channels_are_no_worse_in_validation_than_the_shared_one():
+    train, validation = make_windows(30), make_windows(200)
+    shared, own = (LeastSquares(per_channel=flag).fit(train, validation=validation) for flag in (False, True))
+    torch.testing.assert_close(own.shared, shared.shared)
+    errors = [score(model, validation, ["a", "b"])["mse"] for model in (own, shared)]
+    # the largest ridge leaves almost nothing of a channel's own
+    assert errors[0] <= errors[1] * (1 + 1e-4)
+
+
+def test_scaled_windows_of_any_size_count_alike():
+    values = make_windows().values
+    larger = values * torch.tensor([1.0, 1000.0])
+    scaled, again = (LeastSquares(unit="deviation").fit(WindowDataset(rows, L, H)) for rows in (values, larger))
+    torch.testing.assert_close(again.shared, scaled.shared, rtol=1e-3, atol=1e-5)
+    plain, unequal = (LeastSquares().fit(WindowDataset(rows, L, H)) for rows in (values, larger))
+    assert not torch.allclose(unequal.shared, plain.shared, atol=0.01), "the large channel has the say"
+    past, observed, _ = all_windows(WindowDataset(larger, L, H))
+    mean, deviation = past.mean(1, keepdim=True), (past.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
+    expected = torch.einsum("blc,lh->bhc", (past - mean) / deviation, again.shared.float()) * deviation + mean
+    torch.testing.assert_close(again(past, observed), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_windows_in_units_of_their_level_count_alike():
+    values = make_windows().values
+    one, other = values[:, :1], 1000 * values[:, 1:]
+    both, alone = (
+        LeastSquares(unit="level", ridge=1e-3).fit(WindowDataset(torch.cat(rows, 1), L, H))
+        for rows in ((one, other), (one, other / 1000))
+    )
+    torch.testing.assert_close(both.shared, alone.shared, rtol=1e-3, atol=1e-4)
+    past, observed, _ = all_windows(WindowDataset(one, L, H))
+    torch.testing.assert_close(both(1000 * past, observed), 1000 * both(past, observed))
+    with pytest.raises(ValueError, match="for centred windows"):
+        LeastSquares(centred=False, unit="deviation")
+
+
+def test_linear_learns_a_wave():
+    """On a noiseless wave it is exact, on any level; the naive forecast of a wrong period is not."""
+    values = torch.sin(2 * torch.pi * torch.arange(80.0) / 8)[:, None].expand(-1, C)
+    windows = WindowDataset(values.contiguous(), L, H)
+    model = LeastSquares(ridge=1e-9).fit(windows)
+    past, observed, future = all_windows(windows)
+    torch.testing.assert_close(model(past, observed), future, rtol=0, atol=1e-4)
+    torch.testing.assert_close(model(past + 700, observed), future + 700, rtol=0, atol=1e-3)
+    assert score(model, windows, ["a", "b"])["mse"] < 1e-6 < score(seasonal_naive(5, H), windows, ["a", "b"])["mse"]
+
+
+def test_balance_moves_the_shared_map_towards_the_channel_that_can_be_forecast():
+    hours = torch.arange(300)[:, None]
+    values = torch.cat((torch.sin(2 * torch.pi * hours / 4), 3 * torch.randn(300, 1)), 1)
+    windows = WindowDataset(values, L, H)
+    plain, balanced = (LeastSquares(balance=p).fit(windows) for p in (0.0, 1.0))
+    assert plain.channel_weights.tolist() == [1, 1]
+    assert balanced.channel_weights.mean().item() == pytest.approx(1)
+    wave = [score(model, windows, ["wave", "noise"])["per_channel"]["wave"]["mse"] for model in (plain, balanced)]
+    assert wave[1] < wave[0] / 2
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_one_map_forecasts_any_number_of_channels(centred):
+    model = LeastSquares(centred=centred).fit(make_windows())
+    past, observed, _ = all_windows(make_windows())
+    more = torch.cat((past, past[..., :1]), 2), torch.cat((observed, observed[..., :1]), 2)
+    forecast = model(*more)
+    torch.testing.assert_close(forecast[..., :C], model(past, observed))
+    torch.testing.assert_close(forecast[..., C], forecast[..., 0])
+
+
+def test_dlinear_is_least_squares_with_a_constant():
+    windows = make_windows()
+    past, observed, future = all_windows(windows)
+    inputs, targets = past.transpose(1, 2).reshape(-1, L), future.transpose(1, 2).reshape(-1, H)
+    design = np.concatenate((inputs.double().numpy(), np.ones((len(inputs), 1))), 1)
+    weight, *_ = np.linalg.lstsq(design, targets.double().numpy(), rcond=None)
+    expected = (design @ weight).reshape(-1, C, H).transpose(0, 2, 1)
+    forecast = LeastSquares(centred=False, ridge=1e-9).fit(windows)(past, observed)
+    np.testing.assert_allclose(forecast.numpy(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_validation_chooses_the_ridge():
+    train, validation = make_windows(30), make_windows(200)
+    chosen = LeastSquares().fit(train, validation=validation)
+    errors = {r: score(LeastSquares(ridge=r).fit(train), validation, ["a", "b"])["mse"] for r in RIDGES}
+    assert chosen.ridge == min(errors, key=errors.get)
+    assert score(chosen, validation, ["a", "b"])["mse"] == pytest.approx(min(errors.values()))
+
+
+def test_a_constant_channel_does_not_outweigh_the_others():
+    values = make_windows().values
+    balanced = LeastSquares(balance=0.5).fit(WindowDataset(values, L, H))
+    constant = torch.zeros(len(values), 1)
+    wider = LeastSquares(balance=0.5).fit(WindowDataset(torch.cat((values, constant), 1), L, H))
+    torch.testing.assert_close(wider.channel_weights[:C], balanced.channel_weights)
+    torch.testing.assert_close(wider.shared, balanced.shared)
+    alone = LeastSquares(balance=0.5).fit(WindowDataset(constant, L, H))
+    assert alone.channel_weights.tolist() == [1] and alone.weight.isfinite().all()
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+@pytest.mark.parametrize("unit", [None, "deviation"])
+def test_a_model_with_a_head_of_zeros_starts_as_the_linear_forecast(backbone, own, unit):
+    windows = WindowDataset(torch.randn(200, 3).cumsum(0), context_length=12, prediction_length=5)
+    options = {"linear_skip": True, "zero_head": True, "skip_channels": 3 * own}
+    model = tiny_model(backbone, **options).eval()
+    start_at_least_squares(model, windows, unit=unit)
+    linear = LeastSquares(per_channel=own, unit=unit).fit(windows)
+    past = windows.__getitems__(range(50))["past_values"]
+    expected = linear(past, torch.ones_like(past, dtype=torch.bool))
+    torch.testing.assert_close(model(past).prediction_outputs, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_the_level_is_a_share_of_the_start(backbone, share):
+    windows = WindowDataset(torch.randn(300, 3).cumsum(0) / 5, context_length=12, prediction_length=5)
+    options = {"linear_skip": True, "zero_head": True, "skip_channels": 3, "skip_level": share}
+    model = tiny_model(backbone, **options).eval()
+    start_at_least_squares(model, windows)
+    past = windows.__getitems__(range(50))["past_values"]
+    observed = torch.ones_like(past, dtype=torch.bool)
+    own, returning = (LeastSquares(flag, centred=flag).fit(windows)(past, observed) for flag in (True, False))
+    assert not torch.allclose(own, returning, atol=0.05)
+    expected = torch.lerp(own, returning, share)
+    torch.testing.assert_close(model(past).prediction_outputs, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_skip_of_other_channels_is_refused(backbone):
+    windows = WindowDataset(torch.randn(50, 3), context_length=12, prediction_length=5)
+    model = tiny_model(backbone, linear_skip=True, skip_channels=2)
+    with pytest.raises(InputError, match="skip_channels is 2, but the series has 3 channels"):
+        start_at_least_squares(model, windows)
+
+
+def test_a_constant_channel_is_balanced_with_the_others(backbone):
+    values = torch.randn(200, 3).cumsum(0)
+    values[:, 1] = 0
+    windows = WindowDataset(values, context_length=12, prediction_length=5)
+    model = tiny_model(backbone, linear_skip=True, channel_balance=0.5)
+    start_at_least_squares(model, windows)
+    moving, constant = model.channel_weights[[0, 2]], model.channel_weights[1]
+    torch.testing.assert_close(constant, moving.mean())
+    assert model.skip.linear.weight.isfinite().all()

@@ -23,11 +23,12 @@ from ..data import DATASETS, Splits, TimeSeries, evaluation_windows, get_dataset
 from ..data.m4 import M4_SPECS, read_m4
 from ..errors import InputError
 from ..evaluation import m4_scores as m4_scoring
-from ..evaluation.baselines import LinearBaseline, score, seasonal_naive
+from ..evaluation.baselines import score, seasonal_naive
 from ..evaluation.cost_picture import plot_costs
 from ..evaluation.protocols import BASELINES, HORIZONS, PROTOCOLS, REFERENCE_NOTE, Results, Run, markdown, plan
 from ..experiment import forecast_of, train_on
 from ..forecasting.pictures import HAS_MATPLOTLIB
+from ..linear import LeastSquares
 from ..modeling import LlataForPrediction
 from ..training.arguments import parse_arguments
 from ..training.m4 import train_on_m4
@@ -181,7 +182,7 @@ def _measure(run: Run, options: argparse.Namespace) -> dict:
 def _baseline(run: Run, target: TimeSeries, splits: Splits):
     if run.model == "seasonal_naive":
         return seasonal_naive(target.seasonality, run.horizon)
-    return LinearBaseline(run.model == "linear_per_channel", centred=run.model != "dlinear").fit(splits.train)
+    return LeastSquares(run.model == "linear_per_channel", centred=run.model != "dlinear").fit(splits.train)
 
 
 def _trained(run: Run, options: argparse.Namespace, series: TimeSeries, splits: Splits):

@@ -14,12 +14,11 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ..errors import InputError
 from .registry import DatasetSpec
 from .sources import locate
-from .windows import masked_past
+from .windows import Windows, masked_past
 
 
 @dataclass(frozen=True)
@@ -121,12 +120,12 @@ def insample_scale(values: np.ndarray, seasonality: int) -> float:
     return float(np.abs(values[seasonality:] - values[:-seasonality]).mean()) or 1.0
 
 
-class M4Windows(Dataset):
+class M4Windows(Windows):
     """Windows of many series: what lies before a cut and the H steps behind it.
 
     A batch is {"past_values" [B, L, 1], "past_observed_mask", "future_values" [B, H, 1] with NaN behind a series' end,
-    "insample_scale" [B, 1]}. With `last_cuts` every access draws a cut among each series' last ones; without, the
-    only cut leaves the last H steps to forecast.
+    "insample_scale" [B, 1]}. With `last_cuts` every access draws a cut among each series' last ones; without, a
+    series' k-th window has its last H steps but k to forecast, and none of a series that is too short for it.
     """
 
     def __init__(self, series: Sequence[np.ndarray], spec: M4Spec, *, last_cuts: int = 0, windows_per_series: int = 1):
@@ -149,18 +148,21 @@ class M4Windows(Dataset):
         return {name: values[0] for name, values in self.__getitems__([range(len(self))[index]]).items()}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        series = torch.as_tensor(indices, device=self.values.device) % len(self.lengths)
+        indices = torch.as_tensor(indices, device=self.values.device)
+        series = indices % len(self.lengths)
         L, H = self.spec.context_length, self.spec.prediction_length
         lengths = self.lengths[series]
-        cuts = lengths - H
+        cuts = lengths - H - indices // len(self.lengths)
         if self.last_cuts:
             first = (lengths - self.last_cuts).clamp(min=1)
             # drawn on the CPU, whose generator a resumed run restores
             draw = torch.rand(len(series)).to(first.device)
             cuts = first + (draw * (lengths - first)).long()
         steps = torch.arange(L + H, device=self.values.device)
-        rows = self.values[self.starts[series, None] + cuts[:, None] + steps][..., None]
+        rows = self.values[self.starts[series, None] + cuts.clamp(min=0)[:, None] + steps][..., None]
         past, future = rows.split((L, H), 1)
+        # nothing lies before the cut
+        future = future.masked_fill((cuts < 1)[:, None, None], torch.nan)
         return {**masked_past(past), "future_values": future, "insample_scale": self.scales[series]}
 
     def to(self, device: torch.device | str) -> "M4Windows":

@@ -6,7 +6,7 @@ processes, on the CPU as on a GPU.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -68,7 +68,23 @@ class StandardScaler:
         return cls(np.asarray(state["mean"], dtype=np.float64), np.asarray(state["scale"], dtype=np.float64))
 
 
-class WindowDataset(Dataset):
+class Windows(Dataset):
+    """Windows of any source, whose `__getitems__` returns a whole batch."""
+
+    def batches(self, batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(past [B, L, C], its observed mask, future [B, H, C]) for every window from `first` on, in order."""
+        for start in range(first, len(self), batch_size):
+            batch = self.__getitems__(range(start, min(start + batch_size, len(self))))
+            past = batch["past_values"]
+            observed = batch.get("past_observed_mask")
+            yield (
+                past,
+                torch.ones_like(past, dtype=torch.bool) if observed is None else observed,
+                batch["future_values"],
+            )
+
+
+class WindowDataset(Windows):
     """All windows of `context_length` (L) and then `prediction_length` (H) rows of values [rows, C].
 
     An item is {"past_values" [L, C], "future_values" [H, C]}, a batch (`__getitems__`) the same with [B, ...] in

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..data.m4 import M4Set, insample_scale
+from ..data.m4 import M4Set, M4Windows, insample_scale, last_lookbacks
+from ..linear import LeastSquares
 
 # one-sided 90 %
 _CRITICAL = 1.645
@@ -87,31 +88,10 @@ def seasonal_naive_forecasts(m4: M4Set) -> np.ndarray:
     return np.stack([values[-m:][np.arange(H) % min(m, len(values))] for values in m4.insample])
 
 
-def linear_forecasts(m4: M4Set, centred: bool, ridge: float = 1e-3) -> np.ndarray:
-    """One linear map for all series [N, H], least squares over every training cut; lookbacks in units of their mean.
-
-    `centred`: the map sees what a lookback leaves of its mean, and has no constant. Otherwise it sees the lookback and
-    a constant: DLinear, as `LinearBaseline` explains.
-    """
-    L, H = m4.spec.context_length, m4.spec.prediction_length
-    width = L + (not centred)
-    gram, moment = ridge * np.eye(width), np.zeros((width, H))
-
-    def inputs(past: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        level = past.mean(1, keepdims=True)
-        unit = np.where(level == 0, 1, np.abs(level))
-        if centred:
-            return (past - level) / unit, level, unit
-        return np.concatenate((past, np.ones_like(level)), 1) / unit, np.zeros_like(level), unit
-
-    for values in m4.insample:
-        # a lookback longer than the series is filled with its first value
-        padded = np.concatenate((np.full(max(L + H - len(values), 0), values[0]), values))
-        windows = np.lib.stride_tricks.sliding_window_view(padded, L + H)[-m4.spec.last_cuts :]
-        x, level, unit = inputs(windows[:, :L])
-        gram += x.T @ x
-        moment += x.T @ ((windows[:, L:] - level) / unit)
-    weight = np.linalg.solve(gram, moment)
-    last = np.stack([np.concatenate((np.full(max(L - len(v), 0), v[0]), v[-L:])) for v in m4.insample])
-    x, level, unit = inputs(last)
-    return x @ weight * unit + level
+def linear_forecasts(m4: M4Set, centred: bool) -> np.ndarray:
+    """One linear map for all series [N, H], least squares over every training cut; `centred` as in `LeastSquares`."""
+    cuts = M4Windows(m4.insample, m4.spec, windows_per_series=m4.spec.last_cuts)
+    # lookbacks in units of their mean: sums of squares are then far below the usual penalty
+    linear = LeastSquares(centred=centred, unit="level", ridge=1e-3).fit(cuts)
+    last = last_lookbacks(m4.insample, m4.spec.context_length)
+    return linear(last["past_values"].double(), last["past_observed_mask"])[..., 0].numpy()

@@ -10,9 +10,10 @@ from ..config import LlataConfig, ModelArguments
 from ..data import Splits
 from ..data.m4 import M4Set, M4Windows, last_lookbacks
 from ..evaluation.m4_scores import m4_scores
+from ..linear import start_at_least_squares
 from ..modeling import LlataForPrediction
 from .arguments import DataArguments, ForecastTrainingArguments, resolved_settings
-from .run import learn_from_linear, parameter_counts, settle_output_dir, start_run, write_metrics
+from .run import parameter_counts, settle_output_dir, start_run, write_metrics
 from .trainer import ForecastTrainer
 
 WINDOWS_PER_SERIES = 4
@@ -41,7 +42,7 @@ def train_on_m4(
     set_seed(args.seed)
     model = LlataForPrediction.from_backbone(LlataConfig(**asdict(model_args)), frozen_dtype=args.compute_dtype)
     # as many draws as there are cuts
-    learn_from_linear(model, m4_windows(m4, m4.spec.last_cuts), scaled=True)
+    start_at_least_squares(model, m4_windows(m4, m4.spec.last_cuts), unit="deviation")
     trainer = ForecastTrainer(model, args, m4_splits(m4), [m4.spec.frequency])
     start_run(args, resolved_settings(model, data_args, args))
     began = time.perf_counter()

@@ -9,17 +9,15 @@ import pandas as pd
 import yaml
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..backbone.quantised import quantised_modules
 from ..config import LlataConfig, ModelArguments
 from ..data import Splits, TimeSeries, WindowDataset
 from ..errors import InputError
-from ..evaluation.baselines import Forecast, LinearBaseline, batches, seasonal_naive
+from ..evaluation.baselines import Forecast, seasonal_naive
 from ..forecasting.pictures import plot_forecast
-from ..linear import LinearSkip
-from ..modeling import LlataForPrediction
+from ..linear import LeastSquares
 from .arguments import DataArguments, ForecastTrainingArguments
 
 # settings without which a checkpoint's weights do not fit
@@ -147,54 +145,18 @@ def parameter_table(counts: dict[str, int]) -> str:
     return "\n".join(f"{part:<{width}}  {trained:>{width}}  {frozen:>{width}}" for part, trained, frozen in rows)
 
 
-def learn_from_linear(
-    model: LlataForPrediction, train: Dataset, validation: WindowDataset | None = None, scaled: bool = False
-):
-    """What training takes from a linear forecast of its windows: the skip's start and the weights of the channels.
-
-    With `validation` its windows choose the ridge penalties; `scaled` as in `LinearBaseline`. Raises InputError where
-    the model has a skip for each of another number of channels.
-    """
-    balance, skip = model.config.channel_balance, model.skip
-    if skip is None and not balance:
-        return
-    own = skip is not None and skip.own is not None
-    linear = LinearBaseline(per_channel=own, balance=balance, scaled=scaled).fit(train, validation=validation)
-    if own and len(skip.own) != len(linear.weight):
-        raise InputError(f"skip_channels is {len(skip.own)}, but the series has {len(linear.weight)} channels")
-    if skip is not None:
-        skip.linear.weight.data.copy_(linear.shared.T)
-    if own:
-        skip.own.data.copy_((linear.weight - linear.shared).transpose(1, 2))
-    if model.config.skip_level:
-        _mix_level(skip, LinearBaseline(centred=False).fit(train).shared, model.config.skip_level)
-    if balance:
-        model.channel_weights = linear.channel_weights.float()
-
-
-def _mix_level(skip: LinearSkip, uncentred: Tensor, share: float):
-    """Make the skip's forecast `share` that of a map [L + 1, H] of the lookback as it is and a constant."""
-    weight, constant = uncentred[:-1].float(), uncentred[-1].float()
-    skip.linear.weight.data.lerp_(weight.T, share)
-    if skip.own is not None:
-        skip.own.data.mul_(1 - share)
-    # of the lookback's mean: what the map makes of it, less the mean itself, which the instance norm adds
-    skip.level.weight.data.copy_(share * (weight.sum(0) - 1)[:, None])
-    skip.level.bias.data.copy_(share * constant)
-
-
 def fit_baselines(series: TimeSeries, train) -> dict[str, Forecast]:
     """What the run is compared with: the seasonal-naive forecast and linear ones, fitted on the same windows."""
     return {
         "seasonal_naive": seasonal_naive(series.seasonality, train.prediction_length),
-        "linear": LinearBaseline().fit(train),
-        "linear_per_channel": LinearBaseline(per_channel=True).fit(train),
+        "linear": LeastSquares().fit(train),
+        "linear_per_channel": LeastSquares(per_channel=True).fit(train),
     }
 
 
 def middle_window(windows: WindowDataset) -> tuple[Tensor, Tensor, Tensor]:
     """The window in the middle of a split: lookback [1, L, C], what of it is observed, and targets [1, H, C]."""
-    return next(batches(windows, 1, len(windows) // 2))
+    return next(windows.batches(1, first=len(windows) // 2))
 
 
 def draw_test_forecast(folder: str | Path, series: TimeSeries, splits: Splits, forecasts: dict[str, Tensor]) -> Path:

@@ -97,6 +97,15 @@ def test_training_cuts_are_among_the_last_and_all_of_them():
     assert {tuple(scale) for scale in batch["insample_scale"].tolist()} == {(2,)}
 
 
+def test_every_cut_is_a_window_once():
+    """Ten values have eight cuts with a value before and two behind; three values have one."""
+    batch = M4Windows(SERIES, SPEC, windows_per_series=10).__getitems__(range(20))
+    past, future = batch["past_values"][:, -1, 0].tolist(), batch["future_values"][..., 0]
+    cuts = [(last, *steps.tolist()) for last, steps in zip(past, future, strict=True) if not steps.isnan().any()]
+    assert cuts == [(1, 2, 3), *((cut, cut + 1, cut + 2) for cut in range(17, 9, -1))]
+    assert future.isnan().all(1).sum() == 20 - 9
+
+
 def test_one_window_is_one_of_a_batch():
     windows = M4Windows(SERIES, SPEC)
     for name, values in windows[1].items():

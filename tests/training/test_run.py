@@ -1,16 +1,13 @@
 """Where a run goes, what it says of its model before it trains, and what the model starts from."""
 
 import pytest
-import torch
 from tiny import random_backbone, tiny_model, write_series
 from training.distributed_cases import train
 
-from llata_fast.data import WindowDataset
 from llata_fast.errors import InputError
-from llata_fast.evaluation.baselines import LinearBaseline
 from llata_fast.training.arguments import parse_arguments
 from llata_fast.training.presets import preset_for
-from llata_fast.training.run import learn_from_linear, parameter_counts, parameter_table, settle_output_dir
+from llata_fast.training.run import parameter_counts, parameter_table, settle_output_dir
 
 
 def settled(*argv):
@@ -85,51 +82,6 @@ def test_parameters_are_counted_by_part(tmp_path):
     assert rows["alignment"] == [f"{counts['alignment trained']:,}", "0"]
     assert rows["backbone"] == [f"{counts['backbone trained']:,}", f"{counts['backbone frozen']:,}"]
     assert rows["in"][1:] == [f"{counts['trained']:,}", f"{counts['frozen']:,}"]
-
-
-@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
-@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
-def test_a_model_with_a_head_of_zeros_starts_as_the_linear_forecast(tmp_path, own, scaled):
-    windows = WindowDataset(torch.randn(200, 3).cumsum(0), context_length=12, prediction_length=5)
-    options = {"linear_skip": True, "zero_head": True, "skip_channels": 3 * own}
-    model = tiny_model(random_backbone(tmp_path), **options).eval()
-    learn_from_linear(model, windows, scaled=scaled)
-    linear = LinearBaseline(per_channel=own, scaled=scaled).fit(windows)
-    past = windows.__getitems__(range(50))["past_values"]
-    expected = linear(past, torch.ones_like(past, dtype=torch.bool))
-    torch.testing.assert_close(model(past).prediction_outputs, expected, rtol=1e-4, atol=1e-3)
-
-
-@pytest.mark.parametrize("share", [0.25, 1.0])
-def test_the_level_is_a_share_of_the_start(tmp_path, share):
-    windows = WindowDataset(torch.randn(300, 3).cumsum(0) / 5, context_length=12, prediction_length=5)
-    options = {"linear_skip": True, "zero_head": True, "skip_channels": 3, "skip_level": share}
-    model = tiny_model(random_backbone(tmp_path), **options).eval()
-    learn_from_linear(model, windows)
-    past = windows.__getitems__(range(50))["past_values"]
-    observed = torch.ones_like(past, dtype=torch.bool)
-    own, returning = (LinearBaseline(flag, centred=flag).fit(windows)(past, observed) for flag in (True, False))
-    assert not torch.allclose(own, returning, atol=0.05)
-    expected = torch.lerp(own, returning, share)
-    torch.testing.assert_close(model(past).prediction_outputs, expected, rtol=1e-4, atol=1e-3)
-
-
-def test_a_skip_of_other_channels_is_refused(tmp_path):
-    windows = WindowDataset(torch.randn(50, 3), context_length=12, prediction_length=5)
-    model = tiny_model(random_backbone(tmp_path), linear_skip=True, skip_channels=2)
-    with pytest.raises(InputError, match="skip_channels is 2, but the series has 3 channels"):
-        learn_from_linear(model, windows)
-
-
-def test_a_constant_channel_is_balanced_with_the_others(tmp_path):
-    values = torch.randn(200, 3).cumsum(0)
-    values[:, 1] = 0
-    windows = WindowDataset(values, context_length=12, prediction_length=5)
-    model = tiny_model(random_backbone(tmp_path), linear_skip=True, channel_balance=0.5)
-    learn_from_linear(model, windows)
-    moving, constant = model.channel_weights[[0, 2]], model.channel_weights[1]
-    torch.testing.assert_close(constant, moving.mean())
-    assert model.skip.linear.weight.isfinite().all()
 
 
 def test_chosen_columns_take_the_channels_own_skips_away():
