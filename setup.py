@@ -23,6 +23,7 @@ setup(
         "huggingface-hub",
         "numpy",
         "pandas",
+        "pyarrow",
         "pyyaml",
         "safetensors",
         "tqdm",
@@ -34,6 +35,8 @@ setup(
         "quantization": ["bitsandbytes>=0.46.1"],
         "tensorboard": ["tensorboard"],
         "test": [
+            # what it writes must be read, and the other way round
+            "datasets>=4.1",
             "hypothesis",
             "pytest",
             "pytest-benchmark",

@@ -4,6 +4,6 @@ A command's module holds its help as docstring, `add_arguments(parser)` and `run
 command's. To add one, write the module and list it here, in the order of the help.
 """
 
-from . import benchmark, bundle, doctor, evaluate, merge, plan, predict, reshard
+from . import benchmark, bundle, corpus, doctor, evaluate, merge, plan, predict, reshard
 
-COMMANDS = (predict, evaluate, merge, benchmark, bundle, plan, reshard, doctor)
+COMMANDS = (predict, evaluate, merge, benchmark, bundle, corpus, plan, reshard, doctor)

@@ -1,0 +1,68 @@
+"""Build and describe corpora for pre-training.
+
+`corpus build SOURCE... --output DIR` writes the series of tables, Monash .tsf files, gluonts JSON lines, Chronos' sets
+and other corpora into one folder; `corpus info DIR` prints what a corpus holds.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+
+from ..data.corpora import CorpusInfo, open_corpus
+from ..data.corpus_builder import build_corpus
+from ..data.corpus_sources import SourceOptions
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", help="what to do")
+    build = _action(actions, "build", "write sources as one corpus", _build)
+    build.add_argument("sources", nargs="+", metavar="SOURCE", help="file or folder")
+    build.add_argument("--output", required=True, help="folder to write")
+    build.add_argument("--multivariate", action="store_true", help="keep a source's channels together as one series")
+    build.add_argument("--date_column", help="of wide tables; default as train.py finds it")
+    build.add_argument("--columns", nargs="+", help="value columns of wide tables; default all but the date")
+    build.add_argument("--freq", help="step of sources that state none, for instance h or W-SUN")
+    info = _action(actions, "info", "print what a corpus holds", _info)
+    info.add_argument("corpora", nargs="+", metavar="CORPUS", help="folder of a corpus")
+    info.add_argument("--json", action="store_true", help="one JSON object a line")
+
+
+def _action(actions, name: str, doc: str, function) -> argparse.ArgumentParser:
+    parser = actions.add_parser(name, help=doc, description=doc, dataclass_types=(), allow_abbrev=False)
+    parser.set_defaults(run_action=function)
+    return parser
+
+
+def run(options: argparse.Namespace):
+    options.run_action(options)
+
+
+def _build(options: argparse.Namespace):
+    columns = None if options.columns is None else tuple(options.columns)
+    total = build_corpus(
+        options.sources,
+        options.output,
+        multivariate=options.multivariate,
+        options=SourceOptions(options.date_column, columns, options.freq),
+        progress=True,
+    )
+    print(f"{total:,} series: {options.output}")
+
+
+def _info(options: argparse.Namespace):
+    for path in options.corpora:
+        info = open_corpus(path).info()
+        print(json.dumps({"corpus": str(path)} | asdict(info)) if options.json else f"{path}\n{_text(info)}")
+
+
+def _text(info: CorpusInfo) -> str:
+    frequencies = ", ".join(f"{name} ({count:,})" for name, count in info.frequencies.items())
+    lines = {
+        "series": f"{info.series:,} of {info.channels:,} channels"
+        + (f", {info.empty_series:,} without a value" if info.empty_series else ""),
+        "steps": f"{info.steps:,}, {info.shortest:,} to {info.longest:,} a channel",
+        "frequencies": frequencies,
+        "missing": f"{info.missing:.2%}",
+        "hash": info.hash,
+    }
+    return "\n".join(f"  {name:<11} {value}" for name, value in lines.items())

@@ -1,0 +1,312 @@
+"""What a corpus is built from: tables, Monash's .tsf, gluonts' JSON lines, Chronos' sets and other corpora.
+
+A source is read series by series, in bounded memory; nothing that a folder holds is executed or unpickled.
+"""
+
+import gzip
+import json
+import lzma
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pandas.tseries.frequencies import to_offset
+
+from ..errors import InputError
+from .corpora import OPTIONAL
+from .corpus_writer import CorpusSeries
+from .frequencies import read_frequency
+from .monash import read_tsf
+from .series import read_csv
+
+_TABLES = (".csv", ".txt", ".zip")
+_JSON = (".json", ".jsonl")
+_IN_FOLDERS = ((".arrow",), (".parquet",), (".tsf",), (".json", ".jsonl", ".json.gz", ".jsonl.gz"))
+_NO_SERIES = ("state.json", "dataset_info.json", "dataset_dict.json", "metadata.json")
+_FLOAT32 = np.finfo(np.float32).max
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How sources are read that do not say it themselves."""
+
+    date_column: str | None = None
+    """Of wide tables."""
+    columns: tuple[str, ...] | None = None
+    """Value columns of wide tables; default all but the date."""
+    freq: str | None = None
+    """Step of sources that state none."""
+
+
+def read_source(path: str | Path, options: SourceOptions) -> tuple[Iterator[CorpusSeries], tuple[str, ...]]:
+    """The series of one source, and the names of the covariates that they carry.
+
+    Raises:
+        InputError: here or while it is read: no such file, a kind that is not known, damaged, infinite values.
+    """
+    source = Path(path).expanduser()
+    if not source.exists():
+        raise InputError(f"no source at {path}: no such file or folder")
+    series = _series_of(source, options)
+    first = next(series, None)
+    if first is None:
+        return iter(()), ()
+    covariates = tuple(name for name in OPTIONAL if getattr(first, name) is not None)
+    return _checked(source, first, series), covariates
+
+
+def _series_of(source: Path, options: SourceOptions) -> Iterator[CorpusSeries]:
+    if source.is_dir():
+        return _folder(source, options)
+    kind = next((suffix for suffix in reversed(source.suffixes) if suffix not in (".gz", ".xz")), "").lower()
+    readers: dict[str, Callable[[Path, SourceOptions], Iterator[CorpusSeries]]] = {
+        ".tsf": _monash,
+        ".parquet": _parquet,
+        ".arrow": _arrow,
+        **dict.fromkeys(_JSON, _json_lines),
+        **dict.fromkeys(_TABLES, _wide_table),
+    }
+    if kind not in readers:
+        raise InputError(f"{source}: not a source: csv, parquet, arrow, tsf, json lines, or a folder of a corpus")
+    return readers[kind](source, options)
+
+
+def _folder(folder: Path, options: SourceOptions) -> Iterator[CorpusSeries]:
+    """The Arrow or Parquet files of a folder and those below it; a gluonts folder's training split."""
+    if (folder / "metadata" / "metadata.json").is_file() or (folder / "metadata.json").is_file():
+        folder = folder / "train"
+    for endings in _IN_FOLDERS:
+        files = sorted(
+            path
+            for path in folder.rglob("*")
+            if path.name.endswith(endings) and path.name not in _NO_SERIES and not path.name.startswith((".", "cache-"))
+        )
+        if files:
+            break
+    else:
+        raise InputError(f"{folder} holds no Arrow, Parquet, tsf or JSON-lines file")
+    for file in files:
+        yield from _series_of(file, options)
+
+
+def _checked(source: Path, first: CorpusSeries, rest: Iterator[CorpusSeries]) -> Iterator[CorpusSeries]:
+    yield _finite(source, first)
+    for series in rest:
+        yield _finite(source, series)
+
+
+def _finite(source: Path, series: CorpusSeries) -> CorpusSeries:
+    """The same in float32; raises InputError for an infinity, one that float32 makes, or no frequency."""
+    try:
+        read_frequency(series.freq)
+    except InputError as error:
+        raise InputError(f"{source}, series {series.item_id!r}: {error}") from None
+    arrays = {}
+    for name in ("target", *OPTIONAL):
+        values = getattr(series, name)
+        if values is None:
+            continue
+        if values.ndim != 2:
+            raise InputError(f"{source}, series {series.item_id!r}: {name} must be a list or a list of lists")
+        far = np.argwhere(np.abs(values) > _FLOAT32)
+        if far.size:
+            row, step = far[0]
+            raise InputError(
+                f"{source}, series {series.item_id!r}, {name} {row}, step {step}: {values[row, step]} is too large"
+            )
+        arrays[name] = values.astype(np.float32, copy=False)
+    return replace(series, **arrays)
+
+
+def _wide_table(path: Path, options: SourceOptions) -> Iterator[CorpusSeries]:
+    """A row a time, a column a channel."""
+    table = read_csv(path, options.date_column, options.columns, missing="mask")
+    name, start = path.name.split(".")[0], _seconds(table.dates[0])
+    yield CorpusSeries(name, start, table.frequency, table.values.T, channel_names=table.columns)
+
+
+def _monash(path: Path, options: SourceOptions) -> Iterator[CorpusSeries]:
+    frequency, series = read_tsf(path)
+    frequency = frequency or options.freq
+    if frequency is None:
+        raise InputError(f"{path} states no @frequency: give --freq")
+    for name, start, values in series:
+        yield CorpusSeries(name, _seconds(start), frequency, values[None])
+
+
+def _json_lines(path: Path, options: SourceOptions) -> Iterator[CorpusSeries]:
+    """gluonts: an object a line, with start and target."""
+    frequency = _gluonts_frequency(path)
+    for number, line in enumerate(_lines(path)):
+        where = f"{path}, line {number + 1}"
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{where} is not JSON: {error}") from None
+        if not isinstance(entry, dict) or not {"start", "target"} <= entry.keys():
+            raise InputError(f"{where} is no object with start and target")
+        freq = entry.get("freq") or frequency or options.freq
+        if freq is None:
+            raise InputError(f"{where} has no freq, nor has a metadata.json beside it: give --freq")
+        arrays = {name: _numbers(entry[name], where, name) for name in ("target", *OPTIONAL) if entry.get(name)}
+        if "target" not in arrays:
+            continue
+        item_id = entry.get("item_id")
+        name = f"{path.name.split('.')[0]}-{number}" if item_id is None else str(item_id)
+        yield CorpusSeries(name, _timestamp(entry["start"], where), str(freq), **arrays)
+
+
+def _gluonts_frequency(path: Path) -> str | None:
+    for folder in (path.parent, path.parent.parent, path.parent / "metadata", path.parent.parent / "metadata"):
+        if (folder / "metadata.json").is_file():
+            try:
+                frequency = json.loads((folder / "metadata.json").read_text()).get("freq")
+            except (OSError, ValueError, AttributeError) as error:
+                raise InputError(f"cannot read {folder / 'metadata.json'}: {error}") from None
+            return frequency if frequency is None else str(frequency)
+    return None
+
+
+def _lines(path: Path) -> Iterator[str]:
+    opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            yield from (line for line in file if line.strip())
+    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, gzip.zlib.error) as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+
+
+def _numbers(values, where: str, name: str) -> np.ndarray:
+    """A JSON list, or list of lists, as [rows, steps]; null and "NaN" are missing."""
+    try:
+        array = np.array(values, dtype=np.float64)
+    except (ValueError, TypeError, OverflowError):
+        raise InputError(f"{where}: {name} is not a list of numbers, or of equally long lists of them") from None
+    return array[None] if array.ndim == 1 else array
+
+
+def _parquet(path: Path, options: SourceOptions) -> Iterator[CorpusSeries]:
+    try:
+        file = pq.ParquetFile(path)
+        schema = file.schema_arrow
+        batches = file.iter_batches(batch_size=256)
+        yield from _rows_of_lists(path, schema, batches, options)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+
+
+def _arrow(path: Path, options: SourceOptions) -> Iterator[CorpusSeries]:
+    try:
+        with pa.memory_map(str(path)) as mapped:
+            is_file = mapped.read(6) == b"ARROW1"
+            mapped.seek(0)
+            if is_file:
+                reader = pa.ipc.open_file(mapped)
+                batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+            else:
+                reader = pa.ipc.open_stream(mapped)
+                batches = iter(reader)
+            yield from _rows_of_lists(path, reader.schema, batches, options)
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise InputError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+
+
+def _rows_of_lists(
+    path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch], options: SourceOptions
+) -> Iterator[CorpusSeries]:
+    """A row a series: target beside start and freq, or Chronos' way, lists of numbers beside a list of timestamps."""
+    lists = [field.name for field in schema if _is_list(field.type)]
+    times = [name for name in lists if pa.types.is_timestamp(schema.field(name).type.value_type)]
+    numeric = [name for name in lists if name not in OPTIONAL and _is_numeric(schema.field(name).type)]
+    if times and numeric:
+        channels, read_row = numeric, _chronos_row
+    elif "start" in schema.names and "target" in numeric:
+        channels, read_row = ["target"], _corpus_row
+    else:
+        raise InputError(f"{path} is no corpus: no lists of numbers with a start among {', '.join(schema.names)}")
+    number = 0
+    for batch in batches:
+        columns = {name: batch.column(name) for name in schema.names}
+        for index in range(len(batch)):
+            row = {name: column[index] for name, column in columns.items()}
+            where = f"{path}, row {number + 1}"
+            name = next((row[key].as_py() for key in ("item_id", "id") if key in row), None)
+            item_id = f"{path.name.split('.')[0]}-{number}" if name is None else str(name)
+            rows = [values for key in channels for values in _matrix(row[key])]
+            if len({len(values) for values in rows}) > 1:
+                raise InputError(f"{where}: its channels differ in length")
+            number += 1
+            if rows:
+                series = read_row(row, where, times, options)
+                names = tuple(channels) if read_row is _chronos_row and len(rows) == len(channels) > 1 else None
+                yield replace(series, item_id=item_id, target=np.stack(rows), channel_names=names)
+
+
+def _corpus_row(row: dict[str, pa.Scalar], where: str, times: list[str], options: SourceOptions) -> CorpusSeries:
+    freq = row["freq"].as_py() if "freq" in row else options.freq
+    if freq is None:
+        raise InputError(f"{where} states no freq: give --freq")
+    covariates = {name: np.stack(_matrix(row[name])) for name in OPTIONAL if name in row and row[name].is_valid}
+    start = row["start"].as_py()
+    return CorpusSeries("", _timestamp(start, where), str(freq), np.zeros((0, 0)), **covariates)
+
+
+def _chronos_row(row: dict[str, pa.Scalar], where: str, times: list[str], options: SourceOptions) -> CorpusSeries:
+    stamps = row[times[0]].values
+    if stamps is None or not len(stamps):
+        raise InputError(f"{where} has no timestamp")
+    dates = pd.DatetimeIndex(stamps.to_numpy(zero_copy_only=False))
+    freq = options.freq or _regular_step(dates)
+    if freq is None:
+        raise InputError(f"{where}: its timestamps have no regular step: give --freq")
+    return CorpusSeries("", _seconds(dates[0]), freq, np.zeros((0, 0)))
+
+
+def _regular_step(dates: pd.DatetimeIndex) -> str | None:
+    """The step that gives every one of `dates`, or None."""
+    if len(dates) < 3:
+        return None
+    with warnings.catch_warnings():
+        # it gives text, later versions of pandas an offset, and say so
+        warnings.simplefilter("ignore")
+        step = to_offset(pd.infer_freq(dates))
+    if step is None or not (pd.date_range(dates[0], periods=len(dates), freq=step) == dates).all():
+        return None
+    return step.freqstr
+
+
+def _matrix(value: pa.Scalar) -> list[np.ndarray]:
+    """A list, or a list of lists, as rows of float64; null is NaN."""
+    if not value.is_valid:
+        return []
+    values = value.values
+    parts = [part.values for part in values if part.is_valid] if _is_list(values.type) else [values]
+    return [part.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False) for part in parts]
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _is_numeric(kind: pa.DataType) -> bool:
+    while _is_list(kind):
+        kind = kind.value_type
+    return pa.types.is_floating(kind) or pa.types.is_integer(kind)
+
+
+def _timestamp(value, where: str) -> np.datetime64:
+    try:
+        return _seconds(pd.Timestamp(value))
+    except (ValueError, TypeError, OverflowError):
+        raise InputError(f"{where}: start {value!r} is no date") from None
+
+
+def _seconds(stamp: pd.Timestamp) -> np.datetime64:
+    if stamp.tz is not None:
+        stamp = stamp.tz_convert("UTC").tz_localize(None)
+    return stamp.to_datetime64().astype("datetime64[s]")

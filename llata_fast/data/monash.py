@@ -1,0 +1,70 @@
+"""Monash's .tsf: a header of @ lines, then a series a line, `T1:1979-01-01 00-00-00:1.5,?,2.5`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..errors import InputError
+
+_EPOCH = "1970-01-01 00-00-00"
+"""Start of series whose file dates none."""
+
+
+def read_tsf(path: Path) -> tuple[str | None, Iterator[tuple[str, pd.Timestamp, np.ndarray]]]:
+    """The file's @frequency (None if it states none), and name, start and values [T] float64 of every series.
+
+    "?" is a missing value, NaN. Raises InputError, with the line, for what is no .tsf file.
+    """
+    attributes, frequency = [], None
+    lines = _numbered_lines(path)
+    for number, line in lines:
+        word, _, rest = line.partition(" ")
+        if word == "@data":
+            break
+        if word == "@attribute":
+            parts = rest.split()
+            if len(parts) != 2 or parts[1] not in ("string", "numeric", "date"):
+                raise InputError(f"{path}, line {number}: @attribute takes a name and string, numeric or date")
+            attributes.append(tuple(parts))
+        elif word == "@frequency":
+            frequency = rest.strip()
+        elif not word.startswith("@"):
+            raise InputError(f"{path}, line {number} stands before @data but is no @ line")
+    else:
+        raise InputError(f"{path} has no @data line: not a .tsf file, or one that was cut short")
+    return frequency, (_read_line(path, number, line, attributes) for number, line in lines)
+
+
+def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        # what its tools write is not always UTF-8
+        with path.open(encoding="latin-1") as file:
+            for number, line in enumerate(file, 1):
+                line = line.strip()
+                if line and not line.startswith("#"):
+                    yield number, line
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _read_line(
+    path: Path, number: int, line: str, attributes: list[tuple[str, str]]
+) -> tuple[str, pd.Timestamp, np.ndarray]:
+    *fields, values = line.split(":")
+    where = f"{path}, line {number}"
+    if len(fields) != len(attributes):
+        raise InputError(f"{where} has {len(fields)} attributes, the header declares {len(attributes)}")
+    given = {kind: field for field, (_, kind) in zip(fields, attributes, strict=True)}
+    named = {name: field for field, (name, _) in zip(fields, attributes, strict=True)}
+    name = named.get("series_name", f"T{number}")
+    try:
+        start = pd.to_datetime(given.get("date", _EPOCH), format="%Y-%m-%d %H-%M-%S")
+    except ValueError:
+        raise InputError(f"{where}: {given['date']!r} is no date like 1979-01-01 00-00-00") from None
+    try:
+        steps = np.array([np.nan if value == "?" else float(value) for value in values.split(",")])
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+    return name, start, steps
