@@ -11,6 +11,7 @@ from llata_fast.evaluation.baselines import score
 from llata_fast.evaluation.tables import results_table
 from llata_fast.forecasting.forecaster import SeriesInfo
 from llata_fast.forecasting.pictures import HAS_MATPLOTLIB
+from llata_fast.ranks import leaving_in_order
 from llata_fast.training.arguments import INTERRUPTED, parse_arguments, report_and_exit
 from llata_fast.training.throughput import memory_hint
 from llata_fast.experiment import prepare
@@ -76,7 +77,8 @@ def main():
 
 if __name__ == "__main__":
     try:
-        main()
+        with leaving_in_order():
+            main()
     except InputError as error:
         report_and_exit(error)
     except KeyboardInterrupt:

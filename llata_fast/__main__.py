@@ -24,8 +24,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None):
     options = _parser().parse_args(argv)
+    # help needs no torch
+    from .ranks import leaving_in_order
+
     try:
-        options.run_command(options)
+        with leaving_in_order():
+            options.run_command(options)
     except InputError as error:
         report_and_exit(error, f"llata_fast {options.command}")
     # what only shows when a file is written: no permission after all, a full disk

@@ -1,5 +1,6 @@
 """Settings and fixtures of the whole suite. Pytest imports this before any test, hence before any kernel."""
 
+import contextlib
 import os
 import random
 import signal
@@ -85,12 +86,24 @@ def shared():
     return find
 
 
+@pytest.fixture(scope="session")
+def free_ports():
+    """`free_ports(n)`: TCP ports for `--master_port`: launches of several test processes must not meet on one."""
+
+    def find(number):
+        with contextlib.ExitStack() as stack:
+            probes = [stack.enter_context(socket.socket()) for _ in range(number)]
+            for probe in probes:
+                probe.bind(("127.0.0.1", 0))
+            return [probe.getsockname()[1] for probe in probes]
+
+    return find
+
+
 @pytest.fixture(scope="module")
-def free_port():
-    """A TCP port for `--master_port`: launches of several test processes must not meet on the default one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def free_port(free_ports):
+    """One for launches that follow each other."""
+    return free_ports(1)[0]
 
 
 @pytest.fixture(scope="session")

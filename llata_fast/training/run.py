@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -18,6 +17,7 @@ from ..errors import InputError
 from ..evaluation.baselines import Forecast, seasonal_naive
 from ..forecasting.pictures import plot_forecast
 from ..linear import LeastSquares
+from ..ranks import from_first_rank
 from .arguments import DataArguments, ForecastTrainingArguments
 
 # settings without which a checkpoint's weights do not fit
@@ -69,7 +69,7 @@ def settle_output_dir(training: ForecastTrainingArguments, data: DataArguments, 
             raise InputError(f"{training.output_dir} holds no whole checkpoint to resume from")
     _ = training.device  # joins the ranks
     # a rank that comes late would find the folder that the first one made
-    training.output_dir, training.resume_from_checkpoint = broadcast_object_list([training.output_dir, resume])
+    training.output_dir, training.resume_from_checkpoint = from_first_rank(lambda: (training.output_dir, resume))
 
 
 def _is_whole(checkpoint: Path) -> bool:

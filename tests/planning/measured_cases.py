@@ -31,6 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import GPT2Config, TrainerCallback
 
 from llata_fast.backbone.placing import whole_models
+from llata_fast.ranks import leaving_in_order
 from llata_fast.training.trainer import ForecastTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,4 +170,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with leaving_in_order():
+        main()

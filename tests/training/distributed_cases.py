@@ -12,6 +12,7 @@ import torch
 
 from llata_fast.metrics import ForecastMetrics
 from llata_fast.modeling import LlataForPrediction
+from llata_fast.ranks import leaving_in_order
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,4 +62,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with leaving_in_order():
+        main()

@@ -17,6 +17,7 @@ from torch import distributed
 
 from llata_fast.config import LlataConfig
 from llata_fast.modeling import LlataForPrediction
+from llata_fast.ranks import leaving_in_order
 from llata_fast.training.arguments import parse_arguments
 
 
@@ -79,4 +80,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with leaving_in_order():
+        main()
