@@ -29,6 +29,7 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "export": ["onnx", "onnxruntime", "onnxscript", "peft"],
         "flash-attn": ["flash-attn"],
         "parquet": ["pyarrow"],
         "plot": ["matplotlib"],
