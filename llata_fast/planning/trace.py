@@ -96,7 +96,7 @@ def _cut(config: LlataConfig, num_layers: int) -> LlataConfig:
 
 def _trace(config: LlataConfig, workload: Workload) -> Trace:
     model = _prepared(meta_model(config), workload)
-    with FakeTensorMode(), _as_on_gpu() if workload.on_gpu else contextlib.nullcontext():
+    with FakeTensorMode(), as_on_gpu() if workload.on_gpu else contextlib.nullcontext():
         # what checkpointing computes again leaves cycles of references behind, as real tensors do not
         memory = LiveMemory(collect_every=20 if workload.checkpointing else None)
         step = _step(model, config, workload)
@@ -127,7 +127,7 @@ def _prepared(model: LlataForPrediction, workload: Workload) -> LlataForPredicti
 
 def _step(model: LlataForPrediction, config: LlataConfig, workload: Workload) -> Callable[[], None]:
     """A training step on fake tensors; made and called under the same mode."""
-    _make_fake(model)
+    make_fake(model)
     sizes = (workload.batch_size, config.context_length + config.prediction_length, workload.channels)
     past, future = torch.zeros(sizes).split([config.context_length, config.prediction_length], dim=1)
 
@@ -139,7 +139,7 @@ def _step(model: LlataForPrediction, config: LlataConfig, workload: Workload) ->
     return step
 
 
-def _make_fake(model: nn.Module):
+def make_fake(model: nn.Module):
     """Replace meta tensors by fake ones, a tensor that is shared by one that is shared."""
     replaced: dict[Tensor, Tensor] = {}
     for module in model.modules():
@@ -198,7 +198,7 @@ def _storages(tree) -> set:
 
 
 @contextlib.contextmanager
-def _as_on_gpu() -> Iterator[None]:
+def as_on_gpu() -> Iterator[None]:
     """Take the paths that CUDA tensors take."""
     attention = F.scaled_dot_product_attention
 
