@@ -9,12 +9,12 @@ from llata_fast.data import read_series, split_windows
 from llata_fast.errors import InputError
 from llata_fast.evaluation.baselines import score
 from llata_fast.evaluation.tables import results_table
-from llata_fast.forecasting.forecaster import SeriesInfo
 from llata_fast.forecasting.pictures import HAS_MATPLOTLIB
 from llata_fast.ranks import leaving_in_order
 from llata_fast.training.arguments import INTERRUPTED, parse_arguments, report_and_exit
 from llata_fast.training.throughput import memory_hint
-from llata_fast.experiment import prepare
+from llata_fast.experiment import prepare, save_run
+from llata_fast.run_folder import Preprocessor
 from llata_fast.training.run import (
     draw_test_forecast,
     fit_baselines,
@@ -53,9 +53,7 @@ def main():
     trained = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     speed = trainer.throughput.summary()
     # before what may still fail: the run can forecast from here on
-    trainer.save_model()
-    if main_process:
-        SeriesInfo.of(data_args.dataset, series, splits.scaler).save(args.output_dir)
+    save_run(trainer, Preprocessor.of(data_args.dataset, series, splits.scaler))
     test = trainer.test()
     past, observed, _ = middle_window(splits.test)
     forecast = trainer.forecast(past, observed)

@@ -10,9 +10,9 @@ from .config import LlataConfig, ModelArguments
 from .data import Splits, TimeSeries
 from .errors import InputError
 from .evaluation.baselines import Forecast, score
-from .forecasting.forecaster import SeriesInfo
 from .linear import start_at_least_squares
 from .modeling import LlataForPrediction
+from .run_folder import Preprocessor, RunFolder
 from .training.arguments import DataArguments, ForecastTrainingArguments, resolved_settings
 from .training.run import (
     check_resumes,
@@ -73,12 +73,22 @@ def train_on(
     trained["seconds"] = time.perf_counter() - began
     trained["best_mse"] = trainer.state.best_metric
     trained["best_step"] = trainer.state.best_global_step
-    trainer.save_model()
-    SeriesInfo.of(data_args.dataset, series, splits.scaler).save(args.output_dir)
+    save_run(trainer, Preprocessor.of(data_args.dataset, series, splits.scaler))
     test = score(forecast_of(trainer.model.eval()), splits.test, series.columns, args.per_device_eval_batch_size)
     metrics = {"test": test, "train": trained, "parameters": parameter_counts(trainer.model)}
     write_metrics(args.output_dir, metrics)
     return trainer.model, metrics
+
+
+def save_run(trainer: ForecastTrainer, preprocessor: Preprocessor):
+    """Write what a forecast needs into the run's folder; every rank calls it."""
+    folder = RunFolder(trainer.args.output_dir)
+    if trainer.is_world_process_zero():
+        folder.unfinish()
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        folder.write_preprocessor(preprocessor)
+        folder.finish()
 
 
 def forecast_of(model: LlataForPrediction) -> Forecast:

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from llata_fast.commands import COMMANDS
 from llata_fast.data import read_csv
 from llata_fast.forecasting import pictures
 from llata_fast.forecasting.forecaster import Forecaster
+from llata_fast.run_folder import RunFolder
 from llata_fast.training.arguments import given_flags
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -462,7 +464,7 @@ def test_run_that_is_none(refused, run, tmp_path):
     for folder in ("absent", "empty"):
         for message in refusals(tmp_path / folder):
             assert f"{folder} is not the folder of a finished run" in message
-    for name in ("series.json", "run.yaml", "config.json", "model.safetensors"):
+    for name in ("preprocessor_config.json", "manifest.json", "run.yaml", "config.json", "model.safetensors"):
         for message in refusals(broken):
             assert name in message
         (broken / name).write_text("[1,")
@@ -540,8 +542,9 @@ def test_gaps_are_masked_when_asked(backbone, tmp_path, monkeypatch):
 
 def test_gaps_are_masked_where_the_runs_data_set_says_so(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
-    info = json.loads((copy / "series.json").read_text())
-    (copy / "series.json").write_text(json.dumps(info | {"dataset": "Metro"}))
+    folder = RunFolder(copy)
+    folder.write_preprocessor(replace(folder.read_preprocessor(), dataset="Metro"))
+    folder.finish()
     path = write(tmp_path, with_cell(np.nan)(make_table(60)))
     llata_fast("predict", copy, "--input", path, "--output", tmp_path / "forecast.csv")
     assert len(pd.read_csv(tmp_path / "forecast.csv")) == H

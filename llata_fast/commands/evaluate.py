@@ -33,10 +33,10 @@ def run(options: argparse.Namespace):
         check_writable(options.output, source=dataset)
     series = read_series(
         dataset,
-        data_dir=options.data_dir or settings["data_dir"],
-        date_column=options.date_column or (settings["date_column"] if own else None),
-        columns=options.columns or (settings["columns"] if own else None),
-        missing=options.missing or (settings["missing"] if own else None),
+        data_dir=options.data_dir or settings.get("data_dir"),
+        date_column=options.date_column or (settings.get("date_column") if own else None),
+        columns=options.columns or (settings.get("columns") if own else None),
+        missing=options.missing or (settings.get("missing") if own else None),
     )
     forecaster = Forecaster.from_run(options.run)
     config = forecaster.model.config

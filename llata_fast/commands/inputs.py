@@ -4,10 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
-import yaml
-
 from ..errors import InputError
-from ..forecasting.forecaster import SeriesInfo
+from ..run_folder import Preprocessor, RunFolder
 
 
 def add_run_arguments(parser: argparse.ArgumentParser):
@@ -20,14 +18,12 @@ def add_run_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--missing", choices=("error", "mask"), help="missing values; default as the run did")
 
 
-def load_settings(run: str) -> tuple[dict, SeriesInfo]:
+def load_settings(run: str) -> tuple[dict, Preprocessor]:
     """What a run was made with, and what it knows of its series; InputError where this is no finished run."""
-    info = SeriesInfo.load(run)
-    path = Path(run, "run.yaml")
-    try:
-        return yaml.safe_load(path.read_text()), info
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read the run's settings {path}: {error}") from None
+    folder = RunFolder(run)
+    # the weights are checked where they are loaded
+    folder.check_finished(weights=False)
+    return folder.read_settings(), folder.read_preprocessor()
 
 
 def check_writable(path: str, source: str):

@@ -5,7 +5,6 @@ the temporal branch's decoder with the word embedding of its source, for transfo
 """
 
 import argparse
-import shutil
 from pathlib import Path
 
 from torch import nn
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel
 from ..backbone.loading import load_backbone_weights
 from ..errors import InputError
 from ..modeling import LlataForPrediction
-from .inputs import load_settings
+from ..run_folder import RunFolder
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -23,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(options: argparse.Namespace):
-    load_settings(options.run)
+    RunFolder(options.run).check_finished()
     output = Path(options.output)
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise InputError(f"cannot write {output}: it is there already")
@@ -35,8 +34,7 @@ def run(options: argparse.Namespace):
     try:
         output.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(output)
-        for name in ("series.json", "run.yaml"):
-            shutil.copy2(Path(options.run, name), output)
+        RunFolder(options.run).copy_description(RunFolder(output))
         decoder = getattr(model.backbone, "model", None)
         if isinstance(decoder, PreTrainedModel):
             _give_word_embedding(decoder, model.config)

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace):
             raise InputError(f"--plot would draw over the output {picture}: give the output another ending")
     settings, info = load_settings(options.run)
     spec = find_dataset(info.dataset)
-    missing = options.missing or settings["missing"] or (spec.missing if spec else "error")
+    missing = options.missing or settings.get("missing") or (spec.missing if spec else "error")
     date_column = options.date_column or settings.get("date_column")
     series = read_csv(options.input, date_column, options.columns or info.columns, missing)
     forecaster = Forecaster.from_run(options.run)

@@ -1,8 +1,6 @@
 """A trained run as a forecaster of series in their own units."""
 
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,52 +13,9 @@ from ..data import StandardScaler, TimeSeries, last_window
 from ..data.windows import masked_past, standardise
 from ..errors import InputError
 from ..modeling import LlataForPrediction
+from ..run_folder import Preprocessor, RunFolder
 
 ORIGIN = "origin"
-
-_FILE = "series.json"
-
-
-@dataclass
-class SeriesInfo:
-    """What a run knows of the series it was trained on; `series.json` in its folder."""
-
-    dataset: str
-    columns: list[str]
-    date_column: str
-    frequency: str
-    seasonality: int
-    mean: list[float]
-    scale: list[float]
-
-    @classmethod
-    def of(cls, dataset: str, series: TimeSeries, scaler: StandardScaler) -> "SeriesInfo":
-        return cls(
-            dataset,
-            list(series.columns),
-            series.date_column,
-            series.frequency,
-            series.seasonality,
-            **scaler.to_dict(),
-        )
-
-    @property
-    def scaler(self) -> StandardScaler:
-        return StandardScaler.from_dict({"mean": self.mean, "scale": self.scale})
-
-    def save(self, run: str | Path):
-        Path(run, _FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
-
-    @classmethod
-    def load(cls, run: str | Path) -> "SeriesInfo":
-        """Raises InputError where `run` is no finished run, or its file is damaged."""
-        path = Path(run, _FILE)
-        if not path.is_file():
-            raise InputError(f"{run} is not the folder of a finished run: it holds no {_FILE}")
-        try:
-            return cls(**json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{path} is damaged: {error}") from None
 
 
 class Forecaster:
@@ -70,7 +25,7 @@ class Forecaster:
     >>> forecaster.predict(read_csv("my.csv"))  # a DataFrame of H rows after the last one, in the file's units
     """
 
-    def __init__(self, model: LlataForPrediction, info: SeriesInfo):
+    def __init__(self, model: LlataForPrediction, info: Preprocessor):
         self.model, self.info = model.merge(), info
 
     @classmethod
@@ -80,7 +35,9 @@ class Forecaster:
         Raises:
             InputError: not a finished run, a damaged one, or its backbone is not to be had.
         """
-        info = SeriesInfo.load(run)
+        folder = RunFolder(run)
+        folder.check_finished()
+        info = folder.read_preprocessor()
         try:
             model = LlataForPrediction.from_pretrained(run)
         except InputError:

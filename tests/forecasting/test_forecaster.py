@@ -12,9 +12,10 @@ from tiny import perturb, random_backbone, tiny_config, write_series
 from llata_fast.__main__ import main
 from llata_fast.data import read_csv, split_windows
 from llata_fast.forecasting import forecaster as forecaster_module
-from llata_fast.forecasting.forecaster import Forecaster, SeriesInfo
+from llata_fast.forecasting.forecaster import Forecaster
 from llata_fast.forecasting.table_files import open_table
 from llata_fast.modeling import LlataForPrediction
+from llata_fast.run_folder import Preprocessor, RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 L, H, ROWS = 12, 5, 60
@@ -40,8 +41,10 @@ def make_run(folder, horizon=H):
     perturb(model)
     model.save_pretrained(folder / "run")
     scaler = split_windows(read_csv(write_series(folder / "long.csv", 1000)), L, horizon).scaler
-    SeriesInfo.of(str(path), series, scaler).save(folder / "run")
-    (folder / "run" / "run.yaml").write_text("missing: error\n")
+    run = RunFolder(folder / "run")
+    run.write_settings({"missing": "error"})
+    run.write_preprocessor(Preprocessor.of(str(path), series, scaler))
+    run.finish()
     return folder / "run"
 
 

@@ -1,0 +1,331 @@
+"""The folder of a run: what lies in it, by name, and how that is written and read.
+
+    run.yaml                  every setting, a valid --config
+    config.json               the model's own settings
+    model.safetensors         what was trained
+    preprocessor_config.json  the series' columns, dates and units
+    manifest.json             sizes and checksums of these four, written last: the run can forecast
+    metrics.json              scores, costs and speed (docs in `write_metrics`)
+    forecast.png              a forecast from the middle of the test split
+    checkpoint-<step>/        what training resumes from, with a manifest of its own
+    .lock                     held while a process trains here
+
+Imports neither torch nor transformers.
+"""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
+
+from .durable import (
+    MANIFEST,
+    delete_folder,
+    delete_partials,
+    find_damage,
+    read_manifest,
+    write_manifest,
+    write_text,
+)
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from .data import StandardScaler, TimeSeries
+
+SETTINGS, CONFIG, WEIGHTS = "run.yaml", "config.json", "model.safetensors"
+PREPROCESSOR, METRICS, PICTURE = "preprocessor_config.json", "metrics.json", "forecast.png"
+METRICS_VERSION = 2
+TRAINER_STATE = "trainer_state.json"
+UNAVERAGED = "unaveraged.safetensors"
+_LOCK = ".lock"
+# of the version before, which had no manifest
+_SERIES_BEFORE = "series.json"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+# locks that this file system, or this system, does not have
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+
+
+@dataclass
+class Preprocessor:
+    """What a run knows of the series it was trained on: `preprocessor_config.json` in its folder.
+
+    Raises:
+        InputError: columns that are none, or means and scales that are not one finite number a column, scales above 0.
+    """
+
+    dataset: str
+    columns: list[str]
+    date_column: str
+    frequency: str
+    seasonality: int
+    mean: list[float]
+    scale: list[float]
+
+    def __post_init__(self):
+        texts = [("dataset", self.dataset), ("date_column", self.date_column), ("frequency", self.frequency)]
+        if wrong := next((name for name, value in texts if not isinstance(value, str)), None):
+            raise InputError(f"{wrong} must be a text")
+        if not isinstance(self.columns, list) or not all(isinstance(name, str) for name in self.columns):
+            raise InputError("columns must be a list of names")
+        if not _is_number(self.seasonality) or self.seasonality != int(self.seasonality) or self.seasonality < 1:
+            raise InputError("seasonality must be a whole number of at least 1")
+        for name in ("mean", "scale"):
+            values = getattr(self, name)
+            if not isinstance(values, list) or len(values) != len(self.columns) or not all(map(_is_number, values)):
+                raise InputError(f"{name} must hold a finite number for each of the {len(self.columns)} columns")
+        if min(self.scale, default=1) <= 0:
+            raise InputError("scale must be above 0")
+
+    @classmethod
+    def of(cls, dataset: str, series: "TimeSeries", scaler: "StandardScaler") -> "Preprocessor":
+        return cls(
+            dataset,
+            list(series.columns),
+            series.date_column,
+            series.frequency,
+            series.seasonality,
+            **scaler.to_dict(),
+        )
+
+    @property
+    def scaler(self) -> "StandardScaler":
+        # it imports torch
+        from .data import StandardScaler
+
+        return StandardScaler.from_dict({"mean": self.mean, "scale": self.scale})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint that `RunFolder.last_checkpoint` found."""
+
+    path: Path
+    passed_over: list[str]
+    """A line for each later one that is damaged."""
+
+
+class RunFolder:
+    """A run's folder, there or to be; nothing is read or written before a method says so."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether a training left anything that a new one would take away."""
+        return any((self / name).exists() for name in (METRICS, WEIGHTS)) or bool(self.checkpoints())
+
+    def check_can_be_made(self):
+        """Raise InputError where this is no folder and cannot become one."""
+        nearest = next(path for path in (self.path, *self.path.parents) if path.exists())
+        if not nearest.is_dir():
+            raise InputError(f"cannot write {self}: {nearest} is a file")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise InputError(f"cannot write {self}: no permission for {nearest}")
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold this folder, made where it is not there; no other process can until the end, or until this one dies.
+
+        A folder that nothing was written into goes again. Raises InputError where another process holds it.
+        """
+        self.check_can_be_made()
+        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        lock = self._lock()
+        try:
+            yield
+        finally:
+            # before the lock is let go: whoever waits for it finds another file, or none
+            (self / _LOCK).unlink(missing_ok=True)
+            os.close(lock)
+            for path in made:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+
+    def _lock(self) -> int:
+        import fcntl
+
+        while True:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock = os.open(self / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            except FileNotFoundError:
+                # who held it has just taken the folder away
+                continue
+            except OSError as error:
+                raise InputError(f"cannot write {self}: {error.strerror}") from None
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in _NO_LOCKS:
+                    return lock
+                os.close(lock)
+                raise InputError(f"{self}: another training is at work in this folder") from None
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock), os.stat(self / _LOCK)):
+                    return lock
+            os.close(lock)
+
+    def clear(self):
+        """Delete what a run has left: its checkpoints would be taken for later ones of the next run here."""
+        delete_partials(self.path)
+        for checkpoint in self.checkpoints():
+            delete_folder(checkpoint)
+        for name in (MANIFEST, METRICS, PREPROCESSOR, WEIGHTS, CONFIG, PICTURE, _SERIES_BEFORE):
+            (self / name).unlink(missing_ok=True)
+
+    def checkpoints(self) -> list[Path]:
+        """Every checkpoint's folder, the one written last at the end; behind it those without a manifest."""
+        found = []
+        for path in self.path.glob("checkpoint-*"):
+            if (match := _CHECKPOINT.fullmatch(path.name)) and path.is_dir():
+                manifest = read_manifest(path)
+                found.append((manifest["written"] if manifest else math.inf, int(match[1]), path))
+        return [path for *_, path in sorted(found)]
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of a step lies, or would."""
+        return self / f"checkpoint-{step}"
+
+    def last_checkpoint(self) -> Checkpoint:
+        """The whole checkpoint that was written last; raises InputError where there is none."""
+        passed_over = []
+        for path in reversed(self.checkpoints()):
+            damage = find_damage(path)
+            if damage is None:
+                return Checkpoint(path, passed_over)
+            passed_over.append(f"{path} is passed over: {damage}")
+        reason = f" ({passed_over[0].replace(' is passed over', '')})" if passed_over else ""
+        raise InputError(f"{self} holds no whole checkpoint to resume from{reason}")
+
+    def rotate(self, limit: int | None, best_step: int | None):
+        """Delete the checkpoints written first until `limit` are left; the best and the last one stay."""
+        # what has no manifest nothing can resume from
+        checkpoints = sorted(self.checkpoints(), key=lambda path: read_manifest(path) is not None)
+        if not limit or limit < 1 or not checkpoints:
+            return
+        kept = {checkpoints[-1], self.checkpoint(best_step)} if best_step else {checkpoints[-1]}
+        spare = [path for path in checkpoints if path not in kept]
+        for path in spare[: max(0, len(checkpoints) - max(limit, len(kept)))]:
+            delete_folder(path)
+
+    def write_settings(self, settings: dict[str, Any]):
+        write_text(self / SETTINGS, yaml.safe_dump(settings, sort_keys=False))
+
+    def read_settings(self) -> dict[str, Any]:
+        """What the run was made with; raises InputError where `run.yaml` is missing, damaged or no mapping."""
+        path = self / SETTINGS
+        try:
+            settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise InputError(f"cannot read the run's settings {path}: {error}") from None
+        if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
+            raise InputError(f"cannot read the run's settings {path}: it holds no mapping of option names to values")
+        return settings
+
+    def write_preprocessor(self, preprocessor: Preprocessor):
+        write_text(self / PREPROCESSOR, json.dumps(asdict(preprocessor), indent=2) + "\n")
+
+    def read_preprocessor(self) -> Preprocessor:
+        """Raises InputError where this is no finished run, or the file is damaged; reads the version before, too."""
+        path = next((self / name for name in (PREPROCESSOR, _SERIES_BEFORE) if (self / name).is_file()), None)
+        if path is None:
+            raise InputError(f"{self} is not the folder of a finished run: it holds no {PREPROCESSOR}")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            names = {item.name for item in fields(Preprocessor)}
+            if not isinstance(values, dict) or values.keys() != names:
+                raise InputError(f"it must hold {', '.join(sorted(names))} and nothing else")
+            return Preprocessor(**values)
+        except (OSError, ValueError, InputError) as error:
+            raise InputError(f"{path} is damaged: {error}") from None
+
+    def finish(self):
+        """Vouch for what a forecast needs, once all of it is there."""
+        write_manifest(self.path, (SETTINGS, PREPROCESSOR, *self._model_files()))
+
+    def unfinish(self):
+        """Before the first of these files is written anew: what is there is a mixture until `finish`."""
+        (self / MANIFEST).unlink(missing_ok=True)
+
+    def _model_files(self) -> list[str]:
+        return [path.name for pattern in (CONFIG, "model*.safetensors*") for path in sorted(self.path.glob(pattern))]
+
+    def check_finished(self, weights: bool = True):
+        """Raise InputError unless this is a finished run whose files, or but its `weights`, are those that it wrote."""
+        if not (self / PREPROCESSOR).is_file() and (self / _SERIES_BEFORE).is_file():
+            # nothing vouches for a run of the version before
+            return
+        if not (self / PREPROCESSOR).is_file():
+            raise InputError(f"{self} is not the folder of a finished run: it holds no {PREPROCESSOR}")
+        if damage := find_damage(self.path, None if weights else (SETTINGS, PREPROCESSOR, CONFIG)):
+            raise InputError(f"{self} is damaged: {damage}; restore it, or resume or repeat the training")
+
+    def write_metrics(self, metrics: dict[str, Any]):
+        """Write `metrics.json`, null for what is not a finite number.
+
+        {"version": 2,
+         "dataset": its name,
+         "test": {"mse", "mae", "per_channel": {column: {"mse", "mae"}}}, of M4 {"smape", "mase", "owa"},
+         "validation": {"step", "mse", "mae", "loss"} of the weights that were kept, null where nothing validated them,
+         "baselines": {name: like "test"},
+         "training": {"seconds", "steps", "epochs", "loss"} (loss: the mean over all steps),
+         "speed": {"windows_per_s", "tokens_per_s", "step_ms", "data_wait_ms", "peak_memory_mib", "mfu"},
+         "parameters": {"trained", "frozen", "<part> trained", "<part> frozen"}}
+        """
+        text = json.dumps({"version": METRICS_VERSION} | _finite_or_null(metrics), indent=2, allow_nan=False)
+        write_text(self / METRICS, text + "\n")
+
+    def read_metrics(self) -> dict[str, Any]:
+        """What `write_metrics` wrote; raises InputError where it is missing, damaged or of another version."""
+        path = self / METRICS
+        try:
+            metrics = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read the run's scores {path}: {error}") from None
+        version = metrics.get("version") if isinstance(metrics, dict) else None
+        if version != METRICS_VERSION:
+            raise InputError(
+                f"{path} is of version {version or 1}, this llata_fast writes version {METRICS_VERSION}: train again"
+            )
+        return metrics
+
+    def copy_description(self, target: "RunFolder"):
+        """Write settings and preprocessor into another folder, whose model is there, and finish that."""
+        shutil.copy2(self / SETTINGS, target.path)
+        target.write_preprocessor(self.read_preprocessor())
+        target.finish()
+
+
+def _finite_or_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _finite_or_null(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite_or_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def free_folder(stem: Path) -> Iterator[RunFolder]:
+    """`stem`, then `stem`-2, -3 and so on, but for those that hold a run."""
+    for number in range(1, 10_000):
+        folder = RunFolder(stem if number == 1 else stem.with_name(f"{stem.name}-{number}"))
+        if not folder.holds_run:
+            yield folder

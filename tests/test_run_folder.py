@@ -1,0 +1,269 @@
+"""What lies in a run's folder: read back as written, refused by name where it is damaged, held by one process."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import pytest
+
+from llata_fast.durable import find_damage, write_manifest
+from llata_fast.errors import InputError
+from llata_fast.run_folder import Preprocessor, RunFolder, free_folder
+
+KNOWN = Preprocessor("series.csv", ["a", "b"], "date", "h", 24, [1.0, -2.0], [0.5, 3.0])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A finished run, but for a model that would load."""
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (run / name).write_text(name)
+    run.write_settings({"seed": 1, "columns": None})
+    run.write_preprocessor(KNOWN)
+    run.finish()
+    return run
+
+
+def checkpoint(run, step):
+    path = run.checkpoint(step)
+    path.mkdir(parents=True)
+    (path / "weights").write_text(str(step))
+    write_manifest(path)
+    return path
+
+
+def test_what_is_written_is_read(folder):
+    assert folder.read_settings() == {"seed": 1, "columns": None}
+    assert folder.read_preprocessor() == KNOWN
+    folder.check_finished()
+    target = RunFolder(folder.path.parent / "merged")
+    target.path.mkdir()
+    (target / "config.json").write_text("config.json")
+    folder.copy_description(target)
+    target.check_finished()
+    assert (target.read_settings(), target.read_preprocessor()) == (folder.read_settings(), KNOWN)
+
+
+@pytest.mark.parametrize("name", ["run.yaml", "preprocessor_config.json", "config.json", "model.safetensors"])
+def test_every_file_that_a_forecast_needs_is_vouched_for(folder, name):
+    (folder / name).write_text((folder / name).read_text()[::-1])
+    with pytest.raises(InputError, match=f"is damaged: {name} is not what was written"):
+        folder.check_finished()
+    (folder / name).unlink()
+    with pytest.raises(InputError, match=name):
+        folder.check_finished()
+
+
+def test_what_is_written_anew_is_no_finished_run_before_all_of_it_is(folder):
+    folder.unfinish()
+    with pytest.raises(InputError, match="writing was cut short"):
+        folder.check_finished()
+
+
+def test_a_run_of_the_version_before_is_read(folder):
+    (folder / "series.json").write_text(json.dumps(asdict(KNOWN)))
+    for name in ("preprocessor_config.json", "manifest.json"):
+        (folder / name).unlink()
+    folder.check_finished()
+    assert folder.read_preprocessor() == KNOWN
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"scale": [0.5, 0.0]}, "scale must be above 0"),
+        ({"scale": [0.5, -1.0]}, "scale must be above 0"),
+        ({"scale": [0.5]}, "scale must hold a finite number for each of the 2 columns"),
+        ({"mean": [1.0, math.nan]}, "mean must hold a finite number"),
+        ({"mean": [1.0, math.inf]}, "mean must hold a finite number"),
+        ({"mean": [1.0, "2"]}, "mean must hold a finite number"),
+        ({"mean": [1.0, True]}, "mean must hold a finite number"),
+        ({"mean": {}}, "mean must hold a finite number"),
+        ({"columns": "ab"}, "columns must be a list of names"),
+        ({"columns": ["a", 2]}, "columns must be a list of names"),
+        ({"seasonality": 0}, "seasonality must be a whole number"),
+        ({"seasonality": 1.5}, "seasonality must be a whole number"),
+        ({"frequency": None}, "frequency must be a text"),
+    ],
+)
+def test_units_that_are_none(folder, changes, words):
+    (folder / "preprocessor_config.json").write_text(json.dumps(asdict(KNOWN) | changes))
+    with pytest.raises(InputError, match=f"preprocessor_config.json is damaged: {words}"):
+        folder.read_preprocessor()
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "{", '{"mean": []}', "null", '"text"', "\udcff"])
+def test_a_preprocessor_that_is_none(folder, text):
+    (folder / "preprocessor_config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InputError, match="preprocessor_config.json is damaged"):
+        folder.read_preprocessor()
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "{", "a: b: c", "1: 2", "text", "\udcff", "a: !!python/name:os.system"])
+def test_settings_that_are_none(folder, text):
+    (folder / "run.yaml").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InputError, match="cannot read the run's settings .*run.yaml"):
+        folder.read_settings()
+
+
+def test_scores_are_json_whatever_they_are(folder):
+    scores = {"test": {"mse": math.nan, "per_channel": {"a": {"mse": math.inf}}}, "parameters": {"trained": 3}}
+    folder.write_metrics(scores)
+    read = folder.read_metrics()
+    assert read == {
+        "version": 2,
+        "test": {"mse": None, "per_channel": {"a": {"mse": None}}},
+        "parameters": {"trained": 3},
+    }
+    (folder / "metrics.json").write_text(json.dumps(scores["parameters"]))
+    with pytest.raises(InputError, match="version 1, this llata_fast writes version 2: train again"):
+        folder.read_metrics()
+    for text in ("[]", "{", ""):
+        (folder / "metrics.json").write_text(text)
+        with pytest.raises(InputError, match="metrics.json"):
+            folder.read_metrics()
+
+
+def test_the_last_checkpoint_is_the_last_whole_one(folder):
+    with pytest.raises(InputError, match="holds no whole checkpoint"):
+        folder.last_checkpoint()
+    paths = [checkpoint(folder, step) for step in (5, 10, 20)]
+    assert folder.last_checkpoint() == (paths[2], [])
+    (paths[2] / "weights").unlink()
+    (paths[1] / "manifest.json").unlink()
+    path, passed_over = folder.last_checkpoint()
+    assert path == paths[0]
+    assert {line.rpartition("/")[2] for line in passed_over} == {
+        "checkpoint-20 is passed over: weights is missing",
+        "checkpoint-10 is passed over: it has no manifest.json: its writing was cut short",
+    }
+    (paths[0] / "weights").write_text("6")
+    with pytest.raises(
+        InputError, match="holds no whole checkpoint to resume from .*checkpoint-10: it has no manifest"
+    ):
+        folder.last_checkpoint()
+
+
+def test_the_last_checkpoint_is_the_one_that_was_written_last(folder):
+    """A later step that an earlier training has left is not what this one goes on from."""
+    stale, fresh = checkpoint(folder, 20), checkpoint(folder, 5)
+    assert folder.checkpoints() == [stale, fresh] and folder.last_checkpoint().path == fresh
+
+
+@pytest.mark.parametrize(
+    "limit, best, left",
+    [
+        (1, None, [20]),
+        (2, None, [10, 20]),
+        (1, 5, [5, 20]),
+        (2, 5, [5, 20]),
+        (3, 5, [5, 10, 20]),
+        (None, 5, [5, 10, 20]),
+    ],
+)
+def test_rotation_spares_the_best_and_the_last(folder, limit, best, left):
+    for step in (5, 10, 20):
+        checkpoint(folder, step)
+    folder.rotate(limit, best)
+    assert sorted(int(path.name.rpartition("-")[2]) for path in folder.path.glob("*checkpoint*")) == left
+
+
+def test_an_overwritten_run_leaves_nothing(folder):
+    checkpoint(folder, 5)
+    folder.write_metrics({})
+    (folder.path / ".checkpoint-7.partial").mkdir()
+    (folder / "notes.txt").touch()
+    assert folder.holds_run
+    folder.clear()
+    assert not folder.holds_run and {path.name for path in folder.path.iterdir()} == {"run.yaml", "notes.txt"}
+
+
+HOLDER = """
+import sys, time
+from llata_fast.run_folder import RunFolder
+with RunFolder(sys.argv[1]).claimed():
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds a folder."""
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path / "run"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_folder_is_one_processes_until_that_dies(holder, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(InputError, match="another training is at work in this folder"), folder.claimed():
+        pass
+    # a copy is free
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / ".lock").touch()
+    with RunFolder(tmp_path / "copy").claimed():
+        pass
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    with folder.claimed():
+        assert (folder / ".lock").exists()
+    assert not (folder / ".lock").exists()
+
+
+def test_a_claim_that_nothing_came_of_leaves_nothing(tmp_path):
+    with pytest.raises(InputError, match="no backbone"), RunFolder(tmp_path / "runs" / "new").claimed():
+        raise InputError("no backbone")
+    assert list(tmp_path.iterdir()) == []
+    with RunFolder(tmp_path / "runs" / "new").claimed():
+        (tmp_path / "runs" / "new" / "run.yaml").touch()
+    assert [path.name for path in (tmp_path / "runs" / "new").iterdir()] == ["run.yaml"]
+
+
+def test_one_of_many_gets_the_folder(tmp_path):
+    """Six processes at once, again and again: never two of them inside."""
+    script = """
+import os, sys
+from llata_fast.errors import InputError
+from llata_fast.run_folder import RunFolder
+folder = RunFolder(sys.argv[1])
+for _ in range(60):
+    try:
+        with folder.claimed():
+            os.close(os.open(sys.argv[2], os.O_CREAT | os.O_EXCL))
+            os.unlink(sys.argv[2])
+    except InputError:
+        pass
+"""
+    argv = [sys.executable, "-c", script, tmp_path / "run", tmp_path / "inside"]
+    processes = [subprocess.Popen(argv) for _ in range(6)]
+    assert [process.wait() for process in processes] == [0] * 6
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_folders_that_hold_a_run_are_passed_over(tmp_path):
+    stem = tmp_path / "Metro-336-96"
+    for name in ("Metro-336-96", "Metro-336-96-3"):
+        checkpoint(RunFolder(tmp_path / name), 5)
+    names = [folder.path.name for folder, _ in zip(free_folder(stem), range(2), strict=False)]
+    assert names == ["Metro-336-96-2", "Metro-336-96-4"]
+
+
+def test_nothing_heavy_is_imported():
+    script = "import sys, llata_fast.run_folder; print(*{'torch', 'transformers', 'pandas'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "\n"
+
+
+def test_a_replaced_preprocessor_is_another_run(folder):
+    folder.write_preprocessor(replace(KNOWN, dataset="Metro"))
+    assert find_damage(folder.path) is not None
+    folder.finish()
+    assert folder.read_preprocessor().dataset == "Metro" and find_damage(folder.path) is None
