@@ -1,0 +1,256 @@
+"""Windows drawn from several corpora by weight: batch b depends on the seed, b and the global batch size alone.
+
+No index of windows exists and nothing is remembered between batches, so that any number of ranks, each taking its
+slice, sees the same sequence, and a resumed training goes on with the batch that comes next.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import yaml
+
+from ..errors import InputError
+from .corpora import open_corpus
+
+Sample = Literal["uniform", "proportional"]
+
+_TAIL_SHARE = 4
+"""A series keeps its last H steps for validation, but no more than this part of it."""
+
+
+@dataclass(frozen=True)
+class MixtureEntry:
+    """One corpus of a mixture."""
+
+    path: str
+    """Folder of the corpus; in a file, relative to the file's own folder."""
+    weight: float = 1.0
+    """Share of the windows, once all weights are made to add up to 1; 0 holds the corpus out of training whole."""
+    sample: Sample = "proportional"
+    """proportional: every window is as likely as another; uniform: every series."""
+    max_series: int | None = None
+    """Use that many of its series, evenly spread."""
+
+    def __post_init__(self):
+        if not isinstance(self.path, str) or not self.path:
+            raise InputError(f"path must be a folder, got {self.path!r}")
+        number = not isinstance(self.weight, bool) and isinstance(self.weight, int | float)
+        if not number or not 0 <= self.weight < float("inf"):
+            raise InputError(f"weight must be a number of at least 0, got {self.weight!r}")
+        if self.sample not in ("uniform", "proportional"):
+            raise InputError(f"sample must be uniform or proportional, got {self.sample!r}")
+        whole = not isinstance(self.max_series, bool) and isinstance(self.max_series, int)
+        if self.max_series is not None and not (whole and self.max_series >= 1):
+            raise InputError(f"max_series must be a number of at least 1, got {self.max_series!r}")
+
+
+def read_mixture(path: str | Path) -> list[MixtureEntry]:
+    """The entries of a mixture.yaml: a list of mappings with the fields of `MixtureEntry`.
+
+    A folder is a mixture of that corpus alone. Raises InputError with the entry that is wrong.
+    """
+    file = Path(path).expanduser()
+    if file.is_dir():
+        return [MixtureEntry(str(file))]
+    try:
+        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the mixture {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{path} must be a list of entries, each with a path")
+    known = {item.name for item in fields(MixtureEntry)}
+    mixture = []
+    for number, entry in enumerate(entries, 1):
+        where = f"{path}, entry {number}"
+        if not isinstance(entry, dict) or "path" not in entry:
+            raise InputError(f"{where} is no mapping with a path")
+        if unknown := [str(name) for name in entry if name not in known]:
+            raise InputError(f"{where}: unknown key {unknown[0]}; known are {', '.join(sorted(known))}")
+        try:
+            read = MixtureEntry(**entry)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        folder = file.parent / Path(read.path).expanduser()
+        mixture.append(MixtureEntry(str(folder), read.weight, read.sample, read.max_series))
+    return mixture
+
+
+class WindowSizes(NamedTuple):
+    """What a window is made of, in steps."""
+
+    context: int
+    """L"""
+    horizon: int
+    """H"""
+    shortest_context: int
+    """The fewest steps that a shortened context keeps."""
+
+
+class Windows(NamedTuple):
+    """Windows in the units of their series; what is missing, padded or hidden is NaN."""
+
+    past: np.ndarray
+    """[B, L, C] float32"""
+    future: np.ndarray
+    """[B, H, C] float32"""
+
+
+class _Plan(NamedTuple):
+    """The windows of one global batch, before any value is read."""
+
+    corpus: np.ndarray
+    """[B] index of the corpus"""
+    rows: np.ndarray
+    """[B, C] rows in it"""
+    origins: np.ndarray
+    """[B] first step that is forecast"""
+    contexts: np.ndarray
+    """[B] steps of the lookback that are shown"""
+
+
+@dataclass(frozen=True, eq=False)
+class _Stratum:
+    """Series of one corpus that may stand in one batch."""
+
+    corpus: int
+    series: np.ndarray
+    """[n]"""
+    cumulative: np.ndarray
+    """[n] up to 1: their shares of what is drawn"""
+    weight: float
+    num_channels: int | None
+    """C of each, where the channels of a series stay together; None: one of its channels is drawn."""
+
+
+class Mixture:
+    """Corpora, opened, and the law by which windows are drawn from them."""
+
+    def __init__(self, entries: Sequence[MixtureEntry], sizes: WindowSizes, *, seed: int, joint: bool = False):
+        """`joint`: a window has all channels of its series, and a batch one number of them; else one channel each.
+
+        Raises:
+            InputError: a corpus cannot be opened, none is trained on, or one that is has no series of two steps.
+        """
+        self.entries, self.sizes, self.seed, self.joint = list(entries), sizes, seed, joint
+        self.corpora = [open_corpus(entry.path) for entry in self.entries]
+        self._strata = [
+            stratum
+            for number, entry in enumerate(self.entries)
+            if entry.weight > 0
+            for stratum in self._strata_of(number, entry)
+        ]
+        if not self._strata:
+            raise InputError("the mixture holds every corpus out: give one a weight above 0")
+        counts = [stratum.num_channels or 1 for stratum in self._strata]
+        self._groups = {count: [s for s, c in zip(self._strata, counts, strict=True) if c == count] for count in counts}
+
+    def batch(self, number: int, size: int, part: slice = slice(None)) -> Windows:
+        """Windows `part` of global batch `number`, which has `size`; only their values are read."""
+        plan = self._plan(number, size)
+        return self._read(_Plan(*(column[part] for column in plan)))
+
+    def _plan(self, number: int, size: int) -> _Plan:
+        draws = np.random.Generator(np.random.Philox(key=[self.seed, number])).random((size + 1, 6))
+        strata = self._choose_group(draws[-1, 0])
+        weights = np.cumsum([stratum.weight for stratum in strata])
+        chosen = np.searchsorted(weights / weights[-1], draws[:-1, 0], side="right").clip(max=len(strata) - 1)
+        num_channels = strata[0].num_channels or 1
+        plan = _Plan(np.zeros(size, np.int64), np.zeros((size, num_channels), np.int64), *np.zeros((2, size), np.int64))
+        for index, stratum in enumerate(strata):
+            at = np.flatnonzero(chosen == index)
+            if len(at):
+                self._fill(plan, at, stratum, draws[at])
+        return plan
+
+    def _choose_group(self, draw: float) -> list[_Stratum]:
+        """Strata of one number of channels, by their weight."""
+        groups = [self._groups[count] for count in sorted(self._groups)]
+        weights = np.cumsum([sum(stratum.weight for stratum in group) for group in groups])
+        return groups[min(int(np.searchsorted(weights / weights[-1], draw, side="right")), len(groups) - 1)]
+
+    def _fill(self, plan: _Plan, at: np.ndarray, stratum: _Stratum, draws: np.ndarray):
+        corpus = self.corpora[stratum.corpus]
+        picked = np.searchsorted(stratum.cumulative, draws[:, 1], side="right").clip(max=len(stratum.series) - 1)
+        series = stratum.series[picked]
+        first = corpus.first_row[series]
+        if stratum.num_channels is None:
+            rows = (first + _below(draws[:, 2], corpus.first_row[series + 1] - first))[:, None]
+        else:
+            rows = first[:, None] + np.arange(stratum.num_channels)
+        lowest, highest = _origins(training_lengths(corpus.series_lengths[series], self.sizes.horizon), self.sizes)
+        origins = lowest + _below(draws[:, 3], highest - lowest + 1)
+        L, shortest = self.sizes.context, min(self.sizes.shortest_context, self.sizes.context)
+        shortened = shortest + _below(draws[:, 5], np.full(len(at), L - shortest + 1))
+        plan.corpus[at], plan.rows[at], plan.origins[at] = stratum.corpus, rows, origins
+        # half of the contexts are shortened: a forecaster meets both
+        plan.contexts[at] = np.where(draws[:, 4] < 0.5, L, shortened)
+
+    def _read(self, plan: _Plan) -> Windows:
+        (L, H, _), (B, C) = self.sizes, plan.rows.shape
+        values = np.empty((B * C, L + H), np.float32)
+        ends = np.empty(B, np.int64)
+        by_row = np.repeat(plan.corpus, C)
+        rows, starts = plan.rows.ravel(), np.repeat(plan.origins - L, C)
+        for number in np.unique(plan.corpus):
+            corpus, at = self.corpora[number], by_row == number
+            values[at] = corpus.gather(rows[at], starts[at], L + H)
+            mine = plan.corpus == number
+            ends[mine] = training_lengths(corpus.lengths[plan.rows[mine, 0]], H)
+        values = values.reshape(B, C, L + H)
+        steps = np.arange(L + H)
+        hidden = (steps < L - plan.contexts[:, None]) | (steps >= (ends - plan.origins + L)[:, None])
+        np.copyto(values, np.nan, where=hidden[:, None])
+        values = values.transpose(0, 2, 1)
+        return Windows(np.ascontiguousarray(values[:, :L]), np.ascontiguousarray(values[:, L:]))
+
+    def _strata_of(self, number: int, entry: MixtureEntry) -> list[_Stratum]:
+        corpus = self.corpora[number]
+        lengths = training_lengths(corpus.series_lengths, self.sizes.horizon)
+        series = np.flatnonzero(lengths >= 2)
+        series = evenly(series, entry.max_series)
+        if not len(series):
+            raise InputError(f"{corpus.name} holds no series that is long enough to train on")
+        lowest, highest = _origins(lengths[series], self.sizes)
+        shares = (highest - lowest + 1).astype(float) if entry.sample == "proportional" else np.ones(len(series))
+        if not self.joint:
+            return [_Stratum(number, series, np.cumsum(shares) / shares.sum(), entry.weight, None)]
+        counts = corpus.num_channels[series]
+        strata = []
+        for count in np.unique(counts):
+            mine, weight = counts == count, entry.weight * shares[counts == count].sum() / shares.sum()
+            cumulative = np.cumsum(shares[mine]) / shares[mine].sum()
+            strata.append(_Stratum(number, series[mine], cumulative, weight, int(count)))
+        return strata
+
+
+def training_lengths(lengths: np.ndarray, horizon: int) -> np.ndarray:
+    """Steps of series that training may see; behind them lies what validation forecasts: H steps, or a quarter."""
+    return lengths - np.minimum(horizon, lengths // _TAIL_SHARE)
+
+
+def _origins(lengths: np.ndarray, sizes: WindowSizes) -> tuple[np.ndarray, np.ndarray]:
+    """The first and the last step that may follow a context, for series of so many steps.
+
+    Where a series is long enough, windows are whole; a shorter one gives shorter contexts, and horizons of at least
+    half of it.
+    """
+    highest = np.maximum(np.maximum(lengths - sizes.horizon, lengths // 2), 1)
+    lowest = np.minimum(sizes.context, np.maximum(highest // 2, 1))
+    return lowest, highest
+
+
+def _below(draws: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Draws from [0, 1) as integers below `counts`."""
+    return np.minimum((draws * counts).astype(np.int64), counts - 1)
+
+
+def evenly(series: np.ndarray, limit: int | None) -> np.ndarray:
+    """At most `limit` of them, evenly spread."""
+    if limit is None or len(series) <= limit:
+        return series
+    return series[np.linspace(0, len(series) - 1, limit).round().astype(np.int64)]
