@@ -5,13 +5,14 @@ import llata_fast  # noqa: F401, I001
 
 import torch
 
+from llata_fast.cli import INTERRUPTED, report_and_exit
 from llata_fast.data import read_series, split_windows
 from llata_fast.errors import InputError
 from llata_fast.evaluation.baselines import score
 from llata_fast.evaluation.tables import results_table
 from llata_fast.forecasting.pictures import HAS_MATPLOTLIB
 from llata_fast.ranks import leaving_in_order
-from llata_fast.training.arguments import INTERRUPTED, parse_arguments, report_and_exit
+from llata_fast.training.arguments import parse_arguments
 from llata_fast.training.throughput import memory_hint
 from llata_fast.experiment import prepare, save_run
 from llata_fast.run_folder import Preprocessor

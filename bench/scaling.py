@@ -33,7 +33,8 @@ import psutil
 from tqdm import tqdm
 
 from llata_fast.commands.plan import model_config
-from llata_fast.config import LlataConfig, ModelArguments
+from llata_fast.config import LlataConfig
+from llata_fast.settings import ModelSettings
 from llata_fast.planning.hardware import DEVICES
 from llata_fast.planning.planner import ASSUMPTIONS, GIB, Request, make_plan
 from llata_fast.planning.stages import Weights, weigh
@@ -170,7 +171,7 @@ def calibration(table: pd.DataFrame, device: str) -> dict:
     if alone.empty:
         return {}
     row = alone.iloc[-1]
-    arguments = ModelArguments(
+    arguments = ModelSettings(
         backbone=row.backbone, num_layers=int(row.num_layers), context_length=CONTEXT, prediction_length=HORIZON
     )
     precision = "fp32" if device == "cpu" else "autocast"
@@ -202,7 +203,7 @@ class Models:
 
 def simulate(row: dict, models: Models, measured: dict) -> dict:
     """The planner's figures for `row`."""
-    arguments = ModelArguments(
+    arguments = ModelSettings(
         backbone=row["backbone"], num_layers=row["num_layers"], context_length=CONTEXT, prediction_length=HORIZON
     )
     request = Request(

@@ -2,42 +2,43 @@
 
 import argparse
 
-from .commands import COMMANDS
-from .errors import InputError
-from .training.arguments import INTERRUPTED, Parser, report_and_exit
+from .cli import Parser, one_line_errors
+from .commands import COMMANDS, command
+
+_NAME = "llata_fast"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(dataclass_types=(), prog="llata_fast", description=__doc__, allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in COMMANDS:
-        name, doc = module.__name__.rsplit(".", 1)[-1], module.__doc__
-        # argparse formats both, and takes % for a variable
-        summary = doc.splitlines()[0].rstrip(".").replace("%", "%%")
-        sub = commands.add_parser(
-            name, help=summary, description=doc.replace("%", "%%"), dataclass_types=(), allow_abbrev=False
-        )
-        sub.set_defaults(run_command=module.run)
-        module.add_arguments(sub)
+def command_parser(name: str) -> Parser:
+    """The options of one command."""
+    module = command(name)
+    # argparse formats it, and takes % for a variable
+    parser = Parser(prog=f"{_NAME} {name}", description=(module.__doc__ or "").replace("%", "%%"))
+    module.add_arguments(parser)
+    return parser
+
+
+def _summary(name: str) -> str:
+    return (command(name).__doc__ or "").splitlines()[0].rstrip(".")
+
+
+def _parser() -> Parser:
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:<{width}}  {_summary(name)}" for name in COMMANDS)
+    parser = Parser(prog=_NAME, usage="%(prog)s COMMAND ...", description=f"commands:\n{listed}".replace("%", "%%"))
+    parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="one of these; COMMAND --help says more")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
 
 
 def main(argv: list[str] | None = None):
-    options = _parser().parse_args(argv)
+    """Run one command; ends the program with one line and an exit code where it cannot."""
+    chosen = _parser().parse_args(argv)
+    options = command_parser(chosen.command).parse_args(chosen.rest)
     # help needs no torch
     from .ranks import leaving_in_order
 
-    try:
-        with leaving_in_order():
-            options.run_command(options)
-    except InputError as error:
-        report_and_exit(error, f"llata_fast {options.command}")
-    # what only shows when a file is written: no permission after all, a full disk
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        report_and_exit(f"{where}{error.strerror or error}", f"llata_fast {options.command}")
-    except KeyboardInterrupt:
-        report_and_exit("interrupted", f"llata_fast {options.command}", status=INTERRUPTED)
+    with one_line_errors(f"{_NAME} {chosen.command}"), leaving_in_order():
+        command(chosen.command).run(options)
 
 
 if __name__ == "__main__":

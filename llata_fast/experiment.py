@@ -6,14 +6,15 @@ from dataclasses import asdict
 import torch
 from transformers import set_seed
 
-from .config import LlataConfig, ModelArguments
+from .config import LlataConfig
 from .data import Splits, TimeSeries
 from .errors import InputError
 from .evaluation.baselines import Forecast, score
 from .linear import start_at_least_squares
 from .modeling import LlataForPrediction
 from .run_folder import Preprocessor, RunFolder
-from .training.arguments import DataArguments, ForecastTrainingArguments, resolved_settings
+from .settings import DataSettings, ModelSettings
+from .training.arguments import ForecastTrainingArguments, resolved_settings
 from .training.run import (
     check_resumes,
     parameter_counts,
@@ -27,8 +28,8 @@ from .training.trainer import ForecastTrainer
 def prepare(
     series: TimeSeries,
     splits: Splits,
-    model_args: ModelArguments,
-    data_args: DataArguments,
+    model_args: ModelSettings,
+    data_args: DataSettings,
     args: ForecastTrainingArguments,
 ) -> ForecastTrainer:
     """A new model around its backbone and what trains it, ready to; the run's settings are written into its folder.
@@ -59,8 +60,8 @@ def prepare(
 def train_on(
     series: TimeSeries,
     splits: Splits,
-    model_args: ModelArguments,
-    data_args: DataArguments,
+    model_args: ModelSettings,
+    data_args: DataSettings,
     args: ForecastTrainingArguments,
 ) -> tuple[LlataForPrediction, dict]:
     """Train on the windows of a series and score every test window once; the run's folder is written.

@@ -27,12 +27,13 @@ from .backbone.loading import build_backbone, max_tokens, read_backbone_config
 from .backbone.prototypes import backbone_prototypes
 from .backbone.quantised import quantised_modules
 from .backbone.twin import PlainBackbone, TwinBackbone
-from .config import LlataConfig, ModelArguments
+from .config import LlataConfig
 from .errors import InputError
 from .kernels import alignment_loss, patch_embed, prototype_attention
 from .linear import LinearSkip
 from .losses import forecast_loss
 from .ranks import from_first_rank
+from .settings import ModelSettings
 
 
 @dataclass
@@ -246,12 +247,12 @@ class LlataForPrediction(PreTrainedModel):
         """The trained forecaster in `source`, a folder or hub id written by `save_pretrained`; in evaluation mode.
 
         The frozen base comes from the checkpoint where it holds one, else from `config.backbone`. Keywords override
-        fields of `ModelArguments`, for instance `backbone` when the base has moved.
+        fields of `ModelSettings`, for instance `backbone` when the base has moved.
 
         Raises:
             InputError: no checkpoint there, the base is not to be had, a weight is missing, or no field has that name.
         """
-        if unknown := kwargs.keys() - {item.name for item in fields(ModelArguments)}:
+        if unknown := kwargs.keys() - {item.name for item in fields(ModelSettings)}:
             raise InputError(f"from_pretrained: the configuration has no field {min(unknown)!r} to override")
         folder = Path(source)
         if not folder.is_dir():

@@ -5,9 +5,10 @@ import torch
 from tiny import BACKBONES, random_backbone, tiny_config, tiny_model, window
 
 from llata_fast.backbone.prototypes import principal_prototypes
-from llata_fast.config import ABLATIONS, LlataConfig
+from llata_fast.config import LlataConfig
 from llata_fast.errors import InputError
 from llata_fast.modeling import LlataForPrediction
+from llata_fast.settings import ABLATIONS
 
 pytestmark = pytest.mark.usefixtures("plain_ops")
 

@@ -18,7 +18,7 @@ import torch
 from tiny import random_backbone
 from transformers import AutoModel
 
-from llata_fast.__main__ import _parser, main
+from llata_fast.__main__ import command_parser, main
 from llata_fast.backbone.loading import load_backbone_weights, read_backbone_config
 from llata_fast.commands import COMMANDS
 from llata_fast.data import read_csv
@@ -474,14 +474,13 @@ def test_run_that_is_none(refused, run, tmp_path):
     llata_fast("predict", broken, *argv)
 
 
-@pytest.mark.parametrize("command", [module.__name__.rpartition(".")[2] for module in COMMANDS])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help(command, capsys):
     """Every option explains itself, and no default is shown that says nothing."""
     with pytest.raises(SystemExit) as exit:
         llata_fast(command, "--help")
     assert exit.value.code == 0 and "default: None" not in capsys.readouterr().out
-    (commands,) = [action.choices for action in _parser()._actions if action.dest == "command"]
-    assert all(action.help for action in commands[command]._actions)
+    assert all(action.help for action in command_parser(command)._actions)
 
 
 def documented_commands():
@@ -499,12 +498,14 @@ def test_the_documents_command_lines_are_taken(monkeypatch):
             # unknown options end the program
             given_flags(words[words.index("train.py") + 1 :])
         elif "llata_fast" in words:
-            _parser().parse_args(words[words.index("llata_fast") + 1 :])
+            command, *options = words[words.index("llata_fast") + 1 :]
+            command_parser(command).parse_args(options)
 
 
 def test_wrong_command_lines(refused, run):
     assert "COMMAND" in refused(llata_fast)
     assert "invalid choice: 'forecast'" in refused(llata_fast, "forecast", run)
+    assert "did you mean --input?" in refused(llata_fast, "predict", run, "--imput", "x", "--output", "y")
     assert "--input" in refused(llata_fast, "predict", run)
     # the context is the run's
     assert "--context_length" in refused(llata_fast, "evaluate", run, "--context_length", "12")

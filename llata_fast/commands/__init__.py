@@ -1,9 +1,16 @@
 """`python -m llata_fast COMMAND`: a module each.
 
 A command's module holds its help as docstring, `add_arguments(parser)` and `run(options)`; the module's name is the
-command's. To add one, write the module and list it here, in the order of the help.
+command's. To add one, write the module and list it here, in the order of the help. What takes long to import is
+imported in `run`: help answers at once.
 """
 
-from . import benchmark, bundle, corpus, doctor, evaluate, merge, plan, predict, reshard
+from importlib import import_module
+from types import ModuleType
 
-COMMANDS = (predict, evaluate, merge, benchmark, bundle, corpus, plan, reshard, doctor)
+COMMANDS = ("predict", "evaluate", "merge", "benchmark", "bundle", "corpus", "plan", "reshard", "doctor")
+
+
+def command(name: str) -> ModuleType:
+    """The module of a command."""
+    return import_module(f"{__name__}.{name}")

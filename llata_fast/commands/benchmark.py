@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from ..config import ABLATIONS
 from ..data import DATASETS, Splits, TimeSeries, evaluation_windows, get_dataset, read_series, split_windows
 from ..data.m4 import M4_SPECS, read_m4
 from ..errors import InputError
@@ -30,9 +29,9 @@ from ..experiment import forecast_of, train_on
 from ..forecasting.pictures import HAS_MATPLOTLIB
 from ..linear import LeastSquares
 from ..modeling import LlataForPrediction
+from ..settings import ABLATIONS, RECIPES
 from ..training.arguments import parse_arguments
 from ..training.m4 import train_on_m4
-from ..training.presets import RECIPES
 from ..training.run import check_can_be_made
 
 # of the paper's long-term, few-shot and zero-shot tables, whatever a data set's preset prefers

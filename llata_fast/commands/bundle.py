@@ -8,11 +8,11 @@ import argparse
 from pathlib import Path
 
 from ..backbone.bundled import write_bundle
-from ..config import ModelArguments
+from ..settings import ModelSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    defaults = ModelArguments()
+    defaults = ModelSettings()
     parser.add_argument("--backbone", default=defaults.backbone, help="hub id, folder, GGUF file or random:<family>")
     parser.add_argument("--num_layers", type=int, default=defaults.num_layers, help="first blocks that are kept")
     parser.add_argument("--num_prototypes", type=int, help="V: prototypes that are kept; default all, D - 1")

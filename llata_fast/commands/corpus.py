@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def _action(actions, name: str, doc: str, function) -> argparse.ArgumentParser:
-    parser = actions.add_parser(name, help=doc, description=doc, dataclass_types=(), allow_abbrev=False)
+    parser = actions.add_parser(name, help=doc, description=doc, allow_abbrev=False)
     parser.set_defaults(run_action=function)
     return parser
 

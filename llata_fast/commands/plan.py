@@ -15,11 +15,13 @@ from transformers import AutoConfig
 
 from ..backbone.families import published
 from ..backbone.loading import read_backbone_config
-from ..config import LlataConfig, ModelArguments
+from ..cli import add_settings
+from ..config import LlataConfig
 from ..errors import InputError
 from ..planning.hardware import DEVICES
 from ..planning.planner import ASSUMPTIONS, GIB, Plan, Request, StagePlan, make_plan
 from ..planning.stages import STAGES
+from ..settings import ModelSettings
 
 _PARTS = (
     "weights",
@@ -33,7 +35,7 @@ _PARTS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser._add_dataclass_arguments(ModelArguments)
+    add_settings(parser, ModelSettings)
     parser.add_argument("--gpu", default="h100-80g", help=f"one of {', '.join(DEVICES)}")
     parser.add_argument("--gpus", type=int, default=1, help="number of GPUs (or of CPU ranks)")
     parser.add_argument("--stage", default="auto", help=f"auto (all of them), or one of {', '.join(STAGES)}")
@@ -61,12 +63,12 @@ def run(options: argparse.Namespace):
         precision=options.precision or ("fp32" if options.gpu == "cpu" else "bf16"),
         checkpointing=True if options.gradient_checkpointing else None,
     )
-    arguments = ModelArguments(**{item.name: getattr(options, item.name) for item in fields(ModelArguments)})
+    arguments = ModelSettings(**{item.name: getattr(options, item.name) for item in fields(ModelSettings)})
     plan = make_plan(model_config(arguments), request, STAGES if options.stage == "auto" else (options.stage,))
     print(json.dumps(as_json(plan)) if options.json else as_text(plan))
 
 
-def model_config(arguments: ModelArguments) -> LlataConfig:
+def model_config(arguments: ModelSettings) -> LlataConfig:
     """The configuration of a model whose backbone nobody has: the table of published ones, else wherever it is.
 
     Raises:

@@ -1,119 +1,39 @@
 """The command line of training: our fields, the Trainer's, and a YAML file that may fill either."""
 
+import argparse
 import json
 import os
-import sys
-from argparse import Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from pathlib import Path
-from typing import NoReturn, get_args, get_type_hints
+from typing import get_args, get_type_hints
 
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations, is_tensorboard_available
 
-from ..config import ModelArguments
+from ..cli import Parser, training_parser, unknown_option
 from ..errors import InputError
-from .presets import RECIPES, preset_for
+from ..settings import DataSettings, ModelSettings, TrainingSettings
+from .presets import preset_for
 
 # the option's name in transformers, and the one it had before
 _CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
-# of validation
-_METRICS = ("mse", "mae", "loss")
 
 
 @dataclass
-class DataArguments:
-    """Which series, and how it is read."""
-
-    dataset: str = field(default="Metro", metadata={"help": "name in the dataset registry, or path of a CSV file"})
-    data_dir: str | None = field(
-        default=None, metadata={"help": "folder that holds the dataset's file; default $LLATA_DATA, then the cache"}
-    )
-    date_column: str | None = field(
-        default=None,
-        metadata={"help": "name of the date column; default the first of date, datetime, timestamp, time, ds"},
-    )
-    columns: list[str] | None = field(default=None, metadata={"help": "channels to use; default all but the date"})
-    missing: str | None = field(
-        default=None,
-        metadata={
-            "help": "missing values: error, or mask them; default as the registry says, else error",
-            "choices": ("error", "mask"),
-        },
-    )
-    few_shot_percent: float | None = field(
-        default=None, metadata={"help": "train on the first percent of the training split only"}
-    )
-    recipe: str = field(
-        default="tuned",
-        metadata={"help": "the data set's preset: ours, or the published one", "choices": RECIPES},
-    )
-
-
-@dataclass
-class ForecastTrainingArguments(TrainingArguments):
-    """The Trainer's own arguments with our defaults, and the few it does not have."""
-
-    output_dir: str | None = field(
-        default=None, metadata={"help": "folder of the run; default runs/<dataset>-<context>-<horizon>, numbered"}
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "train into an output_dir that already holds a run"}
-    )
-    batch_size: int = field(
-        default=128, metadata={"help": "windows per optimizer step over all ranks and accumulation steps"}
-    )
-    per_device_train_batch_size: int | None = field(
-        default=None, metadata={"help": "windows per rank and micro-step; default from batch_size"}
-    )
-    per_device_eval_batch_size: int = field(default=256, metadata={"help": "windows per rank in evaluation"})
-    precision: str | None = field(
-        default=None,
-        metadata={
-            "help": "auto (default), fp32 or bf16; auto is bf16 where the hardware has it",
-            "choices": ("auto", "fp32", "bf16"),
-        },
-    )
-    learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate"})
-    projection_learning_rate: float = field(
-        default=1e-3, metadata={"help": "peak learning rate of attention and alignment projections"}
-    )
-    weight_decay: float = field(default=0.1, metadata={"help": "AdamW's decoupled weight decay"})
-    average_decay: float = field(
-        default=0.0, metadata={"help": "validate, keep and test a running average of the weights; 0: the weights"}
-    )
-    adam_beta2: float = field(default=0.98, metadata={"help": "AdamW's beta2: runs are short"})
-    num_train_epochs: float = field(default=3.0, metadata={"help": "epochs at most"})
-    patience: int = field(
-        default=3, metadata={"help": "stop after so many evaluations without a better validation MSE; 0: never"}
-    )
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "learning-rate schedule"})
-    eval_strategy: str = field(default="epoch", metadata={"help": "when to validate: epoch, steps or no"})
-    save_strategy: str = field(default="epoch", metadata={"help": "when to write a checkpoint: epoch, steps or no"})
-    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept"})
-    logging_steps: float = field(default=20, metadata={"help": "steps between logged losses"})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "keep the epoch with the best validation MSE"})
-    metric_for_best_model: str = field(default="mse", metadata={"help": "what the best epoch is chosen by"})
-    greater_is_better: bool = field(default=False, metadata={"help": "of metric_for_best_model"})
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "log the mean of earlier losses for one that is not finite"}
-    )
-    report_to: str | None = field(default=None, metadata={"help": "loggers; default tensorboard where installed"})
-    seed: int = field(default=2021, metadata={"help": "seed of initialisation, data order and dropout"})
+class ForecastTrainingArguments(TrainingSettings, TrainingArguments):
+    """`TrainingSettings` and all else that the Trainer takes, settled for this machine."""
 
     def __post_init__(self):
+        TrainingSettings.__post_init__(self)
         # before anything is derived from it
         self.given = {item.name: getattr(self, item.name) for item in fields(self) if item.init}
         # the Trainer takes bf16 without an accelerator for a mistake unless told that the CPU is meant
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        if not 0 <= self.average_decay < 1:
-            raise InputError(f"average_decay must be in [0, 1), got {self.average_decay}")
         if self.average_decay and self.deepspeed is not None:
             raise InputError("average_decay is not supported under DeepSpeed: give --average_decay 0")
-        self._check_values()
         self._settle_batch_size()
         self._settle_precision()
         self._settle_compilation()
@@ -132,20 +52,11 @@ class ForecastTrainingArguments(TrainingArguments):
         if self.ddp_find_unused_parameters is None:
             # all that is trained has a part in every loss; looking for what has none walks the graph each step
             self.ddp_find_unused_parameters = False
-        super().__post_init__()
+        TrainingArguments.__post_init__(self)
         self._settle_checkpointing()
         # several GPUs are for launchers: torch's DataParallel would split the batch under our feet
         if self._n_gpu > 1:
             self._n_gpu = 1
-
-    def _check_values(self):
-        for name in ("patience", "learning_rate", "projection_learning_rate", "weight_decay", "seed"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
-            raise InputError("nothing to train: give num_train_epochs above 0, or max_steps")
-        if (metric := self.metric_for_best_model.removeprefix("eval_")) not in _METRICS:
-            raise InputError(f"metric_for_best_model must be one of {', '.join(_METRICS)}, got {metric!r}")
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -171,10 +82,6 @@ class ForecastTrainingArguments(TrainingArguments):
             self.torch_compile_mode = "reduce-overhead"
 
     def _settle_batch_size(self):
-        per_device = ("per_device_train_batch_size", "per_device_eval_batch_size")
-        for name in ("batch_size", *per_device, "gradient_accumulation_steps"):
-            if (number := getattr(self, name)) is not None and number < 1:
-                raise InputError(f"{name} must be at least 1, got {number}")
         if self.per_device_train_batch_size is not None:
             return
         ranks = int(os.environ.get("WORLD_SIZE", 1))
@@ -206,46 +113,13 @@ def has_bf16(cpu: bool) -> bool:
     return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
 
 
-class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Shows defaults that say something, and docstrings as they are written."""
-
-    def _get_help_string(self, action: Action) -> str | None:
-        silent = action.default is None or action.nargs == 0
-        return action.help if silent else super()._get_help_string(action)
-
-
-class Parser(HfArgumentParser):
-    """HfArgumentParser whose errors are one line: the usage of two hundred flags helps nobody."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **{"formatter_class": _HelpFormatter} | kwargs)
-
-    # what is being read, in front of every message
-    source = ""
-
-    def error(self, message: str):
-        report_and_exit(self.source + message, self.prog)
-
-
-INTERRUPTED = 130
-"""Exit code of a shell's command that Ctrl-C has stopped."""
-
-
-def report_and_exit(
-    message: str | Exception, program: str | None = None, every_rank: bool = False, status: int = 2
-) -> NoReturn:
-    """One line on stderr (of the first local rank, unless another may be the only one to know), exit code `status`."""
-    if every_rank or os.environ.get("LOCAL_RANK", "0") == "0":
-        line = " ".join(str(message).split())
-        print(f"{program or Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
-    sys.exit(status)
-
-
-def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, ForecastTrainingArguments]:
+def parse_arguments(argv: list[str] | None = None) -> tuple[ModelSettings, DataSettings, ForecastTrainingArguments]:
     """Defaults < the data set's preset < YAML file (`--config`) < command line.
 
     An unknown flag or key ends the program with one line.
     """
+    # the short help needs none of the Trainer's
+    training_parser().parse_known_args(argv)
     parser = _parser()
     flags = given_flags(argv)
     try:
@@ -258,25 +132,34 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
             few_shot=chosen["few_shot_percent"] is not None,
         )
         parser.set_defaults(**preset | settings)
-        *arguments, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        values = vars(parser.parse_args(argv))
+        model, data = (_taken(values, kind) for kind in (ModelSettings, DataSettings))
+        return model, data, _taken(values, ForecastTrainingArguments)
     except ValueError as error:
         parser.error(str(error))
-    return tuple(arguments)
+
+
+def _taken(values: dict, kind: type):
+    """The settings of one kind among all of them."""
+    return kind(**{item.name: values[item.name] for item in fields(kind) if item.name in values})
 
 
 def given_flags(argv: list[str] | None) -> dict:
     """What the command line says, defaults that it repeats among it."""
     parser, absent = _parser(), object()
     parser.set_defaults(**dict.fromkeys(vars(parser.parse_args([])), absent))
-    given, unknown = parser.parse_known_args(argv)
-    if unknown:
-        parser.error(f"unknown option {unknown[0]}")
-    return {name: value for name, value in vars(given).items() if value is not absent}
+    return {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not absent}
 
 
 def _parser() -> Parser:
-    parser = Parser((ModelArguments, DataArguments, ForecastTrainingArguments), allow_abbrev=False)
-    parser.add_argument("--config", help="YAML file of any of these fields; flags win")
+    """Our options, then those of the Trainer's that ours do not replace."""
+    parser = training_parser(add_help=False)
+    parser.set_defaults(help_all=argparse.SUPPRESS)
+    ours = {action.dest for action in parser._actions}
+    group = parser.add_argument_group("the Trainer's own")
+    for action in HfArgumentParser(TrainingArguments, add_help=False)._actions:
+        if action.dest not in ours:
+            group._add_action(action)
     return parser
 
 
@@ -289,9 +172,9 @@ def _read_yaml(path: str, parser: Parser) -> dict:
         raise InputError(f"{path} is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold a mapping of option names to values")
-    known = {action.dest for action in parser._actions} - {"config", "help"}
+    known = {action.dest for action in parser._actions} - {"config", "help_all"}
     if unknown := [name for name in values if name not in known]:
-        raise InputError(f"{path}: unknown option {unknown[0]}")
+        raise InputError(f"{path}: {unknown_option(str(unknown[0]), known)}")
     if empty := [name for name, value in values.items() if value is None and name not in _may_be_none()]:
         raise InputError(f"{path}: {empty[0]} has no value")
     parser.source = f"{path}: "
@@ -301,7 +184,7 @@ def _read_yaml(path: str, parser: Parser) -> dict:
 
 
 def _may_be_none() -> set[str]:
-    groups = (ModelArguments, DataArguments, ForecastTrainingArguments)
+    groups = (ModelSettings, DataSettings, ForecastTrainingArguments)
     hints = {name: hint for group in groups for name, hint in get_type_hints(group).items()}
     return {name for name, hint in hints.items() if type(None) in get_args(hint)}
 
@@ -317,17 +200,17 @@ def _as_flags(values: dict) -> list[str]:
     return flags
 
 
-def resolved_settings(model, data: DataArguments, training: ForecastTrainingArguments) -> dict:
+def resolved_settings(model, data: DataSettings, training: ForecastTrainingArguments) -> dict:
     """What a run was made with, as one flat mapping that `--config` takes back.
 
     Model, data and our own training fields all, of the Trainer's those that differ from their defaults.
     """
-    settings = {item.name: getattr(model.config, item.name) for item in fields(ModelArguments)} | asdict(data)
+    settings = {item.name: getattr(model.config, item.name) for item in fields(ModelSettings)} | asdict(data)
     # the parser's defaults: it turns some of the fields' into other types
     defaults = vars(_parser().parse_args([]))
     for name, value in training.given.items():
         value = value.value if isinstance(value, Enum) else value
-        own = name in ForecastTrainingArguments.__annotations__
+        own = name in TrainingSettings.__annotations__
         if name not in _ONE_RUN and (own or value != defaults[name]):
             settings[name] = value
     # precision says it, and both together are an error

@@ -6,13 +6,14 @@ from dataclasses import asdict
 import torch
 from transformers import set_seed
 
-from ..config import LlataConfig, ModelArguments
+from ..config import LlataConfig
 from ..data import Splits
 from ..data.m4 import M4Set, M4Windows, last_lookbacks
 from ..evaluation.m4_scores import m4_scores
 from ..linear import start_at_least_squares
 from ..modeling import LlataForPrediction
-from .arguments import DataArguments, ForecastTrainingArguments, resolved_settings
+from ..settings import DataSettings, ModelSettings
+from .arguments import ForecastTrainingArguments, resolved_settings
 from .run import parameter_counts, settle_output_dir, start_run, write_metrics
 from .trainer import ForecastTrainer
 
@@ -34,9 +35,7 @@ def m4_splits(m4: M4Set) -> Splits:
     return Splits(train, held_out, held_out, None)
 
 
-def train_on_m4(
-    m4: M4Set, model_args: ModelArguments, data_args: DataArguments, args: ForecastTrainingArguments
-) -> dict:
+def train_on_m4(m4: M4Set, model_args: ModelSettings, data_args: DataSettings, args: ForecastTrainingArguments) -> dict:
     """Train on a frequency and score the forecast of every series once; the run's folder is written."""
     settle_output_dir(args, data_args, model_args)
     set_seed(args.seed)

@@ -7,8 +7,6 @@ on validation data alone. A data set that has no tuned recipe takes the paper's.
 from ..data import find_dataset
 from ..data.m4 import M4_SPECS
 
-RECIPES = ("tuned", "paper")
-
 _PAPER = {
     "context_length": 96,
     "num_layers": 6,

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..backbone.quantised import quantised_modules
-from ..config import LlataConfig, ModelArguments
+from ..config import LlataConfig
 from ..data import Splits, TimeSeries, WindowDataset
 from ..errors import InputError
 from ..evaluation.baselines import Forecast, seasonal_naive
 from ..forecasting.pictures import plot_forecast
 from ..linear import LeastSquares
 from ..ranks import from_first_rank
-from .arguments import DataArguments, ForecastTrainingArguments
+from ..settings import DataSettings, ModelSettings
+from .arguments import ForecastTrainingArguments
 
 # settings without which a checkpoint's weights do not fit
 _SHAPING = (
@@ -38,7 +39,7 @@ _SHAPING = (
 _FINISHED, _TRAINED, _CHECKPOINTS = "metrics.json", "model.safetensors", "checkpoint-[0-9]*"
 
 
-def settle_output_dir(training: ForecastTrainingArguments, data: DataArguments, model: ModelArguments):
+def settle_output_dir(training: ForecastTrainingArguments, data: DataSettings, model: ModelSettings):
     """Choose the run's folder, by default a new one, and the checkpoint to resume from; the same on every rank.
 
     Raises:

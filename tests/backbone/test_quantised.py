@@ -22,9 +22,9 @@ from training.distributed_cases import train
 
 from llata_fast.backbone import quantised
 from llata_fast.backbone.quantised import quantised_bytes, quantised_modules
-from llata_fast.config import ModelArguments
 from llata_fast.errors import InputError
 from llata_fast.modeling import LlataForPrediction
+from llata_fast.settings import ModelSettings
 from llata_fast.training.run import parameter_counts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -240,7 +240,7 @@ def test_what_a_quantised_base_cannot_do(package, tmp_path):
 )
 def test_settings_that_contradict_it(fields, message):
     with pytest.raises(InputError, match=message):
-        ModelArguments(**{"base_precision": "int8"} | fields)
+        ModelSettings(**{"base_precision": "int8"} | fields)
 
 
 def broken():

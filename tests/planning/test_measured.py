@@ -10,10 +10,10 @@ import pytest
 from tiny import random_backbone, write_series
 
 from llata_fast.commands.plan import model_config
-from llata_fast.config import ModelArguments
 from llata_fast.planning import stages
 from llata_fast.planning.planner import Request, make_plan
 from llata_fast.planning.stages import messages, weigh
+from llata_fast.settings import ModelSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 RANKS, CHANNELS = 2, 7
@@ -116,7 +116,7 @@ def test_bytes_on_the_wire(case, measured, small, monkeypatch):
     if fields:
         monkeypatch.setattr(stages, "REUSE_DISTANCE", 0)
     passes = {"backbone_pass": "two_pass"} if "two_pass" in more else {}
-    weights = weigh(model_config(ModelArguments(**small | passes)), "fp32")
+    weights = weigh(model_config(ModelSettings(**small | passes)), "fp32")
     moved = messages(stage, weights, RANKS, 1, "--gradient_checkpointing" in more)
     assert moved.sent_bytes(RANKS) == pytest.approx(total(measured[case]), rel=0.05)
     if stage == "ddp":
@@ -133,7 +133,7 @@ def test_bytes_on_the_wire(case, measured, small, monkeypatch):
 @pytest.mark.parametrize("case", HELD)
 def test_memory(case, measured, heavy):
     plan = make_plan(
-        model_config(ModelArguments(**heavy)),
+        model_config(ModelSettings(**heavy)),
         Request("cpu", RANKS, 2 * RANKS, channels=CHANNELS, precision="fp32", checkpointing=False),
         (HELD[case][0],),
     )

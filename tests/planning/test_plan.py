@@ -11,12 +11,13 @@ from llata_fast.__main__ import main
 from llata_fast.backbone.families import PUBLISHED, published
 from llata_fast.backbone.loading import read_backbone_config
 from llata_fast.commands.plan import model_config
-from llata_fast.config import LlataConfig, ModelArguments
+from llata_fast.config import LlataConfig
 from llata_fast.planning.flops import count_flops
 from llata_fast.planning.hardware import DEVICES, collective_seconds
 from llata_fast.planning.planner import Request, make_plan
 from llata_fast.planning.stages import STAGES, weigh
 from llata_fast.planning.trace import LiveMemory, Workload, trace_step
+from llata_fast.settings import ModelSettings
 from llata_fast.training.run import parameter_counts
 
 # of the whole language models, as their publishers count them
@@ -164,7 +165,7 @@ def test_activations_of_a_deep_model_are_those_of_real_tensors(checkpointing, sh
 def test_gradients_take_no_less_than_nothing():
     """So wide that few blocks peak by their gradients and many by their activations."""
     fields = {"backbone": "meta-llama/Llama-3.1-70B", "num_layers": 80, "context_length": 96}
-    trace = trace_step(model_config(ModelArguments(**fields)), Workload(32, 7, "bf16"))
+    trace = trace_step(model_config(ModelSettings(**fields)), Workload(32, 7, "bf16"))
     assert trace.step_bytes >= trace.activation_bytes + trace.gradient_bytes > trace.activation_bytes
 
 
@@ -177,7 +178,7 @@ def test_gradients_take_no_less_than_nothing():
     ],
 )
 def test_recommendation(backbone, num_layers, gpu, gpus, expected):
-    config = model_config(ModelArguments(backbone=backbone, num_layers=num_layers, context_length=96))
+    config = model_config(ModelSettings(backbone=backbone, num_layers=num_layers, context_length=96))
     plan = make_plan(config, Request(gpu, gpus, (8 if expected else 512) * gpus, checkpointing=False))
     assert (plan.recommended and plan.recommended.stage) == expected
     for variant in plan.stages:
@@ -186,7 +187,7 @@ def test_recommendation(backbone, num_layers, gpu, gpus, expected):
 
 
 def test_more_gpus_need_less_memory_each():
-    config = model_config(ModelArguments(backbone="Qwen/Qwen2.5-7B", num_layers=28))
+    config = model_config(ModelSettings(backbone="Qwen/Qwen2.5-7B", num_layers=28))
     few, many = (make_plan(config, Request(gpus=gpus, batch_size=8 * gpus, checkpointing=False)) for gpus in (2, 16))
     for ours, theirs in zip(few.stages, many.stages, strict=True):
         partitioned = ours.stage != "ddp"
@@ -197,7 +198,7 @@ def test_more_gpus_need_less_memory_each():
 
 @pytest.mark.parametrize("stage", ["zero2", "zero3"])
 def test_what_leaves_a_gpu_is_in_its_hosts_memory(stage):
-    config = model_config(ModelArguments(backbone="Qwen/Qwen2.5-7B", num_layers=28))
+    config = model_config(ModelSettings(backbone="Qwen/Qwen2.5-7B", num_layers=28))
     request = Request(gpus=16, batch_size=128, checkpointing=False)
     plan = make_plan(config, request, (stage, f"{stage}_offload"))
     kept, moved = plan.stages
@@ -213,7 +214,7 @@ def test_what_leaves_a_gpu_is_in_its_hosts_memory(stage):
 def test_prototypes_have_keys_and_values_where_there_is_a_textual_branch(precision, element):
     request = Request(gpus=2, batch_size=16, checkpointing=False, precision=precision)
     for ablation, tensors in (("none", 2), ("no_text_branch", 0), ("no_llm", 0)):
-        config = model_config(ModelArguments(backbone="gpt2", num_layers=2, context_length=96, ablation=ablation))
+        config = model_config(ModelSettings(backbone="gpt2", num_layers=2, context_length=96, ablation=ablation))
         for stage in make_plan(config, request, ("ddp", "zero2")).stages:
             assert stage.memory.get("prototype_keys_values", 0) == tensors * 500 * 768 * element
 
@@ -222,11 +223,11 @@ def test_prototypes_have_keys_and_values_where_there_is_a_textual_branch(precisi
 def test_quantised_base(precision, size):
     """A base of 70 billion parameters on one GPU, without the stages that would partition it."""
     fields = {"backbone": "meta-llama/Llama-3.1-70B", "num_layers": 80, "context_length": 96}
-    config = model_config(ModelArguments(**fields, base_precision=precision))
+    config = model_config(ModelSettings(**fields, base_precision=precision))
     plan = make_plan(config, Request("h200", 1, 8, checkpointing=False))
     assert [variant.stage for variant in plan.stages] == ["ddp", "zero1", "zero2", "zero2_offload"]
     frozen = plan.weights.frozen
-    assert frozen == weigh(model_config(ModelArguments(**fields)), "autocast").frozen
+    assert frozen == weigh(model_config(ModelSettings(**fields)), "autocast").frozen
     assert plan.weights.frozen_bytes == pytest.approx(size * frozen, rel=0.01)
     assert plan.recommended.stage == "ddp"
 
@@ -255,7 +256,7 @@ def test_command(tmp_path, launch, capsys):
     for stage in plan["stages"].values():
         assert stage["memory_gib"] == pytest.approx(sum(stage["memory_by_part_gib"].values()))
         assert stage.keys() >= {"wire_bytes_per_step", "step_seconds", "fits"}
-    weights = weigh(model_config(ModelArguments(backbone=backbone, num_layers=3, num_prototypes=9)), "fp32")
+    weights = weigh(model_config(ModelSettings(backbone=backbone, num_layers=3, num_prototypes=9)), "fp32")
     assert plan["frozen_parameters"] == weights.frozen
     assert plan["trained_parameters"] == weights.trained
     main(["plan", *map(str, options), "--stage", "zero3_offload", "--gradient_checkpointing"])

@@ -7,14 +7,13 @@ import pytest
 import yaml
 from transformers import TrainingArguments
 
-from llata_fast.config import ModelArguments
+from llata_fast.cli import report_and_exit
 from llata_fast.errors import InputError
+from llata_fast.settings import DataSettings, ModelSettings, TrainingSettings
 from llata_fast.training import arguments, presets
 from llata_fast.training.arguments import (
-    DataArguments,
     ForecastTrainingArguments,
     parse_arguments,
-    report_and_exit,
     resolved_settings,
 )
 
@@ -58,7 +57,7 @@ def test_defaults_then_file_then_flags(config_file):
     model, data, training = parse_arguments(["--config", path, "--context_length", "60", "--learning_rate", "1e-3"])
     assert (model.context_length, training.learning_rate) == (60, 1e-3)
     assert (model.task_loss, data.dataset, data.columns) == ("mse", "my.csv", ["a", "b"])
-    assert (model.prediction_length, training.patience) == (ModelArguments.prediction_length, 3)
+    assert (model.prediction_length, training.patience) == (ModelSettings.prediction_length, 3)
 
 
 def test_a_preset_lies_below_file_and_flags(config_file, monkeypatch):
@@ -67,7 +66,7 @@ def test_a_preset_lies_below_file_and_flags(config_file, monkeypatch):
         ["--config", config_file(dataset="etth1", learning_rate=0.25), "--num_layers", "4"]
     )
     assert (model.num_layers, model.lora_r, training.learning_rate) == (4, 5, 0.25)
-    assert parse_arguments(["--dataset", "ETTh2"])[0].lora_r == ModelArguments.lora_r
+    assert parse_arguments(["--dataset", "ETTh2"])[0].lora_r == ModelSettings.lora_r
 
 
 def test_a_flag_wins_though_it_repeats_a_default(config_file, monkeypatch):
@@ -78,7 +77,7 @@ def test_a_flag_wins_though_it_repeats_a_default(config_file, monkeypatch):
     model, data, training = parse_arguments(["--config", path, "--recipe", "tuned", "--seed", "2021"])
     assert (model.lora_r, data.recipe, training.seed) == (5, "tuned", 2021)
     model, data, _ = parse_arguments(["--config", path, "--dataset", "Metro"])
-    assert data.dataset == "Metro" and model.lora_r == ModelArguments.lora_r
+    assert data.dataset == "Metro" and model.lora_r == ModelSettings.lora_r
 
 
 def test_epochs_that_are_asked_for_are_trained():
@@ -89,13 +88,17 @@ def test_epochs_that_are_asked_for_are_trained():
 
 
 def test_wrong_command_lines(refused, config_file, tmp_path):
-    assert refused("--contxt_length", "96").endswith("error: unknown option --contxt_length\n")
+    misspelt = refused("--contxt_length", "96")
+    assert misspelt.endswith("error: unknown option --contxt_length: did you mean --context_length?\n")
+    assert refused("--warmup-step=5").endswith("did you mean --warmup_steps?\n"), "the Trainer's, too"
+    assert "unknown option contxt_length: did you mean context_length?" in refused(
+        "--config", config_file(contxt_length=96)
+    )
     assert "unknown option --context_len" in refused("--context_len", "96"), "no abbreviations"
     assert "unknown option stray" in refused("stray")
     assert "--task_loss/--task-loss: invalid choice: 'huber'" in refused("--task_loss", "huber")
     assert "--num_layers/--num-layers: invalid int value: 'six'" in refused("--num_layers", "six")
     assert "num_layers must be at least 1" in refused("--num_layers", "0")
-    assert "unknown option contxt_length" in refused("--config", config_file(contxt_length=96))
     assert "unknown option config" in refused("--config", config_file(config="other.yaml"))
     assert "config.yaml: argument --task_loss" in refused("--config", config_file(task_loss="huber"))
     for name in ("patience", "learning_rate", "projection_learning_rate", "weight_decay", "seed"):
@@ -233,10 +236,10 @@ def test_settings_go_back_in(config_file, argv):
 
 
 def test_settings_hold_no_noise():
-    own = {item.name for kind in (ModelArguments, DataArguments) for item in fields(kind)}
-    own |= ForecastTrainingArguments.__annotations__.keys()
+    own = {item.name for kind in (ModelSettings, DataSettings) for item in fields(kind)}
+    own |= TrainingSettings.__annotations__.keys()
     # what names one run is not what it was made with
-    own -= {"output_dir", "overwrite_output_dir"}
+    own -= {"output_dir", "overwrite_output_dir", "resume_from_checkpoint"}
     assert settings_of("--output_dir", "x").keys() == own
     assert settings_of("--warmup_steps", "5", "--max_grad_norm", "2").keys() == own | {"warmup_steps", "max_grad_norm"}
 
@@ -244,8 +247,8 @@ def test_settings_hold_no_noise():
 def test_our_option_names():
     """Scripts and configuration files rest on them."""
     trainers = {item.name for item in fields(TrainingArguments)}
-    ours = [item.name for kind in (ModelArguments, DataArguments) for item in fields(kind)]
-    ours += [name for name in ForecastTrainingArguments.__annotations__ if name not in trainers]
+    ours = [item.name for kind in (ModelSettings, DataSettings) for item in fields(kind)]
+    ours += [name for name in TrainingSettings.__annotations__ if name not in trainers]
     assert sorted(ours) == [
         "ablation",
         "alignment_decay",

@@ -1,0 +1,142 @@
+"""The command line: options made of settings, errors of one line, exit codes. Nothing heavy is imported here."""
+
+import argparse
+import contextlib
+import copy
+import difflib
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, NoReturn, get_args, get_type_hints
+
+from .errors import InputError
+from .settings import GROUPS
+
+FAILED = 2
+"""Exit code of a command that has refused its input."""
+INTERRUPTED = 130
+"""Exit code of a shell's command that Ctrl-C has stopped."""
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults that say something, docstrings as they are written, and of an option's two spellings one."""
+
+    def __init__(self, prog: str, **kwargs: Any):
+        super().__init__(prog, **{"max_help_position": 36} | kwargs)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default is None or action.nargs == 0
+        return action.help if silent else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        names = [name for name in action.option_strings if "-" not in name[2:]]
+        if names:
+            action = copy.copy(action)
+            action.option_strings = names
+        return super()._format_action_invocation(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line and name the nearest option; options are not abbreviated."""
+
+    # what is being read, in front of every message
+    source = ""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**{"formatter_class": _HelpFormatter, "allow_abbrev": False} | kwargs)
+
+    def parse_args(self, args=None, namespace=None):
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(unknown_option(unknown[0], self.option_names()))
+        return options
+
+    def option_names(self) -> list[str]:
+        """Every option's names without the dashes in front."""
+        return [name[2:] for name in self._option_string_actions if name.startswith("--")]
+
+    def error(self, message: str) -> NoReturn:
+        report_and_exit(self.source + message, self.prog)
+
+
+def unknown_option(name: str, known: Iterable[str]) -> str:
+    """The message for an option, or a file's key, that does not exist, with the nearest one that does."""
+    stem = name.lstrip("-").partition("=")[0]
+    near = difflib.get_close_matches(stem.replace("-", "_"), sorted(known), n=1)
+    dashes = "--" if name.startswith("-") else ""
+    return f"unknown option {name}" + (f": did you mean {dashes}{near[0]}?" if near else "")
+
+
+def report_and_exit(
+    message: str | Exception, program: str | None = None, every_rank: bool = False, status: int = FAILED
+) -> NoReturn:
+    """One line on stderr (of the first local rank, unless another may be the only one to know), exit code `status`."""
+    if every_rank or os.environ.get("LOCAL_RANK", "0") == "0":
+        line = " ".join(str(message).split())
+        print(f"{program or Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
+    sys.exit(status)
+
+
+@contextlib.contextmanager
+def one_line_errors(program: str | None = None, interrupted: str = "interrupted") -> Iterator[None]:
+    """End the program with one line for what a user can mend: wrong input, a full disk, Ctrl-C."""
+    try:
+        yield
+    except InputError as error:
+        report_and_exit(error, program)
+    # what only shows when a file is written: no permission after all, a full disk
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        report_and_exit(f"{where}{error.strerror or error}", program)
+    except KeyboardInterrupt:
+        report_and_exit(interrupted, program, status=INTERRUPTED)
+
+
+def training_parser(**kwargs: Any) -> Parser:
+    """The options of training that are ours, in titled groups; the Trainer's come with `training.arguments`."""
+    parser = Parser(usage="%(prog)s [--OPTION VALUE ...]", **kwargs)
+    parser.add_argument("--help-all", action="store_true", help="show the Trainer's own options, too")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of any of these options; the command line wins")
+    for kind in GROUPS:
+        add_settings(parser, kind)
+    return parser
+
+
+def add_settings(parser: argparse.ArgumentParser, kind: type):
+    """An option for every field of a class of settings, under its group's title."""
+    hints = get_type_hints(kind)
+    groups = {group.title: group for group in parser._action_groups}
+    for item in fields(kind):
+        title = item.metadata["group"]
+        if title is not None and title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        target = parser if title is None else groups[title]
+        names = dict.fromkeys((f"--{item.name}", f"--{item.name.replace('_', '-')}"))
+        text = argparse.SUPPRESS if title is None else item.metadata["help"].replace("%", "%%")
+        target.add_argument(*names, default=item.default, help=text, **_conversion(hints[item.name], item.metadata))
+
+
+def _conversion(hint: Any, metadata: Any) -> dict:
+    """How argparse reads a value of that type: its `type`, `nargs`, `choices` and `metavar`, which names the unit."""
+    kinds = [kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,)) if kind is not type(None)]
+    kind = str if str in kinds else kinds[0]
+    unit = metadata["unit"].upper().replace(" ", "_") if metadata["unit"] else None
+    if kind is bool:
+        return {"type": _truth, "nargs": "?", "const": True, "metavar": "true|false"}
+    if kind == list[str]:
+        return {"type": str, "nargs": "+", "metavar": "NAME"}
+    if metadata["choices"]:
+        return {"choices": metadata["choices"]} | ({"metavar": "NAME"} if len(metadata["choices"]) > 5 else {})
+    return {"type": kind, "metavar": unit or {int: "N", float: "X"}.get(kind, "TEXT")}
+
+
+def _truth(value: str) -> bool:
+    """What YAML and people write for true and false."""
+    spellings = {"true": True, "yes": True, "t": True, "y": True, "1": True}
+    spellings |= {"false": False, "no": False, "f": False, "n": False, "0": False}
+    if value.lower() not in spellings:
+        raise argparse.ArgumentTypeError(f"true or false expected, got {value!r}")
+    return spellings[value.lower()]

@@ -1,0 +1,428 @@
+"""Every setting of a run, typed: the one table behind `LlataConfig`, the command line, YAML files and what may resume.
+
+A field says in its metadata what it means, in which unit, which values it takes, and what it changes:
+
+    shapes    which weights there are, and their sizes: a checkpoint with another value does not fit
+    meaning   what trained weights stand for: they fit, but would be taken for something else
+    training  the training that is still to come: a resumed run takes the new value over
+    machine   where and how it is computed or kept: the numbers stay as they were, but for rounding
+
+Letters as in CONTRIBUTING.md. Neither torch nor transformers is imported here.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, field, fields
+from types import UnionType
+from typing import Any, Literal, NamedTuple, get_args, get_type_hints
+
+from .errors import InputError
+
+LOSS_NAMES = ("l1", "smooth_l1", "mse")
+FORECAST_LOSS_NAMES = (*LOSS_NAMES, "smape", "mase")
+RECIPES = ("tuned", "paper")
+METRICS = ("mse", "mae", "loss")
+"""What the best epoch can be chosen by."""
+
+
+class Ablation(NamedTuple):
+    """What an ablation takes out, and what of the method is left."""
+
+    taken_out: str
+    language_model: bool
+    text_branch: bool
+    frozen_base: bool
+
+
+ABLATIONS = {
+    "none": Ablation("nothing", True, True, True),
+    "no_llm": Ablation("the language model: the head reads the time tokens", False, False, False),
+    "llm_to_attention": Ablation("the language model, for one random attention layer", False, False, False),
+    "llm_to_transformer": Ablation("the language model, for one random encoder layer", False, False, False),
+    "random_init": Ablation("the pre-trained weights: random ones, all of them trained", True, False, False),
+    "no_text_branch": Ablation("the textual branch and its losses", True, False, True),
+    "no_consistency": Ablation("the consistency loss", True, True, True),
+    "no_alignment": Ablation("the alignment loss", True, True, True),
+    "random_prototypes": Ablation("the words: prototypes are random, spread as the words' are", True, True, True),
+}
+"""The four after `none` are those of Tan et al. (arXiv 2406.16964), with or without our options."""
+
+Change = Literal["shapes", "meaning", "training", "machine"]
+
+
+def _setting(
+    default: Any,
+    help: str,
+    changes: Change,
+    group: str | None,
+    *,
+    unit: str | None = None,
+    choices: tuple[str, ...] | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A field with its metadata; without a `group` it is an option that `--help` does not show."""
+    metadata = {
+        "help": help,
+        "changes": changes,
+        "group": group,
+        "unit": unit,
+        "choices": choices,
+        "at_least": at_least,
+        "at_most": at_most,
+        "below": below,
+    }
+    return field(default=default, metadata=metadata)
+
+
+_LANGUAGE_MODEL = "language model"
+_TOKENS = "windows and tokens"
+_LAYERS = "layers that are trained"
+_LOSSES = "losses"
+_SKIP = "linear skip (not in the paper)"
+_SERIES = "series"
+_RUN = "run"
+_OPTIMISATION = "optimisation"
+_VALIDATION = "validation, checkpoints and logs"
+_MACHINE = "machine"
+
+
+@dataclass
+class ModelSettings:
+    """The method and its sizes: the fields of `LlataConfig` that a user sets.
+
+    Raises:
+        InputError: a value of another type or outside its range, by name.
+    """
+
+    backbone: str = _setting(
+        "SmolLM2-135M-Instruct", "hub id, folder, GGUF file or random:<family>", "meaning", _LANGUAGE_MODEL
+    )
+    num_layers: int = _setting(
+        6, "first blocks of the backbone that are used", "shapes", _LANGUAGE_MODEL, unit="blocks", at_least=1
+    )
+    context_length: int = _setting(336, "L: what the forecaster sees", "shapes", _TOKENS, unit="time steps", at_least=1)
+    prediction_length: int = _setting(96, "H: what it forecasts", "shapes", _TOKENS, unit="time steps", at_least=1)
+    patch_length: int | None = _setting(
+        None,
+        "P: what a token holds; default L: a token per channel",
+        "shapes",
+        _TOKENS,
+        unit="time steps",
+        at_least=1,
+    )
+    patch_stride: int | None = _setting(
+        None, "S: from patch to patch; default P", "shapes", _TOKENS, unit="time steps", at_least=1
+    )
+    num_prototypes: int | None = _setting(
+        None,
+        "V: principal components of the word embeddings; default min(500, D - 1)",
+        "shapes",
+        _LANGUAGE_MODEL,
+        at_least=1,
+    )
+    num_heads: int | None = _setting(
+        None,
+        "A of encoder and cross-attention; default 12 where it divides D, else the backbone's",
+        "meaning",
+        _LAYERS,
+        at_least=1,
+    )
+    intermediate_size: int = _setting(2048, "feed-forward width of the encoder", "shapes", _LAYERS, at_least=1)
+    dropout: float = _setting(0.1, "dropout of the encoder", "training", _LAYERS, at_least=0, below=1)
+    lora_r: int = _setting(
+        8, "R: rank of LoRA on the attention's query, key and value; 0 for none", "shapes", _LAYERS, at_least=0
+    )
+    lora_alpha: float = _setting(32.0, "LoRA's scale is lora_alpha / lora_r", "meaning", _LAYERS)
+    lora_dropout: float = _setting(0.1, "dropout in front of LoRA", "training", _LAYERS, at_least=0, below=1)
+    task_loss: str = _setting(
+        "mse",
+        "forecast against target; smape and mase as in the M4 competition",
+        "training",
+        _LOSSES,
+        choices=FORECAST_LOSS_NAMES,
+    )
+    consistency_loss: str = _setting(
+        "mse", "forecast of one branch against the other's", "training", _LOSSES, choices=FORECAST_LOSS_NAMES
+    )
+    alignment_loss: str = _setting(
+        "smooth_l1", "features of one branch against the other's", "training", _LOSSES, choices=LOSS_NAMES
+    )
+    consistency_weight: float = _setting(1.0, "weight of the consistency loss", "training", _LOSSES, at_least=0)
+    alignment_weight: float = _setting(0.01, "weight of the alignment loss", "training", _LOSSES, at_least=0)
+    alignment_decay: float = _setting(
+        0.8, "the alignment loss k features before the last counts decay**k", "training", _LOSSES, at_least=0
+    )
+    alignment_rank: int | None = _setting(
+        None,
+        "rows of the alignment's projections, at most D; default D up to a width of 1024, else 256",
+        "shapes",
+        _LOSSES,
+        at_least=1,
+    )
+    linear_skip: bool = _setting(
+        False, "add a linear forecast of the lookback to both branches, at first least squares", "shapes", _SKIP
+    )
+    skip_channels: int = _setting(
+        0, "the number of channels, for each to have a skip of its own; 0: one for all", "shapes", _SKIP, at_least=0
+    )
+    skip_level: float = _setting(
+        0.0,
+        "weight of a forecast that returns to the mean level in the skip's start; 0: none",
+        "shapes",
+        _SKIP,
+        at_least=0,
+        at_most=1,
+    )
+    zero_head: bool = _setting(False, "start the head at zero: the skip alone forecasts at first", "training", _SKIP)
+    channel_balance: float = _setting(
+        0.0,
+        "p: in training, channels weigh (error of a linear forecast)**-p; 0: alike (not in the paper)",
+        "training",
+        _LOSSES,
+        at_least=0,
+    )
+    ablation: str = _setting(
+        "none",
+        "what is taken out: " + "; ".join(f"{name}: {row.taken_out}" for name, row in ABLATIONS.items()),
+        "shapes",
+        _LANGUAGE_MODEL,
+        choices=tuple(ABLATIONS),
+    )
+    backbone_pass: str = _setting(
+        "twin",
+        "twin: both branches in one call of the backbone; two_pass, the yardstick: one call each",
+        "machine",
+        None,
+        choices=("twin", "two_pass"),
+    )
+    attn_implementation: str = _setting(
+        "auto",
+        "attention of the backbone: auto, flash_attention_4, flash_attention_3, flash_attention_2, a hub kernel "
+        "(kernels-community/...), sdpa or eager; chosen anew wherever the run is loaded",
+        "machine",
+        _MACHINE,
+    )
+    base_precision: str = _setting(
+        "auto",
+        "how training keeps the frozen base: auto (in the precision that is computed in), or by bitsandbytes on a "
+        "CUDA device int8 or int4 (NF4)",
+        "training",
+        _MACHINE,
+        choices=("auto", "int8", "int4"),
+    )
+    backbone_seed: int = _setting(0, "seed of the weights of a random: backbone", "meaning", _LANGUAGE_MODEL)
+
+    def __post_init__(self):
+        check(self)
+        if (self.skip_channels or self.skip_level) and not self.linear_skip:
+            raise InputError(
+                "skip_channels and skip_level are parts of a linear skip: give --linear_skip true, or 0 for both"
+            )
+        if self.patch_length is not None and self.patch_length > self.context_length:
+            raise InputError(f"patch_length {self.patch_length} is longer than context_length {self.context_length}")
+        if self.patch_stride is not None and self.patch_length is None:
+            raise InputError("patch_stride without patch_length: patch tokens take both, variate tokens neither")
+        if self.base_precision != "auto":
+            if not ABLATIONS[self.ablation].frozen_base:
+                raise InputError(f"base_precision {self.base_precision}: ablation {self.ablation} has no frozen base")
+            if self.backbone_pass == "two_pass":
+                raise InputError(f"base_precision {self.base_precision} needs backbone_pass twin")
+
+
+@dataclass
+class DataSettings:
+    """Which series, and how it is read.
+
+    Raises:
+        InputError: a value of another type or outside its range, by name.
+    """
+
+    dataset: str = _setting("Metro", "name in the registry, or path of a CSV file", "meaning", _SERIES)
+    data_dir: str | None = _setting(
+        None, "folder that holds the dataset's file; default $LLATA_DATA, then the cache", "machine", _SERIES
+    )
+    date_column: str | None = _setting(
+        None, "date column; default the first of date, datetime, timestamp, time, ds", "meaning", _SERIES
+    )
+    columns: list[str] | None = _setting(None, "channels to use; default all but the date", "meaning", _SERIES)
+    missing: str | None = _setting(
+        None,
+        "missing values: error, or mask them; default as the registry says, else error",
+        "training",
+        _SERIES,
+        choices=("error", "mask"),
+    )
+    few_shot_percent: float | None = _setting(
+        None, "train on the first part of the training split only", "training", _SERIES, unit="percent"
+    )
+    recipe: str = _setting(
+        "tuned", "the dataset's preset: ours, or the published one", "training", _SERIES, choices=RECIPES
+    )
+
+    def __post_init__(self):
+        check(self)
+
+
+@dataclass
+class TrainingSettings:
+    """How it is trained: what the Trainer does not have, and those of its arguments whose defaults are ours.
+
+    Raises:
+        InputError: a value of another type or outside its range, by name.
+    """
+
+    output_dir: str | None = _setting(
+        None, "folder of the run; default runs/<dataset>-<context>-<horizon>, numbered", "machine", _RUN
+    )
+    overwrite_output_dir: bool = _setting(False, "train into an output_dir that already holds a run", "machine", _RUN)
+    resume_from_checkpoint: str | None = _setting(
+        None, "last, or a checkpoint's folder: go on from there", "machine", _RUN
+    )
+    seed: int = _setting(2021, "of initialisation, data order and dropout", "training", _RUN, at_least=0)
+    batch_size: int = _setting(
+        128,
+        "a step's over all ranks and accumulation steps",
+        "training",
+        _OPTIMISATION,
+        unit="windows",
+        at_least=1,
+    )
+    per_device_train_batch_size: int | None = _setting(
+        None,
+        "a rank's and micro-step's; default from batch_size",
+        "training",
+        _OPTIMISATION,
+        unit="windows",
+        at_least=1,
+    )
+    gradient_accumulation_steps: int = _setting(
+        1, "micro-steps that a step's batch is split into", "machine", _OPTIMISATION, at_least=1
+    )
+    per_device_eval_batch_size: int = _setting(
+        256, "a rank's in evaluation", "machine", _MACHINE, unit="windows", at_least=1
+    )
+    num_train_epochs: float = _setting(3.0, "at most", "training", _OPTIMISATION, unit="epochs")
+    max_steps: int = _setting(-1, "instead of epochs; -1: epochs count", "training", _OPTIMISATION, unit="steps")
+    learning_rate: float = _setting(1e-3, "peak learning rate", "training", _OPTIMISATION, at_least=0)
+    projection_learning_rate: float = _setting(
+        1e-3, "that of attention and alignment projections", "training", _OPTIMISATION, at_least=0
+    )
+    lr_scheduler_type: str = _setting("cosine", "learning-rate schedule", "training", _OPTIMISATION)
+    weight_decay: float = _setting(0.1, "AdamW's, decoupled", "training", _OPTIMISATION, at_least=0)
+    adam_beta2: float = _setting(0.98, "AdamW's: runs are short", "training", _OPTIMISATION, at_least=0, below=1)
+    average_decay: float = _setting(
+        0.0,
+        "validate, keep and test a running average of the weights; 0: the weights",
+        "training",
+        _OPTIMISATION,
+        at_least=0,
+        below=1,
+    )
+    patience: int = _setting(
+        3,
+        "stop after so many without a better validation score; 0: never",
+        "training",
+        _VALIDATION,
+        unit="evaluations",
+        at_least=0,
+    )
+    eval_strategy: str = _setting("epoch", "when to validate: epoch, steps or no", "training", _VALIDATION)
+    eval_steps: float | None = _setting(
+        None, "between validations; below 1 a share of the training", "training", _VALIDATION, unit="steps"
+    )
+    save_strategy: str = _setting("epoch", "when to write a checkpoint: epoch, steps or no", "training", _VALIDATION)
+    save_steps: float = _setting(
+        500, "between checkpoints; below 1 a share of the training", "training", _VALIDATION, unit="steps"
+    )
+    save_total_limit: int | None = _setting(2, "checkpoints kept", "machine", _VALIDATION)
+    load_best_model_at_end: bool = _setting(
+        True, "keep the epoch with the best validation score", "training", _VALIDATION
+    )
+    metric_for_best_model: str = _setting(
+        "mse", f"what the best epoch is chosen by: {', '.join(METRICS)}", "training", _VALIDATION
+    )
+    greater_is_better: bool = _setting(False, "of metric_for_best_model", "training", None)
+    logging_steps: float = _setting(20, "between logged losses", "machine", _VALIDATION, unit="steps")
+    logging_nan_inf_filter: bool = _setting(
+        False, "log the mean of earlier losses for one that is not finite", "machine", None
+    )
+    report_to: str | None = _setting(None, "loggers; default tensorboard where installed", "machine", _VALIDATION)
+    precision: str | None = _setting(
+        None,
+        "auto (default), fp32 or bf16; auto is bf16 where the hardware has it",
+        "training",
+        _MACHINE,
+        choices=("auto", "fp32", "bf16"),
+    )
+    deepspeed: str | dict | None = _setting(None, "DeepSpeed configuration: ds_configs/zero2.json", "machine", _MACHINE)
+    torch_compile: bool = _setting(False, "compile the step; CUDA graphs on a GPU", "machine", _MACHINE)
+    use_cpu: bool = _setting(False, "even where there is a GPU", "machine", _MACHINE)
+
+    def __post_init__(self):
+        check(self, TrainingSettings)
+        if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
+            raise InputError("nothing to train: give num_train_epochs above 0, or max_steps")
+        if (metric := self.metric_for_best_model.removeprefix("eval_")) not in METRICS:
+            raise InputError(f"metric_for_best_model must be one of {', '.join(METRICS)}, got {metric!r}")
+
+
+GROUPS = (ModelSettings, DataSettings, TrainingSettings)
+
+
+def check(settings: Any, kind: type | None = None):
+    """Raise InputError, by name, for the first field of `kind` with a value of another type or outside its range."""
+    kind = kind or type(settings)
+    hints = get_type_hints(kind)
+    for item in fields(kind):
+        name, value = item.name, getattr(settings, item.name)
+        if value is None and type(None) in get_args(hints[name]):
+            continue
+        if choices := item.metadata["choices"]:
+            if value not in choices:
+                raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        elif not _has_type(value, hints[name]):
+            raise InputError(f"{name} must be {_in_words(hints[name])}, got {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{name} must be a finite number, got {value}")
+        low, high, below = (item.metadata[limit] for limit in ("at_least", "at_most", "below"))
+        too_low = low is not None and value < low
+        too_high = (high is not None and value > high) or (below is not None and value >= below)
+        if too_low or too_high:
+            raise InputError(f"{name} must be {_interval(low, high, below)}, got {value}")
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    for kind in kinds:
+        if kind == list[str]:
+            fits = isinstance(value, (list, tuple)) and all(isinstance(entry, str) for entry in value)
+        elif kind in (int, float):
+            # an int is a number, a bool is none
+            fits = isinstance(value, (kind, int)) and not isinstance(value, bool)
+        else:
+            fits = isinstance(value, kind)
+        if fits:
+            return True
+    return False
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}
+
+
+def _in_words(hint: Any) -> str:
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return " or ".join(_WORDS.get(kind, "a list of names") for kind in kinds if kind is not type(None))
+
+
+def _interval(low: float | None, high: float | None, below: float | None) -> str:
+    if high is None and below is None:
+        return f"at least {low}"
+    return f"in [{low}, {high}]" if below is None else f"in [{low}, {below})"
+
+
+def all_fields() -> Iterator[Field]:
+    """The fields of all three groups, in their order."""
+    for group in GROUPS:
+        yield from fields(group)
