@@ -178,7 +178,7 @@ def test_merged_run_needs_nothing_else(run, tmp_path):
     """The same forecast without the backbone's source, and a decoder that transformers reads without a gap."""
     source = random_backbone(tmp_path)
     train(*tiny_run(run.parent / "series.csv", tmp_path / "run", source))
-    llata_fast("merge", tmp_path / "run", "--output", tmp_path / "merged")
+    llata_fast("export", tmp_path / "run", "--format", "merged", "--output", tmp_path / "merged")
     path = run.parent / "series.csv"
     expected = Forecaster.from_run(tmp_path / "run").predict(read_csv(path))
     words = load_backbone_weights(source, read_backbone_config(source, 2)).word_embeddings
@@ -195,10 +195,18 @@ def test_merged_run_needs_nothing_else(run, tmp_path):
     torch.testing.assert_close(features + tokens, forecaster.model.backbone(tokens)[-1])
 
 
-def test_merge_overwrites_nothing(refused, run, tmp_path):
-    assert "is there already" in refused(llata_fast, "merge", run, "--output", run)
-    assert "not the folder of a finished run" in refused(llata_fast, "merge", tmp_path, "--output", tmp_path / "merged")
+def test_export_overwrites_nothing(refused, run, tmp_path):
+    assert "is there already" in refused(llata_fast, "export", run, "--format", "merged", "--output", run)
+    argv = ("--format", "merged", "--output", tmp_path / "merged")
+    assert "not the folder of a finished run" in refused(llata_fast, "export", tmp_path, *argv)
     assert "holds no DeepSpeed checkpoint" in refused(llata_fast, "reshard", run)
+
+
+@pytest.mark.parametrize("kind, names", [("adapter", {"adapter_config.json"}), ("onnx", {"model.onnx"})])
+def test_export_writes_the_format_asked_for(run, tmp_path, kind, names):
+    pytest.importorskip({"adapter": "peft", "onnx": "onnxscript"}[kind])
+    llata_fast("export", run, "--format", kind, "--output", tmp_path / kind)
+    assert names <= {path.name for path in (tmp_path / kind).iterdir()}
 
 
 def evaluate(run, output, *argv):

@@ -8,7 +8,7 @@ imported in `run`: help answers at once.
 from importlib import import_module
 from types import ModuleType
 
-COMMANDS = ("predict", "evaluate", "merge", "benchmark", "bundle", "corpus", "plan", "reshard", "doctor")
+COMMANDS = ("predict", "evaluate", "export", "benchmark", "bundle", "corpus", "plan", "reshard", "doctor")
 
 
 def command(name: str) -> ModuleType:

@@ -1,0 +1,62 @@
+"""Write a run for other software: a model of its own, a PEFT adapter or an ONNX file.
+
+merged   LoRA and tuned norms folded into the backbone, nothing else needed to forecast: a folder for `predict`,
+         `evaluate` and `LlataForPrediction.from_pretrained`, with the temporal branch's decoder for transformers'
+         AutoModel in its sub-folder `backbone`.
+adapter  LoRA, tuned norms and positions, as PEFT loads them on the backbone's first blocks.
+onnx     model.onnx: standardised lookbacks and their mask in, forecasts out, for any number of windows; beside it the
+         run's settings and scaler.
+"""
+
+import argparse
+from pathlib import Path
+
+from ..errors import InputError
+from ..run_folder import RunFolder
+
+FORMATS = ("merged", "adapter", "onnx")
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("run", help="folder of a finished run")
+    parser.add_argument("--format", choices=FORMATS, required=True, help="what to write")
+    parser.add_argument("--output", required=True, help="folder to write, new or empty")
+
+
+def run(options: argparse.Namespace):
+    folder, output = RunFolder(options.run), Path(options.output)
+    folder.check_finished()
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise InputError(f"cannot write {output}: it is there already")
+    from ..modeling import LlataForPrediction
+
+    try:
+        model = LlataForPrediction.from_pretrained(options.run)
+    # what transformers and safetensors make of damaged files
+    except (OSError, ValueError) as error:
+        raise InputError(f"{options.run} is damaged: {error}") from error
+    try:
+        _write(model, options.format, folder, output)
+    except OSError as error:
+        raise InputError(f"cannot write {output}: {error.strerror or error}") from None
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    print(f"{options.run} as {options.format}: {output}, {size:,} bytes")
+
+
+def _write(model, kind: str, folder: RunFolder, output: Path):
+    if kind == "adapter":
+        from ..adapters.peft_adapter import export_adapter
+
+        export_adapter(model, output)
+    elif kind == "onnx":
+        from ..adapters.onnx_file import export_onnx
+
+        preprocessor = folder.read_preprocessor()
+        output.mkdir(parents=True, exist_ok=True)
+        export_onnx(model.merge(), output / "model.onnx", num_channels=len(preprocessor.columns))
+        RunFolder(output).write_preprocessor(preprocessor)
+    else:
+        from ..adapters.merged_folder import export_merged
+
+        export_merged(model, output)
+        folder.copy_description(RunFolder(output))
