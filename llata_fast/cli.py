@@ -13,7 +13,7 @@ from types import UnionType
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from .errors import InputError
-from .settings import GROUPS
+from .settings import GROUPS, RENAMED
 
 FAILED = 2
 """Exit code of a command that has refused its input."""
@@ -65,7 +65,8 @@ class Parser(argparse.ArgumentParser):
 def unknown_option(name: str, known: Iterable[str]) -> str:
     """The message for an option, or a file's key, that does not exist, with the nearest one that does."""
     stem = name.lstrip("-").partition("=")[0]
-    near = difflib.get_close_matches(stem.replace("-", "_"), sorted(known), n=1)
+    stem = stem.replace("-", "_")
+    near = [RENAMED[stem]] if stem in RENAMED else difflib.get_close_matches(stem, sorted(known), n=1)
     dashes = "--" if name.startswith("-") else ""
     return f"unknown option {name}" + (f": did you mean {dashes}{near[0]}?" if near else "")
 

@@ -16,6 +16,7 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
             model fills it in.
         merged: LoRA and tuned norms are folded into the backbone, which the checkpoint then holds itself.
         includes_backbone: the checkpoint holds the frozen base, too.
+        num_channels: C of the series that it is trained on; a skip for each channel needs it.
         **kwargs: fields of `ModelSettings`, then those of `PreTrainedConfig`.
     """
 
@@ -28,8 +29,12 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
         backbone_config: PreTrainedConfig | dict | None = None,
         merged: bool = False,
         includes_backbone: bool = False,
+        num_channels: int | None = None,
         **kwargs,
     ):
+        # written by the version before: the number of channels, 0 for one skip of all
+        if (channels := kwargs.pop("skip_channels", None)) is not None:
+            kwargs["skip_per_channel"], num_channels = channels > 0, channels or None
         own = {item.name: kwargs.pop(item.name) for item in fields(ModelSettings) if item.name in kwargs}
         # transformers' way of saying that nobody asked for one
         if own.get("attn_implementation", "auto") is None:
@@ -40,6 +45,7 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
         self.backbone_config = backbone_config
         self.merged = merged
         self.includes_backbone = includes_backbone
+        self.num_channels = num_channels
         super().__init__(**kwargs)
         if backbone_config is not None:
             self._resolve()
@@ -87,6 +93,13 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
     def has_frozen_base(self) -> bool:
         """Whether the pre-trained backbone is part of the forecaster."""
         return ABLATIONS[self.ablation].frozen_base
+
+    @property
+    def skips_of_their_own(self) -> int:
+        """How many channels have a linear skip of their own; raises InputError where it takes C and nobody gave it."""
+        if self.skip_per_channel and self.num_channels is None:
+            raise InputError("skip_per_channel needs num_channels, the number of the series' channels")
+        return self.num_channels if self.skip_per_channel else 0
 
     @property
     def variate_tokens(self) -> bool:

@@ -40,14 +40,14 @@ def prepare(
     """
     settle_output_dir(args, data_args, model_args)
     set_seed(args.seed)
-    config = LlataConfig(**asdict(model_args))
+    config = LlataConfig(**asdict(model_args), num_channels=len(series.columns))
     if args.checkpointing and not config.has_language_model:
         raise InputError(f"gradient_checkpointing: ablation {config.ablation} has no blocks whose activations it drops")
     model = LlataForPrediction.from_backbone(config, frozen_dtype=args.compute_dtype)
     if args.resume_from_checkpoint:
-        check_resumes(model.config, args.resume_from_checkpoint)
+        check_resumes(model.config, data_args, args.resume_from_checkpoint)
     # validation chooses the penalty where the training windows alone are too few for it
-    few = data_args.few_shot_percent or model_args.skip_channels
+    few = data_args.few_shot_percent or model_args.skip_per_channel
     start_at_least_squares(model, splits.train, splits.val if few else None)
     # more channels than the backbone has positions: found before anything is written
     model.check_shapes(splits.train[0]["past_values"][None])

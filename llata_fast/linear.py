@@ -181,7 +181,7 @@ class LinearSkip(nn.Module):
         self.linear.weight.copy_(fitted.shared.T)
         if self.own is not None:
             if len(self.own) != len(fitted.weight):
-                raise InputError(f"skip_channels is {len(self.own)}, but the series has {len(fitted.weight)} channels")
+                raise InputError(f"the skip has {len(self.own)} channels of its own, the series {len(fitted.weight)}")
             self.own.copy_((fitted.weight - fitted.shared).transpose(1, 2))
 
     @torch.no_grad()

@@ -174,7 +174,7 @@ class LlataForPrediction(PreTrainedModel):
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
         self.register_buffer("channel_weights", None, persistent=False)
-        sizes = (config.context_length, config.prediction_length, config.skip_channels)
+        sizes = (config.context_length, config.prediction_length, config.skips_of_their_own)
         self.skip = LinearSkip(*sizes, level=config.skip_level > 0) if config.linear_skip else None
         two_branches = config.has_text_branch and not config.merged
         if two_branches:

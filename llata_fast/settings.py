@@ -11,7 +11,7 @@ Letters as in CONTRIBUTING.md. Neither torch nor transformers is imported here.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
 from types import UnionType
 from typing import Any, Literal, NamedTuple, get_args, get_type_hints
@@ -164,8 +164,8 @@ class ModelSettings:
     linear_skip: bool = _setting(
         False, "add a linear forecast of the lookback to both branches, at first least squares", "shapes", _SKIP
     )
-    skip_channels: int = _setting(
-        0, "the number of channels, for each to have a skip of its own; 0: one for all", "shapes", _SKIP, at_least=0
+    skip_per_channel: bool = _setting(
+        False, "a skip of its own for each of the series' channels, beside the one for all", "shapes", _SKIP
     )
     skip_level: float = _setting(
         0.0,
@@ -216,9 +216,9 @@ class ModelSettings:
 
     def __post_init__(self):
         check(self)
-        if (self.skip_channels or self.skip_level) and not self.linear_skip:
+        if (self.skip_per_channel or self.skip_level) and not self.linear_skip:
             raise InputError(
-                "skip_channels and skip_level are parts of a linear skip: give --linear_skip true, or 0 for both"
+                "skip_per_channel and skip_level are parts of a linear skip: give --linear_skip true, or neither"
             )
         if self.patch_length is not None and self.patch_length > self.context_length:
             raise InputError(f"patch_length {self.patch_length} is longer than context_length {self.context_length}")
@@ -368,6 +368,9 @@ class TrainingSettings:
             raise InputError(f"metric_for_best_model must be one of {', '.join(METRICS)}, got {metric!r}")
 
 
+RENAMED = {"skip_channels": "skip_per_channel"}
+"""What options and fields were called in the version before."""
+
 GROUPS = (ModelSettings, DataSettings, TrainingSettings)
 
 
@@ -426,3 +429,15 @@ def all_fields() -> Iterator[Field]:
     """The fields of all three groups, in their order."""
     for group in GROUPS:
         yield from fields(group)
+
+
+def check_agreement(theirs: Mapping[str, Any], ours: Mapping[str, Any], checkpoint: str):
+    """Raise InputError for the first setting that trained weights rest on (shapes, meaning) and that differs.
+
+    What either side does not hold is passed over: `theirs` may be of an older version.
+    """
+    for item in all_fields():
+        name = item.name
+        binding = item.metadata["changes"] in ("shapes", "meaning") and name in theirs and name in ours
+        if binding and theirs[name] != ours[name]:
+            raise InputError(f"{checkpoint} was trained with {name} {theirs[name]}, not {ours[name]}")

@@ -34,7 +34,20 @@ def test_wrong_configuration(backbone, fields, message):
         LlataForPrediction.from_backbone(tiny_config(**{"backbone": backbone} | fields))
 
 
-@pytest.mark.parametrize("part", [{"skip_channels": 3}, {"skip_level": 0.5}], ids=["channels", "level"])
+def test_a_config_of_the_version_before(backbone):
+    """It held the number of channels where there is a yes or no."""
+    config = LlataConfig(**tiny_config(backbone, linear_skip=True).to_dict() | {"skip_channels": 3})
+    assert (config.skip_per_channel, config.num_channels) == (True, 3)
+    config = LlataConfig(**tiny_config(backbone).to_dict() | {"skip_channels": 0})
+    assert (config.skip_per_channel, config.num_channels) == (False, None)
+
+
+def test_a_skip_for_each_channel_takes_their_number(backbone):
+    with pytest.raises(InputError, match="skip_per_channel needs num_channels"):
+        LlataForPrediction.from_backbone(tiny_config(backbone, linear_skip=True, skip_per_channel=True))
+
+
+@pytest.mark.parametrize("part", [{"skip_per_channel": True}, {"skip_level": 0.5}], ids=["channels", "level"])
 def test_parts_of_a_skip_need_one(backbone, part):
     with pytest.raises(InputError, match="parts of a linear skip"):
         tiny_config(backbone, **part)

@@ -48,7 +48,7 @@ def test_linear_skip_survives_a_round_trip_and_a_merge(backbone, tmp_path):
 def test_skip_of_each_channel(backbone, tmp_path):
     past, _ = window()
     C = past.shape[2]
-    model = tiny_model(backbone, linear_skip=True, skip_channels=C).eval()
+    model = tiny_model(backbone, linear_skip=True, skip_per_channel=True, num_channels=C).eval()
     torch.nn.init.normal_(model.skip.linear.weight)
     shared = model(past).prediction_outputs
     torch.nn.init.normal_(model.skip.own)
@@ -75,7 +75,8 @@ def forecast_without_own(model, past):
 
 def test_bf16_takes_nothing_from_the_linear_forecast(backbone):
     """bf16 has no value between 1016 and 1024, nor three digits for a season's weights."""
-    model = tiny_model(backbone, linear_skip=True, skip_channels=3, skip_level=0.5, zero_head=True).eval()
+    skip = {"linear_skip": True, "skip_per_channel": True, "num_channels": 3, "skip_level": 0.5}
+    model = tiny_model(backbone, zero_head=True, **skip).eval()
     for parameter in model.skip.parameters():
         torch.nn.init.normal_(parameter)
     past = window()[0] + 970
@@ -227,7 +228,7 @@ def test_a_constant_channel_does_not_outweigh_the_others():
 @pytest.mark.parametrize("unit", [None, "deviation"])
 def test_a_model_with_a_head_of_zeros_starts_as_the_linear_forecast(backbone, own, unit):
     windows = WindowDataset(torch.randn(200, 3).cumsum(0), context_length=12, prediction_length=5)
-    options = {"linear_skip": True, "zero_head": True, "skip_channels": 3 * own}
+    options = {"linear_skip": True, "zero_head": True, "skip_per_channel": own, "num_channels": 3}
     model = tiny_model(backbone, **options).eval()
     start_at_least_squares(model, windows, unit=unit)
     linear = LeastSquares(per_channel=own, unit=unit).fit(windows)
@@ -239,7 +240,7 @@ def test_a_model_with_a_head_of_zeros_starts_as_the_linear_forecast(backbone, ow
 @pytest.mark.parametrize("share", [0.25, 1.0])
 def test_the_level_is_a_share_of_the_start(backbone, share):
     windows = WindowDataset(torch.randn(300, 3).cumsum(0) / 5, context_length=12, prediction_length=5)
-    options = {"linear_skip": True, "zero_head": True, "skip_channels": 3, "skip_level": share}
+    options = {"linear_skip": True, "zero_head": True, "skip_per_channel": True, "num_channels": 3, "skip_level": share}
     model = tiny_model(backbone, **options).eval()
     start_at_least_squares(model, windows)
     past = windows.__getitems__(range(50))["past_values"]
@@ -252,8 +253,8 @@ def test_the_level_is_a_share_of_the_start(backbone, share):
 
 def test_a_skip_of_other_channels_is_refused(backbone):
     windows = WindowDataset(torch.randn(50, 3), context_length=12, prediction_length=5)
-    model = tiny_model(backbone, linear_skip=True, skip_channels=2)
-    with pytest.raises(InputError, match="skip_channels is 2, but the series has 3 channels"):
+    model = tiny_model(backbone, linear_skip=True, skip_per_channel=True, num_channels=2)
+    with pytest.raises(InputError, match="skip has 2 channels of its own, the series 3"):
         start_at_least_squares(model, windows)
 
 

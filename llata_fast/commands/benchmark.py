@@ -40,9 +40,9 @@ CONTEXT_LENGTH = 96
 # the recipe without one of the options that the paper does not have
 _WITHOUT = {
     # at the rate at which it does best then
-    "no_skip": "--linear_skip false --skip_channels 0 --skip_level 0 --zero_head false "
+    "no_skip": "--linear_skip false --skip_per_channel false --skip_level 0 --zero_head false "
     "--learning_rate 0.001 --projection_learning_rate 0.001",
-    "shared_skip": "--skip_channels 0",
+    "shared_skip": "--skip_per_channel false",
     "no_level": "--skip_level 0",
     "random_head": "--zero_head false",
     "no_average": "--average_decay 0",

@@ -64,11 +64,12 @@ def run(options: argparse.Namespace):
         checkpointing=True if options.gradient_checkpointing else None,
     )
     arguments = ModelSettings(**{item.name: getattr(options, item.name) for item in fields(ModelSettings)})
-    plan = make_plan(model_config(arguments), request, STAGES if options.stage == "auto" else (options.stage,))
+    config = model_config(arguments, options.channels)
+    plan = make_plan(config, request, STAGES if options.stage == "auto" else (options.stage,))
     print(json.dumps(as_json(plan)) if options.json else as_text(plan))
 
 
-def model_config(arguments: ModelSettings) -> LlataConfig:
+def model_config(arguments: ModelSettings, num_channels: int | None = None) -> LlataConfig:
     """The configuration of a model whose backbone nobody has: the table of published ones, else wherever it is.
 
     Raises:
@@ -83,7 +84,7 @@ def model_config(arguments: ModelSettings) -> LlataConfig:
         if arguments.num_layers > total:
             raise InputError(f"backbone {arguments.backbone!r} has {total} layers, not {arguments.num_layers}")
         backbone = AutoConfig.for_model(**known | {layers: arguments.num_layers})
-    return LlataConfig(**asdict(arguments), backbone_config=backbone)
+    return LlataConfig(**asdict(arguments), backbone_config=backbone, num_channels=num_channels)
 
 
 def as_json(plan: Plan) -> dict:

@@ -39,7 +39,8 @@ def train_on_m4(m4: M4Set, model_args: ModelSettings, data_args: DataSettings, a
     """Train on a frequency and score the forecast of every series once; the run's folder is written."""
     settle_output_dir(args, data_args, model_args)
     set_seed(args.seed)
-    model = LlataForPrediction.from_backbone(LlataConfig(**asdict(model_args)), frozen_dtype=args.compute_dtype)
+    config = LlataConfig(**asdict(model_args), num_channels=1)
+    model = LlataForPrediction.from_backbone(config, frozen_dtype=args.compute_dtype)
     # as many draws as there are cuts
     start_at_least_squares(model, m4_windows(m4, m4.spec.last_cuts), unit="deviation")
     trainer = ForecastTrainer(model, args, m4_splits(m4), [m4.spec.frequency])

@@ -98,7 +98,7 @@ TUNED: dict[str, dict] = {
     "Metro": {
         "context_length": 336,
         "linear_skip": True,
-        "skip_channels": 3,
+        "skip_per_channel": True,
         "zero_head": True,
         # the clouds are mostly noise: unweighted, they are learnt by heart before the traffic's week is learnt
         "channel_balance": 0.5,
@@ -108,9 +108,9 @@ TUNED: dict[str, dict] = {
         "projection_learning_rate": 1e-4,
         "num_train_epochs": 3.0,
     },
-    **{name: _LONG_TERM_TUNED | {"skip_channels": 7} for name in ("ETTh1", "ETTh2", "ETTm1", "ETTm2")},
+    **{name: _LONG_TERM_TUNED | {"skip_per_channel": True} for name in ("ETTh1", "ETTh2", "ETTm1", "ETTm2")},
     # its validation windows want no return to a mean
-    "Exchange": _LONG_TERM_TUNED | {"skip_channels": 8, "skip_level": 0.0},
+    "Exchange": _LONG_TERM_TUNED | {"skip_per_channel": True, "skip_level": 0.0},
     **{f"M4-{frequency}": _M4_TUNED for frequency in M4_SPECS},
 }
 
@@ -127,9 +127,6 @@ def preset_for(dataset: str, changed: set[str], recipe: str = "tuned", few_shot:
     if few_shot and preset:
         # the reference's few-shot scripts train without distillation
         preset |= _FEW_SHOT_TUNED if tuned else {"consistency_weight": 0.0, "alignment_weight": 0.0, "batch_size": 32}
-    if "columns" in changed:
-        # a skip for each of the data set's own
-        preset.pop("skip_channels", None)
     if "num_train_epochs" in changed:
         # the Trainer would count steps and pass over the epochs
         preset.pop("max_steps", None)

@@ -18,24 +18,10 @@ from ..evaluation.baselines import Forecast, seasonal_naive
 from ..forecasting.pictures import plot_forecast
 from ..linear import LeastSquares
 from ..ranks import from_first_rank
-from ..settings import DataSettings, ModelSettings
+from ..run_folder import SETTINGS, RunFolder
+from ..settings import DataSettings, ModelSettings, check_agreement
 from .arguments import ForecastTrainingArguments
 
-# settings without which a checkpoint's weights do not fit
-_SHAPING = (
-    "num_layers",
-    "context_length",
-    "prediction_length",
-    "patch_length",
-    "patch_stride",
-    "num_prototypes",
-    "intermediate_size",
-    "lora_r",
-    "alignment_rank",
-    "linear_skip",
-    "skip_channels",
-    "ablation",
-)
 _FINISHED, _TRAINED, _CHECKPOINTS = "metrics.json", "model.safetensors", "checkpoint-[0-9]*"
 
 
@@ -78,16 +64,20 @@ def _is_whole(checkpoint: Path) -> bool:
     return (checkpoint / TRAINER_STATE_NAME).is_file()
 
 
-def check_resumes(config: LlataConfig, checkpoint: str | Path):
-    """Raise InputError where `checkpoint` is that of a model of other weights, with the first setting that differs."""
+def check_resumes(config: LlataConfig, data: DataSettings, checkpoint: str | Path):
+    """Raise InputError where `checkpoint` was trained with other settings of those that its weights rest on."""
     path = Path(checkpoint, "config.json")
     try:
-        theirs = json.loads(path.read_text())
+        theirs = LlataConfig.from_dict(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the checkpoint's settings {path}: {error}") from None
-    for name in _SHAPING:
-        if name in theirs and theirs[name] != (ours := getattr(config, name)):
-            raise InputError(f"{checkpoint} was trained with {name} {theirs[name]}, not {ours}")
+    run = RunFolder(Path(checkpoint).parent)
+    # a checkpoint may have been brought here without its run
+    settings = run.read_settings() if (run / SETTINGS).is_file() else {}
+    series = {name: settings[name] for name in vars(data) if name in settings}
+    check_agreement(vars(theirs) | series, vars(config) | vars(data), str(checkpoint))
+    if None not in (theirs.num_channels, config.num_channels) and theirs.num_channels != config.num_channels:
+        raise InputError(f"{checkpoint} was trained on {theirs.num_channels} channels, not {config.num_channels}")
 
 
 def check_can_be_made(folder: Path):

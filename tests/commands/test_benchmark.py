@@ -93,13 +93,13 @@ def test_long_term_and_zero_shot(bench):
 
 def test_options_left_out(bench, monkeypatch):
     """A row each, whose command says what is left out."""
-    skips = {"linear_skip": True, "zero_head": True, "skip_channels": 7}
+    skips = {"linear_skip": True, "zero_head": True, "skip_per_channel": True}
     monkeypatch.setitem(presets.TUNED, "ETTh1", presets.TUNED["ETTh1"] | skips)
     few = ("--datasets", "ETTh1", "--horizons", "96", "--seeds", "1")
     table = bench("long_term", *few, "--models", "llata", "no_skip", "shared_skip", "linear_per_channel")
     table = table.set_index("model")
-    assert table["command"]["no_skip"].count("--linear_skip false --skip_channels 0 --skip_level 0") == 1
-    assert table["command"]["shared_skip"].endswith("--ablation none --skip_channels 0")
+    assert table["command"]["no_skip"].count("--linear_skip false --skip_per_channel false --skip_level 0") == 1
+    assert table["command"]["shared_skip"].endswith("--ablation none --skip_per_channel false")
     shared, own = 96 * 96, 7 * 96 * 96
     trained = table["trained_parameters"]
     assert trained["llata"] - trained["shared_skip"] == own and trained["shared_skip"] - trained["no_skip"] == shared

@@ -99,6 +99,9 @@ def test_wrong_command_lines(refused, config_file, tmp_path):
     assert "--task_loss/--task-loss: invalid choice: 'huber'" in refused("--task_loss", "huber")
     assert "--num_layers/--num-layers: invalid int value: 'six'" in refused("--num_layers", "six")
     assert "num_layers must be at least 1" in refused("--num_layers", "0")
+    assert "unknown option skip_channels: did you mean skip_per_channel?" in refused(
+        "--config", config_file(skip_channels=3)
+    )
     assert "unknown option config" in refused("--config", config_file(config="other.yaml"))
     assert "config.yaml: argument --task_loss" in refused("--config", config_file(task_loss="huber"))
     for name in ("patience", "learning_rate", "projection_learning_rate", "weight_decay", "seed"):
@@ -289,8 +292,8 @@ def test_our_option_names():
         "prediction_length",
         "projection_learning_rate",
         "recipe",
-        "skip_channels",
         "skip_level",
+        "skip_per_channel",
         "task_loss",
         "zero_head",
     ]

@@ -84,6 +84,5 @@ def test_parameters_are_counted_by_part(tmp_path):
     assert rows["in"][1:] == [f"{counts['trained']:,}", f"{counts['frozen']:,}"]
 
 
-def test_chosen_columns_take_the_channels_own_skips_away():
-    assert preset_for("ETTh1", set())["skip_channels"] == 7
-    assert "skip_channels" not in preset_for("ETTh1", {"columns"})
+def test_chosen_columns_have_skips_of_their_own():
+    assert preset_for("ETTh1", {"columns"})["skip_per_channel"]
