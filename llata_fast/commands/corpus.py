@@ -1,16 +1,22 @@
-"""Build and describe corpora for pre-training.
+"""Build, describe and make up corpora for pre-training.
 
 `corpus build SOURCE... --output DIR` writes the series of tables, Monash .tsf files, gluonts JSON lines, Chronos' sets
-and other corpora into one folder; `corpus info DIR` prints what a corpus holds.
+and other corpora into one folder; `corpus info DIR` prints what a corpus holds, and draws it; `corpus synthesize` makes
+one up.
 """
 
 import argparse
 import json
+import os
+import time
 from dataclasses import asdict
 
 from ..data.corpora import CorpusInfo, open_corpus
 from ..data.corpus_builder import build_corpus
+from ..data.corpus_pictures import draw_series
 from ..data.corpus_sources import SourceOptions
+from ..data.synthetic import KINDS, SyntheticSettings, synthesize
+from .inputs import check_writable
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -25,6 +31,17 @@ def add_arguments(parser: argparse.ArgumentParser):
     info = _action(actions, "info", "print what a corpus holds", _info)
     info.add_argument("corpora", nargs="+", metavar="CORPUS", help="folder of a corpus")
     info.add_argument("--json", action="store_true", help="one JSON object a line")
+    info.add_argument("--picture", help="PNG to draw the first series of the corpus into")
+    made = _action(actions, "synthesize", "write a corpus of made-up series", _synthesize)
+    made.add_argument("--output", required=True, help="folder to write")
+    made.add_argument("--num_series", type=int, default=10_000, help="how many series")
+    made.add_argument("--length", type=int, default=1024, help="steps of a series")
+    made.add_argument("--seed", type=int, default=0, help="series n is a function of the seed and n")
+    made.add_argument(
+        "--kinds", nargs="+", help=f"in equal shares, of {', '.join(KINDS)}; default all that can be made"
+    )
+    made.add_argument("--mix", nargs="+", default=[], metavar="CORPUS", help="corpora that mixup takes stretches of")
+    made.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; the corpus is the same for any")
 
 
 def _action(actions, name: str, doc: str, function) -> argparse.ArgumentParser:
@@ -53,6 +70,20 @@ def _info(options: argparse.Namespace):
     for path in options.corpora:
         info = open_corpus(path).info()
         print(json.dumps({"corpus": str(path)} | asdict(info)) if options.json else f"{path}\n{_text(info)}")
+
+    if options.picture:
+        check_writable(options.picture, "")
+        draw_series(open_corpus(options.corpora[0]), options.picture)
+        print(f"picture: {options.picture}")
+
+
+def _synthesize(options: argparse.Namespace):
+    kinds = None if options.kinds is None else tuple(options.kinds)
+    settings = SyntheticSettings(options.num_series, options.length, options.seed, kinds, tuple(options.mix))
+    began = time.perf_counter()
+    total = synthesize(settings, options.output, jobs=options.jobs, progress=True)
+    rate = total / (time.perf_counter() - began)
+    print(f"{total:,} series of {options.length:,} steps, {rate:,.0f} a second: {options.output}")
 
 
 def _text(info: CorpusInfo) -> str:
