@@ -10,13 +10,10 @@ import json
 import os
 import time
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from ..data.corpora import CorpusInfo, open_corpus
-from ..data.corpus_builder import build_corpus
-from ..data.corpus_pictures import draw_series
-from ..data.corpus_sources import SourceOptions
-from ..data.synthetic import KINDS, SyntheticSettings, synthesize
-from .inputs import check_writable
+if TYPE_CHECKING:
+    from ..data.corpora import CorpusInfo
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -37,9 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     made.add_argument("--num_series", type=int, default=10_000, help="how many series")
     made.add_argument("--length", type=int, default=1024, help="steps of a series")
     made.add_argument("--seed", type=int, default=0, help="series n is a function of the seed and n")
-    made.add_argument(
-        "--kinds", nargs="+", help=f"in equal shares, of {', '.join(KINDS)}; default all that can be made"
-    )
+    made.add_argument("--kinds", nargs="+", metavar="KIND", help="in equal shares; default all that can be made")
     made.add_argument("--mix", nargs="+", default=[], metavar="CORPUS", help="corpora that mixup takes stretches of")
     made.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; the corpus is the same for any")
 
@@ -55,6 +50,9 @@ def run(options: argparse.Namespace):
 
 
 def _build(options: argparse.Namespace):
+    from ..data.corpus_builder import build_corpus
+    from ..data.corpus_sources import SourceOptions
+
     columns = None if options.columns is None else tuple(options.columns)
     total = build_corpus(
         options.sources,
@@ -67,6 +65,10 @@ def _build(options: argparse.Namespace):
 
 
 def _info(options: argparse.Namespace):
+    from ..data.corpora import open_corpus
+    from ..data.corpus_pictures import draw_series
+    from .inputs import check_writable
+
     for path in options.corpora:
         info = open_corpus(path).info()
         print(json.dumps({"corpus": str(path)} | asdict(info)) if options.json else f"{path}\n{_text(info)}")
@@ -78,6 +80,8 @@ def _info(options: argparse.Namespace):
 
 
 def _synthesize(options: argparse.Namespace):
+    from ..data.synthetic import SyntheticSettings, synthesize
+
     kinds = None if options.kinds is None else tuple(options.kinds)
     settings = SyntheticSettings(options.num_series, options.length, options.seed, kinds, tuple(options.mix))
     began = time.perf_counter()
@@ -86,7 +90,7 @@ def _synthesize(options: argparse.Namespace):
     print(f"{total:,} series of {options.length:,} steps, {rate:,.0f} a second: {options.output}")
 
 
-def _text(info: CorpusInfo) -> str:
+def _text(info: "CorpusInfo") -> str:
     frequencies = ", ".join(f"{name} ({count:,})" for name, count in info.frequencies.items())
     lines = {
         "series": f"{info.series:,} of {info.channels:,} channels"
