@@ -8,6 +8,7 @@ from transformers import set_seed
 
 from .config import LlataConfig
 from .data import Splits, TimeSeries
+from .data.units import forecast_windows
 from .errors import InputError
 from .evaluation.baselines import Forecast, score
 from .linear import start_at_least_squares
@@ -97,7 +98,11 @@ def forecast_of(model: LlataForPrediction) -> Forecast:
 
     @torch.inference_mode()
     def forecast(past, observed):
-        output = model(past.to(model.device), past_observed_mask=None if observed.all() else observed.to(model.device))
-        return output.prediction_outputs.to(past.device)
+        return forecast_windows(
+            lambda inputs: model(**inputs).prediction_outputs,
+            past.to(model.device),
+            observed.to(model.device),
+            reads_level=model.config.skip_level > 0,
+        ).to(past.device)
 
     return forecast

@@ -159,20 +159,33 @@ class LinearSkip(nn.Module):
             nn.init.zeros_(self.level.weight)
             nn.init.zeros_(self.level.bias)
 
-    def forward(self, past_values: Tensor, observed_mask: Tensor | None, loc: Tensor, scale: Tensor) -> Tensor:
+    def forward(
+        self,
+        past_values: Tensor,
+        observed_mask: Tensor | None,
+        loc: Tensor,
+        scale: Tensor,
+        series_loc: Tensor,
+        series_scale: Tensor,
+    ) -> Tensor:
+        """loc and scale [B, C] are those of `past_values`; the level is read from those of the series."""
         normalised = (past_values.float() - loc[:, None]) / scale[:, None]
         if observed_mask is not None:
             normalised = normalised.masked_fill(~observed_mask, 0)
         with _without_autocast(past_values.device.type):
-            return self._forecast(normalised.transpose(1, 2).to(self.linear.weight.dtype), loc, scale).float()
+            normalised = normalised.transpose(1, 2).to(self.linear.weight.dtype)
+            forecast = self._forecast(normalised)
+            if self.level is not None:
+                level = self.level(series_loc[..., None].to(forecast.dtype))
+                # a constant window is forecast by its level alone
+                forecast = forecast + level / torch.where(series_scale > 0, series_scale, torch.inf)[..., None]
+            return forecast.float()
 
-    def _forecast(self, normalised: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    def _forecast(self, normalised: Tensor) -> Tensor:
         """normalised [B, C, L] -> [B, C, H]"""
         forecast = self.linear(normalised)
         if self.own is not None and len(self.own) == normalised.shape[1]:
             forecast = forecast + torch.einsum("bcl,chl->bch", normalised, self.own)
-        if self.level is not None:
-            forecast = forecast + self.level(loc[..., None].to(forecast.dtype)) / scale[..., None]
         return forecast
 
     @torch.no_grad()

@@ -315,15 +315,20 @@ class LlataForPrediction(PreTrainedModel):
         future_values: Tensor | None = None,
         past_observed_mask: Tensor | None = None,
         insample_scale: Tensor | None = None,
+        window_level: Tensor | None = None,
+        window_scale: Tensor | None = None,
         return_dict: bool | None = None,
     ) -> ForecastOutput | tuple:
         """Forecast, and the losses where targets are given.
 
         Args:
             past_values: the lookback [B, L, C].
-            future_values: the targets [B, H, C]; NaN marks a missing value.
+            future_values: the targets [B, H, C]; NaN marks a missing value. With `window_scale` less the level.
             past_observed_mask: [B, L, C] bool, False where `past_values` is missing.
             insample_scale: [B, C], what the mase loss divides errors by.
+            window_level, window_scale: [B, C], of a lookback that is in units of its own: the series is `window_level`
+                + `window_scale` * past_values. Forecasts are then those of the series less the level, 0 where the scale
+                is 0; a skip that returns to a level reads it.
             return_dict: False for a plain tuple of what is not None.
 
         Raises:
@@ -339,8 +344,13 @@ class LlataForPrediction(PreTrainedModel):
         else:
             tokens = time
         features = self.backbone(tokens)
-        skipped = None if self.skip is None else self.skip(past_values, past_observed_mask, loc, scale)
+        skipped = None
+        if self.skip is not None:
+            series = (loc, scale) if window_scale is None else (window_level + window_scale * loc, window_scale * scale)
+            skipped = self.skip(past_values, past_observed_mask, loc, scale, *series)
         forecasts = self.forecast(features[-1], loc, scale, skipped)
+        if window_scale is not None:
+            forecasts = (forecasts.unflatten(0, (-1, len(loc))) * window_scale[:, None]).flatten(0, 1)
         if two_branches:
             output = self._training_output(forecasts, features, future_values, insample_scale)
         else:

@@ -144,7 +144,7 @@ def test_scaled_windows_of_any_size_count_alike():
     assert not torch.allclose(unequal.shared, plain.shared, atol=0.01), "the large channel has the say"
     past, observed, _ = all_windows(WindowDataset(larger, L, H))
     mean, deviation = past.mean(1, keepdim=True), (past.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
-    expected = torch.einsum("blc,lh->bhc", (past - mean) / deviation, again.shared.float()) * deviation + mean
+    expected = torch.einsum("blc,lh->bhc", (past - mean) / deviation, again.shared) * deviation + mean
     torch.testing.assert_close(again(past, observed), expected, rtol=1e-4, atol=1e-3)
 
 

@@ -15,7 +15,7 @@ from .inputs import check_writable, load_settings
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("--date_column", help="default: as the run did, of another series as train.py does")
-    parser.add_argument("--columns", nargs="+", help="channels that are scored; default likewise")
+    parser.add_argument("--columns", nargs="+", help="channels that are scored; default those that the run chose")
     parser.add_argument("--missing", choices=("error", "mask"), help="missing values; default likewise")
     parser.add_argument("--dataset", help="registry name or CSV of another series; default the run's own")
     parser.add_argument("--data_dir", help="folder that holds the dataset's file")
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace):
         dataset,
         data_dir=options.data_dir or settings.get("data_dir"),
         date_column=options.date_column or (settings.get("date_column") if own else None),
-        columns=options.columns or (settings.get("columns") if own else None),
+        columns=options.columns or settings.get("columns"),
         missing=options.missing or (settings.get("missing") if own else None),
     )
     forecaster = Forecaster.from_run(options.run)

@@ -3,13 +3,13 @@
 from .registry import DATASETS, DatasetSpec, find_dataset, get_dataset
 from .series import TimeSeries, read_csv, read_series
 from .sources import cache_dir, locate
+from .units import WindowUnits
 from .windows import (
     Splits,
     StandardScaler,
     WindowDataset,
     collate,
     evaluation_windows,
-    last_window,
     split_windows,
 )
 
@@ -20,12 +20,12 @@ __all__ = [
     "StandardScaler",
     "TimeSeries",
     "WindowDataset",
+    "WindowUnits",
     "cache_dir",
     "collate",
     "evaluation_windows",
     "find_dataset",
     "get_dataset",
-    "last_window",
     "locate",
     "read_csv",
     "read_series",

@@ -1,13 +1,14 @@
 """Splits, standardisation and windows.
 
-A split is a slice of one standardised fp32 tensor [rows, C]. A window of L + H rows is a contiguous stretch of it, so
-all windows are one overlapping strided view, and a batch is one gather by start index: no copy of the data, no worker
-processes, on the CPU as on a GPU.
+A split is a slice of one standardised float64 tensor [rows, C]. A window of L + H rows is a contiguous stretch of it,
+so all windows are one overlapping strided view, and a batch is one gather by start index: no copy of the data, no
+worker processes, on the CPU as on a GPU.
 """
 
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +18,13 @@ from torch.utils.data import Dataset
 
 from ..errors import InputError
 from .series import TimeSeries
+from .units import WindowUnits
 
 LARGEST = 1e15
 """Standard deviations from the mean that are refused: sums of their squares come near the end of fp32."""
+
+_CHUNK = 2**22
+"""Values whose windows are measured at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +56,11 @@ class StandardScaler:
             names = ", ".join(repr(columns[channel]) for channel in np.flatnonzero(constant))
             warnings.warn(f"constant in the training rows, scaled by 1: {names}", stacklevel=2)
         return cls(np.where(constant, np.nanmin(values, axis=0), mean), np.where(constant, 1.0, scale))
+
+    @classmethod
+    def identity(cls, num_channels: int) -> "StandardScaler":
+        """Leaves values as they are."""
+        return cls(np.zeros(num_channels), np.ones(num_channels))
 
     def transform(self, values: np.ndarray) -> np.ndarray:
         """Values [..., C] in units of the training rows' standard deviation."""
@@ -87,9 +97,12 @@ class Windows(Dataset):
 class WindowDataset(Windows):
     """All windows of `context_length` (L) and then `prediction_length` (H) rows of values [rows, C].
 
-    An item is {"past_values" [L, C], "future_values" [H, C]}, a batch (`__getitems__`) the same with [B, ...] in
-    front. Where the values have gaps (NaN) both also hold "past_observed_mask", bool, like past_values: there missing
-    past values are 0 and missing future values stay NaN, for the loss to leave out.
+    An item is what a model is fed, in fp32: {"past_values" [L, C], "window_level" [C], "window_scale" [C],
+    "future_values" [H, C]}, a batch (`__getitems__`) the same with [B, ...] in front. Past values are in the window's
+    own units (`WindowUnits`), `window_scale` times of which is what `values` are in; future values are those of
+    `values` less the window's level. Where `values` have gaps (NaN) both also hold "past_observed_mask", bool, like
+    past_values: there missing past values are 0. Missing future values stay NaN, for the loss to leave out, and so do
+    those of a channel that has no value in its past.
     """
 
     def __init__(self, values: Tensor, context_length: int, prediction_length: int):
@@ -99,7 +112,7 @@ class WindowDataset(Windows):
         """
         if min(context_length, prediction_length) < 1:
             raise InputError(f"context ({context_length}) and horizon ({prediction_length}) must be at least 1")
-        self.values = values.contiguous()
+        self.values = values.double().contiguous()
         self.context_length = context_length
         self.prediction_length = prediction_length
         self.has_missing = bool(values.isnan().any())
@@ -116,29 +129,53 @@ class WindowDataset(Windows):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         start = range(len(self))[index]
-        middle = start + self.context_length
-        return self._item(self.values[start:middle], self.values[middle : middle + self.prediction_length])
+        return {name: values[0] for name, values in self.__getitems__([start]).items()}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """The windows that start at rows `indices` [B], as one batch; the DataLoader's way to ask for many at once."""
         index = torch.as_tensor(indices, device=self.values.device)
-        past = self._stretches(0, self.context_length).index_select(0, index)
-        future = self._stretches(self.context_length, self.prediction_length).index_select(0, index)
-        return self._item(past, future)
+        past, future = self.stretches(index)
+        units = WindowUnits(*(part.index_select(0, index) for part in self._units))
+        item = {
+            "past_values": units.remove(past, has_missing=self.has_missing),
+            "future_values": (future - units.level).float(),
+            "window_level": units.level.squeeze(1).nan_to_num(nan=0.0).float(),
+            "window_scale": units.scale.squeeze(1).float(),
+        }
+        return {**item, "past_observed_mask": ~past.isnan()} if self.has_missing else item
+
+    def stretches(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Past [B, L, C] and future [B, H, C] of the windows that start at rows `indices` [B]: slices of `values`."""
+        index = torch.as_tensor(indices, device=self.values.device)
+        past = self._view(0, self.context_length).index_select(0, index)
+        return past, self._view(self.context_length, self.prediction_length).index_select(0, index)
+
+    def batches(self, batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """As `Windows.batches`, float64 and in the units of `values`."""
+        for start in range(first, len(self), batch_size):
+            past, future = self.stretches(range(start, min(start + batch_size, len(self))))
+            observed = ~past.isnan()
+            # what has no past is forecast by nobody
+            future = future.where(observed.any(1, keepdim=True), torch.nan)
+            yield past.masked_fill(~observed, 0), observed, future
 
     def to(self, device: torch.device | str) -> "WindowDataset":
-        """The same windows, their values and batches on `device`."""
+        """The same windows, their values and batches on `device`; Apple's GPUs know no float64 and leave them."""
+        if torch.device(device).type == "mps":
+            return self
         return WindowDataset(self.values.to(device), self.context_length, self.prediction_length)
 
-    def _stretches(self, offset: int, length: int) -> Tensor:
+    def _view(self, offset: int, length: int) -> Tensor:
         """Rows [offset, offset + length) of every window: a view [windows, length, C]."""
         num_channels = self.values.shape[1]
         return self.values[offset:].as_strided((len(self), length, num_channels), (num_channels, num_channels, 1))
 
-    def _item(self, past: Tensor, future: Tensor) -> dict[str, Tensor]:
-        if not self.has_missing:
-            return {"past_values": past, "future_values": future}
-        return {**masked_past(past), "future_values": future}
+    @functools.cached_property
+    def _units(self) -> WindowUnits:
+        """Of every window, [windows, 1, C]: measured once, as windows overlap."""
+        past = self._view(0, self.context_length)
+        parts = [WindowUnits.of(chunk) for chunk in past.split(max(1, _CHUNK // past[0].numel()))]
+        return WindowUnits(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def masked_past(past: Tensor) -> dict[str, Tensor]:
@@ -198,24 +235,22 @@ def evaluation_windows(
     return _windows(name, values, val_end - context_length, test_end, context_length, prediction_length), scaler
 
 
-def last_window(series: TimeSeries, context_length: int, scaler: StandardScaler) -> dict[str, Tensor]:
-    """The model's inputs for the forecast of what follows the series, from its last rows, by the scaler of a run.
+def own_scaler(series: TimeSeries) -> StandardScaler:
+    """The scaler of a series' own training rows; of all its rows where a channel has no value in those.
 
-    {"past_values" [1, L, C]} in fp32, with "past_observed_mask" where values are missing. Raises InputError for a
-    series that is too short or has another number of channels.
+    A channel without any value is left as it is.
     """
-    rows, channels = series.values.shape
-    if channels != len(scaler.mean):
-        raise InputError(f"{series.name} has {channels} channels, the run was trained on {len(scaler.mean)}")
-    if rows < context_length:
-        raise InputError(f"{series.name} has {rows} rows, the context takes {context_length}")
-    seen = replace(series, values=series.values[-context_length:], dates=series.dates[-context_length:])
-    past = standardise(seen, scaler)[None]
-    return masked_past(past) if past.isnan().any() else {"past_values": past}
+    rows = series.values[: _borders(series)[0]]
+    if np.isnan(rows).all(axis=0).any():
+        rows = series.values
+    with warnings.catch_warnings():
+        # nothing is trained on what is constant
+        warnings.simplefilter("ignore")
+        return StandardScaler.fit(np.where(np.isnan(rows).all(axis=0), 0.0, rows), series.columns)
 
 
 def standardise(series: TimeSeries, scaler: StandardScaler) -> Tensor:
-    """Values [rows, C] of a series in fp32 units of `scaler`. Raises InputError for what fp32 cannot compute with."""
+    """Values [rows, C] of a series in units of `scaler`, float64; InputError for what fp32 cannot compute with."""
     values = scaler.transform(series.values)
     far = np.argwhere(np.abs(values) > LARGEST)
     if far.size:
@@ -224,11 +259,11 @@ def standardise(series: TimeSeries, scaler: StandardScaler) -> Tensor:
             f"{series.name}, {series.dates[row]}, column {series.columns[channel]!r}: {series.values[row, channel]:g} "
             f"is {values[row, channel]:.0e} standard deviations from the training rows' mean"
         )
-    return torch.from_numpy(values.astype(np.float32))
+    return torch.from_numpy(values)
 
 
 def _standardised(series: TimeSeries) -> tuple[Tensor, StandardScaler, tuple[int, int, int]]:
-    """Values [rows, C] in fp32 units of the training rows, their scaler, and the end rows of the three splits."""
+    """Values [rows, C] in units of the training rows, their scaler, and the end rows of the three splits."""
     borders = _borders(series)
     scaler = StandardScaler.fit(series.values[: borders[0]], series.columns)
     return standardise(series, scaler), scaler, borders

@@ -1,5 +1,6 @@
 """A trained run as a forecaster of series in their own units."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..data import StandardScaler, TimeSeries, last_window
-from ..data.windows import masked_past, standardise
+from ..data import StandardScaler, TimeSeries
+from ..data.units import forecast_windows
+from ..data.windows import own_scaler
 from ..errors import InputError
 from ..modeling import LlataForPrediction
 from ..run_folder import Preprocessor, RunFolder
@@ -56,12 +58,12 @@ class Forecaster:
         Raises:
             InputError: other channels than the run's, or fewer rows than its context.
         """
-        info, config = self.info, self.model.config
         series = self._channels_of(series)
-        inputs = last_window(series, config.context_length, info.scaler)
-        (forecast,) = self(**inputs).cpu().double().numpy()
-        table = pd.DataFrame(info.scaler.inverse_transform(forecast), columns=list(series.columns))
-        table.insert(0, series.date_column, series.future_dates(config.prediction_length))
+        windows = self._lookbacks(series)
+        forecast = windows.scaler.inverse_transform(self(*windows.ending_at(np.array([len(series) - 1]))).cpu().numpy())
+        _warn_of_empty(series, np.isnan(forecast).all((0, 1)))
+        table = pd.DataFrame(forecast[0], columns=list(series.columns))
+        table.insert(0, series.date_column, series.future_dates(self.model.config.prediction_length))
         return table
 
     def stream(self, series: TimeSeries, every: int = 1, batch_size: int = 1024) -> Iterator[pd.DataFrame]:
@@ -73,21 +75,24 @@ class Forecaster:
         Raises:
             InputError: as `predict`; a channel that is called "origin".
         """
-        info, config = self.info, self.model.config
+        config = self.model.config
         series = self._channels_of(series)
         if ORIGIN in (*series.columns, series.date_column):
             raise InputError(f"{series.name} has a column called {ORIGIN}, which is where the origin's date goes")
-        windows = _Lookbacks(series, config.context_length, info.scaler, self.model.device)
+        windows = self._lookbacks(series)
         dates = series.dates.append(series.future_dates(config.prediction_length))
         steps = np.arange(1, config.prediction_length + 1)
         origins = np.arange(len(series) - 1, config.context_length - 2, -every)[::-1]
         chunks = [origins[start : start + batch_size] for start in range(0, len(origins), batch_size)]
-        for rows, forecasts in _one_ahead(chunks, lambda rows: self(**windows.ending_at(rows))):
-            values = info.scaler.inverse_transform(forecasts.double().numpy())  # [B, H, C]
+        empty = np.zeros(len(series.columns), dtype=bool)
+        for rows, forecasts in _one_ahead(chunks, lambda rows: self(*windows.ending_at(rows))):
+            values = windows.scaler.inverse_transform(forecasts.numpy())  # [B, H, C]
+            empty |= np.isnan(values).any((0, 1))
             table = pd.DataFrame(values.reshape(-1, values.shape[-1]), columns=list(series.columns))
             table.insert(0, ORIGIN, np.repeat(series.dates[rows], len(steps)))
             table.insert(1, series.date_column, dates[(rows[:, None] + steps).ravel()])
             yield table
+        _warn_of_empty(series, empty)
 
     def num_forecasts(self, series: TimeSeries, every: int = 1) -> int:
         """How many forecasts `stream` makes."""
@@ -104,30 +109,48 @@ class Forecaster:
             )
         return series
 
+    def _lookbacks(self, series: TimeSeries) -> "_Lookbacks":
+        config = self.model.config
+        scaler = own_scaler(series) if config.skip_level else StandardScaler.identity(len(series.columns))
+        return _Lookbacks(series, config.context_length, scaler, self.model.device)
+
     @torch.inference_mode()
-    def __call__(self, past_values: Tensor, past_observed_mask: Tensor | None = None) -> Tensor:
-        """Standardised lookbacks [B, L, C] -> standardised forecasts [B, H, C], on the model's device."""
-        device = self.model.device
-        mask = None if past_observed_mask is None else past_observed_mask.to(device)
-        return self.model(past_values.to(device), past_observed_mask=mask).prediction_outputs
+    def __call__(self, past_values: Tensor, observed: Tensor) -> Tensor:
+        """Lookbacks [B, L, C] -> forecasts [B, H, C] in their units, float64, on the model's device.
+
+        Of any unit and level, unless the run returns to a level (`skip_level`): then standardised.
+        """
+        return forecast_windows(
+            lambda inputs: self.model(**inputs).prediction_outputs,
+            past_values.to(self.model.device),
+            observed.to(self.model.device),
+            reads_level=self.model.config.skip_level > 0,
+        )
+
+
+def _warn_of_empty(series: TimeSeries, empty: np.ndarray):
+    """One warning that names the channels that are `empty` [C]."""
+    if empty.any():
+        names = ", ".join(repr(column) for column, lacks in zip(series.columns, empty, strict=True) if lacks)
+        warnings.warn(f"{series.name}: no value in the context of {names}: nothing is forecast for it", stacklevel=3)
 
 
 class _Lookbacks:
-    """Every lookback of a series, one overlapping view of its standardised values [rows, C] on a device."""
+    """Every lookback of a series, one overlapping view of its values [rows, C] on a device, in units of `scaler`."""
 
     def __init__(self, series: TimeSeries, context_length: int, scaler: StandardScaler, device: torch.device):
-        # says what is wrong with a series that is too short
-        last_window(series, context_length, scaler)
-        values = standardise(series, scaler).to(device)
-        self.has_missing = bool(values.isnan().any())
+        if len(series) < context_length:
+            raise InputError(f"{series.name} has {len(series)} rows, the context takes {context_length}")
+        self.scaler = scaler
         self.context_length = context_length
+        values = torch.from_numpy(scaler.transform(series.values)).to(device)
         self.windows = values.unfold(0, context_length, 1)  # [rows - L + 1, C, L]
 
-    def ending_at(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """The model's inputs for the lookbacks whose last rows are `rows` [B]."""
+    def ending_at(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Lookbacks [B, L, C] whose last rows are `rows` [B], and which of their values are observed."""
         starts = torch.from_numpy(rows - self.context_length + 1).to(self.windows.device, non_blocking=True)
         past = self.windows.index_select(0, starts).transpose(1, 2).contiguous()
-        return masked_past(past) if self.has_missing else {"past_values": past}
+        return past, ~past.isnan()
 
 
 def _one_ahead(chunks: list, compute: Callable[[Any], Tensor]) -> Iterator[tuple[Any, Tensor]]:

@@ -10,6 +10,7 @@ from transformers import Trainer
 
 from ..backbone.placing import finish_partitioning, whole_models
 from ..data import Splits, collate
+from ..data.units import forecast_windows
 from ..metrics import ForecastMetrics
 from .arguments import ForecastTrainingArguments
 from .averaging import WeightAverage
@@ -169,10 +170,14 @@ class ForecastTrainer(Trainer):
         scores = self.evaluate(self.splits.test, metric_key_prefix="test")
         return {"mse": scores["test_mse"], "mae": scores["test_mae"], "per_channel": self.metrics.per_channel}
 
-    def forecast(self, past_values: Tensor, past_observed_mask: Tensor | None = None) -> Tensor:
+    def forecast(self, past_values: Tensor, past_observed_mask: Tensor) -> Tensor:
         """Standardised lookbacks [B, L, C] -> forecasts [B, H, C] likewise; every rank calls it, with the same ones."""
-        inputs = {"past_values": past_values, "past_observed_mask": past_observed_mask}
-        return self.prediction_step(self.model, inputs, prediction_loss_only=False)[1]
+        return forecast_windows(
+            lambda inputs: self.prediction_step(self.model, inputs, prediction_loss_only=False)[1],
+            past_values,
+            past_observed_mask,
+            reads_level=self.model.config.skip_level > 0,
+        )
 
 
 def _may_lack(keys: set[str], module: nn.Module, incompatible):

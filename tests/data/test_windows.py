@@ -16,9 +16,9 @@ from llata_fast.data import (
     StandardScaler,
     TimeSeries,
     WindowDataset,
+    WindowUnits,
     collate,
     evaluation_windows,
-    last_window,
     read_series,
     split_windows,
 )
@@ -44,7 +44,7 @@ def test_windows_are_slices(data):
     context, horizon, channels, skipped = draw(1, 6), draw(1, 6), draw(1, 4), draw(0, 3)
     rows = context + horizon + draw(0, 9)
     # a split is a slice of a longer tensor
-    values = torch.randn(skipped + rows, channels)[skipped:]
+    values = torch.randn(skipped + rows, channels, dtype=torch.float64)[skipped:]
     gaps = data.draw(st.lists(st.tuples(st.integers(0, rows - 1), st.integers(0, channels - 1)), max_size=3))
     for row, channel in gaps:
         values[row, channel] = torch.nan
@@ -59,21 +59,34 @@ def test_windows_are_slices(data):
         item = windows[start]
         assert item.keys() == batch.keys()
         for got in (item, {key: value[position] for key, value in batch.items()}):
-            torch.testing.assert_close(got["past_values"], past.nan_to_num(0), rtol=0, atol=0)
-            torch.testing.assert_close(got["future_values"], future, rtol=0, atol=0, equal_nan=True)
+            units = WindowUnits.of(past)
+            torch.testing.assert_close(got["past_values"], units.remove(past), rtol=0, atol=0)
+            torch.testing.assert_close(got["window_scale"], units.scale[0].float(), rtol=0, atol=0)
+            series = got["window_level"] + got["window_scale"] * got["past_values"]
+            observed = ~past.isnan()
+            torch.testing.assert_close(series[observed], past.float()[observed], rtol=1e-5, atol=1e-6)
+            expected = (future - units.level).float()
+            torch.testing.assert_close(got["future_values"], expected, rtol=0, atol=0, equal_nan=True)
             if gaps:
-                assert torch.equal(got["past_observed_mask"], ~past.isnan())
+                assert torch.equal(got["past_observed_mask"], observed)
+    ((past, observed, future),) = windows.batches(len(windows))
+    for start in range(len(windows)):
+        whole = torch.cat((past[start].masked_fill(~observed[start], torch.nan), future[start]))
+        unseen = ~observed[start].any(0)
+        assert whole[context:, unseen].isnan().all()
+        expected = values[start : start + context + horizon]
+        torch.testing.assert_close(whole[:, ~unseen], expected[:, ~unseen], rtol=0, atol=0, equal_nan=True)
 
 
-def test_windows_are_views_and_batches_are_contiguous():
+def test_batches_are_contiguous():
     windows = WindowDataset(torch.randn(50, 7), 8, 4)
-    assert windows[3]["past_values"].data_ptr() == windows.values[3].data_ptr()
     assert all(value.is_contiguous() for value in windows.__getitems__([5, 1, 5]).values())
 
 
 def test_index_beyond_the_last_window():
     windows = WindowDataset(torch.randn(20, 2), 8, 4)
-    assert torch.equal(windows[-1]["future_values"], windows.values[-4:])
+    future = windows[-1]["future_values"] + windows[-1]["window_level"]
+    torch.testing.assert_close(future, windows.values[-4:].float(), rtol=1e-5, atol=1e-6)
     assert len(list(windows)) == len(windows) == 9
     with pytest.raises(IndexError):
         windows.__getitems__([9])
@@ -83,8 +96,8 @@ def test_index_beyond_the_last_window():
 def test_loader_gives_every_window_once(batch_size):
     windows = WindowDataset(torch.arange(60.0)[:, None], 5, 3)
     batches = list(DataLoader(windows, batch_size=batch_size, shuffle=True, collate_fn=collate))
-    starts = torch.cat([batch["past_values"][:, 0, 0] for batch in batches])
-    assert sorted(starts.tolist()) == list(range(53))
+    middles = torch.cat([batch["window_level"][:, 0] for batch in batches])
+    assert sorted(middles.tolist()) == list(range(2, 55))
 
 
 def test_to_device(device):
@@ -94,13 +107,14 @@ def test_to_device(device):
 
 def test_split_borders(series):
     splits = split_windows(series, 12, 6)
-    values = torch.from_numpy(splits.scaler.transform(series.values)).float()
+    values = torch.from_numpy(splits.scaler.transform(series.values))
     # 140, 20 and 40 rows; validation and test contexts reach back, their targets do not
     for windows, first_target, rows in zip(splits[:3], (12, 140, 160), (128, 20, 40), strict=True):
         assert len(windows) == rows - 6 + 1
-        assert torch.equal(windows[0]["future_values"], values[first_target : first_target + 6])
-        assert torch.equal(windows[0]["past_values"], values[first_target - 12 : first_target])
-        assert torch.equal(windows[-1]["future_values"], values[first_target + rows - 6 : first_target + rows])
+        past, future = windows.stretches([0, len(windows) - 1])
+        assert torch.equal(future[0], values[first_target : first_target + 6])
+        assert torch.equal(past[0], values[first_target - 12 : first_target])
+        assert torch.equal(future[1], values[first_target + rows - 6 : first_target + rows])
 
 
 def test_splits_of_given_rows_ignore_the_rest(series):
@@ -181,16 +195,10 @@ def test_split_without_a_window(series, context, horizon, percent, message):
 def test_values_that_fp32_cannot_compute_with(series):
     with pytest.raises(InputError, match="column 'b': its values are too large to standardise"):
         StandardScaler.fit(np.array([[0.0, 1e300], [1.0, -1e300]]), ["a", "b"])
-    scaler = StandardScaler.fit(series.values, series.columns)
     far = series.values.copy()
     far[-1, 1] = 1e30
-    outlier = make_series(far)
-    for read in (lambda: split_windows(outlier, 3, 2), lambda: last_window(outlier, 3, scaler)):
-        with pytest.raises(InputError, match="1e\\+30 is .* standard deviations from"):
-            read()
-    # what is not looked at may be anything
-    far = np.vstack((far[-1:], series.values))
-    assert last_window(make_series(far), 3, scaler)["past_values"].isfinite().all()
+    with pytest.raises(InputError, match="1e\\+30 is .* standard deviations from"):
+        split_windows(make_series(far), 3, 2)
 
 
 def test_a_split_without_a_value_to_forecast(series):
@@ -211,25 +219,6 @@ def test_evaluation_windows_are_the_test_split(series):
     assert len(windows) == 35
     with pytest.raises(InputError, match="toy, test split: 200 rows are too few"):
         evaluation_windows(series, 190, 20)
-
-
-def test_last_window(series):
-    scaler = StandardScaler.fit(series.values[:140], series.columns)
-    inputs = last_window(series, 24, scaler)
-    assert inputs.keys() == {"past_values"}
-    assert inputs["past_values"].dtype == torch.float32
-    torch.testing.assert_close(
-        inputs["past_values"], torch.from_numpy(scaler.transform(series.values[None, -24:])).float(), rtol=0, atol=0
-    )
-    gappy = series.values.copy()
-    gappy[-3, 1] = np.nan
-    inputs = last_window(make_series(gappy), 24, scaler)
-    assert inputs["past_values"][0, -3, 1] == 0
-    assert (~inputs["past_observed_mask"]).nonzero().tolist() == [[0, 21, 1]]
-    with pytest.raises(InputError, match="toy has 200 rows, the context takes 201"):
-        last_window(series, 201, scaler)
-    with pytest.raises(InputError, match="toy has 2 channels, the run was trained on 3"):
-        last_window(make_series(series.values[:, :2]), 24, scaler)
 
 
 def test_metro_windows_keep_missing_targets():

@@ -1,5 +1,6 @@
 """`predict --every S`: a forecast after every S-th row, streamed to disk."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from tiny import perturb, random_backbone, tiny_config, write_series
 
 from llata_fast.__main__ import main
-from llata_fast.data import read_csv, split_windows
+from llata_fast.data import evaluation_windows, read_csv, split_windows
 from llata_fast.forecasting import forecaster as forecaster_module
 from llata_fast.forecasting.forecaster import Forecaster
 from llata_fast.forecasting.table_files import open_table
@@ -32,13 +33,16 @@ print("growth", peaks[1] - peaks[0])
 """
 
 
-def make_run(folder, horizon=H):
-    """A run's folder as training leaves it, but for the training."""
+def make_run(folder, horizon=H, **fields):
+    """A run's folder as training leaves it, but for the training; `fields` of the configuration."""
     path = write_series(folder / "series.csv", ROWS + horizon)
     series = read_csv(path)
-    config = tiny_config(random_backbone(folder), context_length=L, prediction_length=horizon)
+    config = tiny_config(random_backbone(folder), context_length=L, prediction_length=horizon, **fields)
     model = LlataForPrediction.from_backbone(config)
     perturb(model)
+    if model.skip is not None:
+        for parameter in model.skip.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(folder / "run")
     scaler = split_windows(read_csv(write_series(folder / "long.csv", 1000)), L, horizon).scaler
     run = RunFolder(folder / "run")
@@ -57,7 +61,61 @@ def run(tmp_path_factory):
 
 def predict(run, series, output, *argv):
     main(["predict", str(run), "--input", str(series), "--output", str(output), *map(str, argv)])
-    return pd.read_csv(output, parse_dates=[0, 1])
+    return pd.read_csv(output, parse_dates=["date", "origin"] if "--every" in argv else ["date"])
+
+
+@pytest.fixture(scope="module", params=[0.0, 0.5], ids=["skip", "skip_level"])
+def linear_run(tmp_path_factory, request):
+    """A run with a linear skip, which reads the level of its input or not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llata_fast.kernels._launch.ENABLED", False)
+        yield make_run(tmp_path_factory.mktemp("linear"), linear_skip=True, skip_level=request.param)
+
+
+def rescaled(path, k, c):
+    """The series of a CSV times k, plus c standard deviations of each column."""
+    table = pd.read_csv(path)
+    values = table.iloc[:, 1:]
+    table.iloc[:, 1:] = k * values + c * k * values.std()
+    table.to_csv(path.with_name("other.csv"), index=False)
+    return path.with_name("other.csv"), k, c * k * values.std().to_numpy()
+
+
+@pytest.mark.parametrize("k, c", [(1e-3, 0.0), (1.0, 1e9), (1e9, -1e6), (1e-9, 3.0)])
+def test_predict_and_evaluate_know_no_unit_and_no_level(linear_run, tmp_path, k, c):
+    """A file in another unit has the same forecasts in that unit, which score as `evaluate` says."""
+    path = write_series(tmp_path / "series.csv", ROWS)
+    other, k, shift = rescaled(path, k, c)
+    plain, moved = (
+        predict(linear_run, file, tmp_path / "all.csv", "--every", 1).iloc[:, 2:].to_numpy() for file in (path, other)
+    )
+    deviation = np.array([read_csv(path).values[row : row + L].std(0) for row in range(ROWS - L + 1)]).repeat(H, 0)
+    assert (np.abs(moved - (k * plain + shift)) <= 1e-5 * k * deviation).all()
+
+    scores = []
+    for file in (path, other):
+        main(["evaluate", str(linear_run), "--dataset", str(file), "--output", str(tmp_path / "scores.json")])
+        scores.append(json.loads((tmp_path / "scores.json").read_text())["llata"]["mse"])
+    assert scores[1] == pytest.approx(scores[0], rel=1e-4)
+    # the same windows, from what predict wrote
+    series = read_csv(other)
+    windows, scaler = evaluation_windows(series, L, H)
+    rows = ROWS - len(windows.values) + np.arange(len(windows))[:, None] + L + np.arange(H)
+    written = moved.reshape(-1, H, 3)[-len(windows) - H : -H]
+    errors = scaler.transform(written) - scaler.transform(series.values[rows])
+    assert np.square(errors).mean() == pytest.approx(scores[1], rel=1e-4)
+
+
+def test_a_channel_without_a_value_in_the_context_stays_empty(run, tmp_path):
+    table = pd.read_csv(write_series(tmp_path / "series.csv", ROWS))
+    table.loc[ROWS - L :, "c1"] = np.nan
+    table.to_csv(tmp_path / "series.csv", index=False)
+    for argv in ([], ["--every", "1"]):
+        with pytest.warns(UserWarning, match="no value in the context of 'c1'") as warned:
+            forecasts = predict(run, tmp_path / "series.csv", tmp_path / "all.csv", "--missing", "mask", *argv)
+        assert len(warned) == 1
+        assert forecasts["c1"].tail(H).isna().all() and not forecasts[["c0", "c2"]].isna().any(axis=None)
+    assert not forecasts["c1"].head(H).isna().any()
 
 
 @pytest.mark.parametrize("every, batch_size", [(1, 1024), (1, 7), (4, 5)])
@@ -127,7 +185,7 @@ def test_an_interrupted_table_leaves_nothing(run, tmp_path, monkeypatch):
         calls.append(sorted(entry.name for entry in tmp_path.iterdir()))
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return torch.zeros(5, H, 3)
+        return torch.zeros(5, H, 3, dtype=torch.float64)
 
     monkeypatch.setattr(forecaster_module.Forecaster, "__call__", interrupted)
     with pytest.raises(SystemExit):

@@ -1,0 +1,66 @@
+"""The level and the unit of a window, so that neither reaches a model: it sees how a series moves.
+
+A model computes in fp32, and the eps of its instance norm is an absolute number. What it is fed is therefore measured
+in float64 first: forecast(k * x + c) is then k * forecast(x) + c whatever the unit k and the level c of a file.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class WindowUnits(NamedTuple):
+    """What windows [..., L, C] are measured by, float64."""
+
+    level: Tensor
+    """[..., 1, C]: mean of the observed values; NaN where there are none."""
+    scale: Tensor
+    """[..., 1, C]: their (biased) standard deviation; 0 for a constant window, and where nothing is observed."""
+
+    @classmethod
+    def of(cls, past: Tensor) -> "WindowUnits":
+        """Units of float64 windows [..., L, C], NaN where missing."""
+        observed = ~past.isnan()
+        any_observed = observed.any(-2, keepdim=True)
+        first = past.gather(-2, observed.to(torch.uint8).argmax(-2, keepdim=True)).where(any_observed, torch.nan)
+        count = observed.sum(-2, keepdim=True).clamp(min=1)
+        # differences are exact where a level is far above them: a constant window's are 0
+        moves = (past - first).where(observed, 0.0)
+        # squares of the largest values overflow, those of the smallest vanish
+        size = moves.abs().amax(-2, keepdim=True)
+        moves = moves / torch.where(size > 0, size, 1.0)
+        mean = moves.sum(-2, keepdim=True) / count
+        deviation = ((moves - mean).where(observed, 0.0).square().sum(-2, keepdim=True) / count).sqrt()
+        return cls(first + size * mean, size * deviation)
+
+    def remove(self, values: Tensor, *, has_missing: bool = True) -> Tensor:
+        """Values [..., steps, C] in these units, fp32: 0 where missing, and throughout a constant window."""
+        moves = (values - self.level).div_(torch.where(self.scale > 0, self.scale, torch.inf)).float()
+        return moves.nan_to_num_(nan=0.0) if has_missing else moves
+
+    def restore(self, values: Tensor) -> Tensor:
+        """Values [..., steps, C] of `remove`'s kind in the windows' own units, float64: the level where that is all."""
+        return self.level + self.scale * values.double()
+
+
+def forecast_windows(
+    model: Callable[[dict[str, Tensor]], Tensor], past: Tensor, observed: Tensor, *, reads_level: bool = False
+) -> Tensor:
+    """Forecast [B, H, C] of windows [B, L, C] of any unit and level, in theirs, both float64.
+
+    Args:
+        model: from inputs as a `WindowDataset` makes them, less the targets, to forecasts [B, H, C].
+        past: values [B, L, C]; `observed`, bool, says which are there.
+        reads_level: the model reads the windows' level, so that `past` must be in standardised units.
+
+    A constant channel is forecast by its level, one that has no observed value by NaN.
+    """
+    past = past.double().masked_fill(~observed, torch.nan)
+    units = WindowUnits.of(past)
+    inputs = {"past_values": units.remove(past), "past_observed_mask": None if observed.all() else observed}
+    if not reads_level:
+        return units.restore(model(inputs))
+    inputs |= {"window_level": units.level[:, 0].nan_to_num(nan=0.0).float(), "window_scale": units.scale[:, 0].float()}
+    return units.level + model(inputs).double()
