@@ -35,10 +35,15 @@ class WindowUnits(NamedTuple):
         deviation = ((moves - mean).where(observed, 0.0).square().sum(-2, keepdim=True) / count).sqrt()
         return cls(first + size * mean, size * deviation)
 
-    def remove(self, values: Tensor, *, has_missing: bool = True) -> Tensor:
+    def remove(self, values: Tensor) -> Tensor:
         """Values [..., steps, C] in these units, fp32: 0 where missing, and throughout a constant window."""
-        moves = (values - self.level).div_(torch.where(self.scale > 0, self.scale, torch.inf)).float()
-        return moves.nan_to_num_(nan=0.0) if has_missing else moves
+        return self.divide(values - self.level, self.scale)
+
+    @staticmethod
+    def divide(moves: Tensor, scale: Tensor, has_missing: bool = True) -> Tensor:
+        """What `remove` makes of values less their level."""
+        quotients = (moves / torch.where(scale > 0, scale, torch.inf)).float()
+        return quotients.nan_to_num_(nan=0.0) if has_missing else quotients
 
     def restore(self, values: Tensor) -> Tensor:
         """Values [..., steps, C] of `remove`'s kind in the windows' own units, float64: the level where that is all."""

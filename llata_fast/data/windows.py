@@ -134,13 +134,15 @@ class WindowDataset(Windows):
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """The windows that start at rows `indices` [B], as one batch; the DataLoader's way to ask for many at once."""
         index = torch.as_tensor(indices, device=self.values.device)
-        past, future = self.stretches(index)
-        units = WindowUnits(*(part.index_select(0, index) for part in self._units))
+        level, scale = (part.index_select(0, index) for part in self._units)
+        # in place: copies of float64 are what a batch takes its time for
+        moves = self._view(0, self.context_length + self.prediction_length).index_select(0, index).sub_(level)
+        past, future = moves.split((self.context_length, self.prediction_length), 1)
         item = {
-            "past_values": units.remove(past, has_missing=self.has_missing),
-            "future_values": (future - units.level).float(),
-            "window_level": units.level.squeeze(1).nan_to_num(nan=0.0).float(),
-            "window_scale": units.scale.squeeze(1).float(),
+            "past_values": WindowUnits.divide(past, scale, has_missing=self.has_missing),
+            "future_values": future.float(),
+            "window_level": level.squeeze(1).nan_to_num(nan=0.0).float(),
+            "window_scale": scale.squeeze(1).float(),
         }
         return {**item, "past_observed_mask": ~past.isnan()} if self.has_missing else item
 
