@@ -1,17 +1,23 @@
 """Metadata and packages; nothing here looks at the machine, so one wheel serves CPU and every GPU."""
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+_PACKAGE = Path(__file__).parent / "llata_fast" / "__init__.py"
 
 setup(
     name="llata_fast",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.+)"', _PACKAGE.read_text())[1],
     description="Fast, scalable LLaTA: pre-trained language models as time-series forecasters",
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["llata_fast", "llata_fast.*"]) + ["llata_fast.kernels"],
     # a top-level "kernels" would collide with Hugging Face's package of that name
     package_dir={"llata_fast.kernels": "kernels"},
-    package_data={"llata_fast.kernels": ["*.csv"]},
+    package_data={"llata_fast": ["py.typed"], "llata_fast.kernels": ["*.csv"]},
+    entry_points={"console_scripts": ["llata-fast = llata_fast.__main__:main"]},
     install_requires=[
         "torch>=2.7",
         "triton>=3.3; platform_system == 'Linux'",

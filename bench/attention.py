@@ -7,7 +7,7 @@ Implementations take turns, round by round, and medians are compared. Each lengt
 last line on stdout is one JSON object.
 """
 
-# first: takes the checkout's root off the path
+# first: why says llata_fast/__init__.py
 import llata_fast  # noqa: F401, I001
 
 import argparse

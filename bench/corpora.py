@@ -8,7 +8,7 @@ from page cache (the corpus is read once before), and the growth of anonymous me
 The last line is one JSON object.
 """
 
-# first: takes the checkout's root off the path
+# first: why says llata_fast/__init__.py
 import llata_fast  # noqa: F401, I001
 
 import argparse

@@ -3,7 +3,7 @@
 What a part finds out goes to stdout as JSON objects, one a line, as soon as it is known; the last one has a headline.
 """
 
-# first: takes the checkout's root off the path
+# first: why says llata_fast/__init__.py
 import llata_fast  # noqa: F401, I001
 
 import argparse

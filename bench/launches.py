@@ -9,7 +9,7 @@ other one kernel, but for those in `KERNELS`. What one launch costs the host is 
 profile_step.py tells. The last line on stdout is one JSON object; --write keeps DIR/launches.csv.
 """
 
-# first: takes the checkout's root off the path
+# first: why says llata_fast/__init__.py
 import llata_fast  # noqa: F401, I001
 
 import argparse

@@ -7,7 +7,7 @@ DIR/<device>/profile_<what>.txt, sorted by the time that an operation takes itse
 object.
 """
 
-# first: takes the checkout's root off the path
+# first: why says llata_fast/__init__.py
 import llata_fast  # noqa: F401, I001
 
 import argparse

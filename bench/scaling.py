@@ -11,7 +11,7 @@ one the time that does not hide behind computing. Where the CSV holds measured r
 utilisation comes from them, otherwise the planner's assumption stands; `basis` says which.
 """
 
-# first: takes the checkout's root off the path
+# first: why says llata_fast/__init__.py
 import llata_fast  # noqa: F401, I001
 
 import argparse
@@ -32,7 +32,7 @@ import pandas as pd
 import psutil
 from tqdm import tqdm
 
-from llata_fast.commands.plan import model_config
+from llata_fast.planning.report import model_config
 from llata_fast.config import LlataConfig
 from llata_fast.settings import ModelSettings
 from llata_fast.planning.hardware import DEVICES

@@ -1,6 +1,6 @@
 """Pictures and the README of a scaling study, from its CSV (`scaling.py --plot`)."""
 
-# first: takes the checkout's root off the path
+# first: why says llata_fast/__init__.py
 import llata_fast  # noqa: F401, I001
 
 from pathlib import Path

@@ -1,9 +1,52 @@
-"""LLaTA, fast: a pre-trained language model turned into a time-series forecaster."""
+"""LLaTA, fast: a pre-trained language model turned into a time-series forecaster.
 
+    from llata_fast import Forecaster, read_csv
+
+    forecaster = Forecaster.from_run("runs/Metro-336-96")
+    print(forecaster.predict(read_csv("my.csv")))
+
+The names below are all that everyday use takes. Each is imported when it is first asked for: neither torch nor
+transformers is loaded before.
+"""
+
+import importlib
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-# a process started in a checkout has its root on the path, where kernels/ shadows Hugging Face's package "kernels"
+# Our folder kernels/ is installed as llata_fast.kernels. Whatever is started in a checkout (python train.py, python -m
+# llata_fast, python bench/...) has the checkout's root on sys.path, where that folder would be found as the top-level
+# package "kernels": Hugging Face's, which transformers imports. Hence the root leaves the path here, before anything
+# third-party is imported, and whatever is started from the root imports llata_fast first.
 _root = Path(__file__).resolve().parent.parent
 if (_root / "setup.py").is_file():
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _root]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Forecaster": "forecasting.forecaster",
+    "LlataConfig": "config",
+    "LlataForPrediction": "modeling",
+    "read_csv": "data",
+}
+
+__all__ = ["Forecaster", "LlataConfig", "LlataForPrediction", "__version__", "read_csv"]
+
+if TYPE_CHECKING:
+    from .config import LlataConfig
+    from .data import read_csv
+    from .forecasting.forecaster import Forecaster
+    from .modeling import LlataForPrediction
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

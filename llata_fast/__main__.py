@@ -3,7 +3,7 @@
 import argparse
 
 from .cli import Parser, one_line_errors
-from .commands import COMMANDS, command
+from .commands import COMMANDS, command, summary
 
 _NAME = "llata_fast"
 
@@ -17,13 +17,9 @@ def command_parser(name: str) -> Parser:
     return parser
 
 
-def _summary(name: str) -> str:
-    return (command(name).__doc__ or "").splitlines()[0].rstrip(".")
-
-
 def _parser() -> Parser:
     width = max(map(len, COMMANDS))
-    listed = "\n".join(f"  {name:<{width}}  {_summary(name)}" for name in COMMANDS)
+    listed = "\n".join(f"  {name:<{width}}  {summary(name)}" for name in COMMANDS)
     parser = Parser(prog=_NAME, usage="%(prog)s COMMAND ...", description=f"commands:\n{listed}".replace("%", "%%"))
     parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="one of these; COMMAND --help says more")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)

@@ -1,6 +1,6 @@
 """One rank of two that end in some way: `rank_cases.py CASE`, with torch's environment variables for ranks."""
 
-# first: takes the checkout's root off the path
+# first: why says llata_fast/__init__.py
 import llata_fast  # noqa: F401, I001
 
 import os

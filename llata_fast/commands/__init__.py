@@ -5,7 +5,9 @@ command's. To add one, write the module and list it here, in the order of the he
 imported in `run`: help answers at once.
 """
 
+import ast
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 COMMANDS = ("predict", "evaluate", "export", "benchmark", "bundle", "corpus", "plan", "reshard", "doctor")
@@ -14,3 +16,9 @@ COMMANDS = ("predict", "evaluate", "export", "benchmark", "bundle", "corpus", "p
 def command(name: str) -> ModuleType:
     """The module of a command."""
     return import_module(f"{__name__}.{name}")
+
+
+def summary(name: str) -> str:
+    """The first line of a command's help, read from its module's file, which is not imported."""
+    source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0].rstrip(".")

@@ -7,7 +7,6 @@ weights are rounded to bf16.
 import argparse
 from pathlib import Path
 
-from ..backbone.bundled import write_bundle
 from ..settings import ModelSettings
 
 
@@ -21,6 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(options: argparse.Namespace):
+    from ..backbone.bundled import write_bundle
+
     write_bundle(
         options.backbone,
         options.output,

@@ -6,21 +6,20 @@ import importlib.util
 import json
 import os
 import tempfile
+from typing import TYPE_CHECKING
 
-import torch
-
-from ..backbone.attention import choose_attention
-from ..backbone.loading import DEFAULT_BACKBONE, read_backbone_config
 from ..errors import InputError
-from ..kernels import _launch
-from ..training.arguments import ForecastTrainingArguments
+from ..settings import ModelSettings
+
+if TYPE_CHECKING:
+    from ..training.arguments import ForecastTrainingArguments
 
 _PACKAGES = ("torch", "triton", "transformers", "accelerate", "deepspeed", "flash-attn", "kernels", "bitsandbytes")
 _EXTRAS = ("matplotlib", "pyarrow", "tensorboard")
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--backbone", default=DEFAULT_BACKBONE, help="language model whose attention is chosen")
+    parser.add_argument("--backbone", default=ModelSettings.backbone, help="language model whose attention is chosen")
     parser.add_argument("--attn_implementation", default="auto", help="as for train.py")
     parser.add_argument("--num_tokens", type=int, default=321, help="tokens a sequence: channels, or patches")
     parser.add_argument("--deepspeed", metavar="FILE", help="DeepSpeed configuration to resolve")
@@ -29,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(options: argparse.Namespace):
+    from ..backbone.attention import choose_attention
+    from ..backbone.loading import read_backbone_config
+
     if options.num_tokens < 1:
         raise InputError(f"--num_tokens must be at least 1, got {options.num_tokens}")
     with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +59,9 @@ def run(options: argparse.Namespace):
             print(json.dumps(resolved.config, indent=2))
 
 
-def _training_arguments(options: argparse.Namespace, folder: str) -> ForecastTrainingArguments:
+def _training_arguments(options: argparse.Namespace, folder: str) -> "ForecastTrainingArguments":
+    from ..training.arguments import ForecastTrainingArguments
+
     if options.deepspeed and not os.path.isfile(options.deepspeed):
         raise InputError(f"--deepspeed {options.deepspeed}: no such file")
     try:
@@ -83,6 +87,8 @@ def _version(package: str) -> str:
 
 
 def _devices() -> str:
+    import torch
+
     if torch.cuda.is_available():
         capability = ".".join(map(str, torch.cuda.get_device_capability()))
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, capability {capability}"
@@ -90,6 +96,10 @@ def _devices() -> str:
 
 
 def _kernels() -> str:
+    import torch
+
+    from ..kernels import _launch
+
     if importlib.util.find_spec("triton") is None:
         return "off: triton is not installed, the operations run as plain PyTorch"
     if not _launch.ENABLED:

@@ -4,11 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ..data import evaluation_windows, read_series
 from ..errors import InputError
-from ..evaluation.baselines import score, seasonal_naive
-from ..evaluation.tables import results_table
-from ..forecasting.forecaster import Forecaster
 from .inputs import check_writable, load_settings
 
 
@@ -24,6 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(options: argparse.Namespace):
+    from ..data import evaluation_windows, read_series
+    from ..evaluation.baselines import score, seasonal_naive
+    from ..evaluation.tables import results_table
+    from ..forecasting.forecaster import Forecaster
+
     settings, info = load_settings(options.run)
     own = options.dataset is None
     dataset = info.dataset if own else options.dataset

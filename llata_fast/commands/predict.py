@@ -2,16 +2,14 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-from tqdm import tqdm
-
-from ..data import TimeSeries, find_dataset, read_csv
 from ..errors import InputError
-from ..forecasting.forecaster import ORIGIN, Forecaster
-from ..forecasting.pictures import check_matplotlib, plot_forecast
-from ..forecasting.table_files import check_table_format, open_table
 from .inputs import add_run_arguments, check_writable, load_settings
+
+if TYPE_CHECKING:
+    from ..data import TimeSeries
+    from ..forecasting.forecaster import Forecaster
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -28,6 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(options: argparse.Namespace):
+    import pandas as pd
+
+    from ..data import find_dataset, read_csv
+    from ..forecasting.forecaster import Forecaster
+    from ..forecasting.pictures import check_matplotlib, plot_forecast
+    from ..forecasting.table_files import check_table_format, open_table
+
     check_writable(options.output, source=options.input)
     check_table_format(options.output)
     for name in ("every", "batch_size"):
@@ -62,7 +67,12 @@ def run(options: argparse.Namespace):
         print(f"picture written to {picture}")
 
 
-def _predict_all(forecaster: Forecaster, series: TimeSeries, options: argparse.Namespace):
+def _predict_all(forecaster: "Forecaster", series: "TimeSeries", options: argparse.Namespace):
+    from tqdm import tqdm
+
+    from ..forecasting.forecaster import ORIGIN
+    from ..forecasting.table_files import open_table
+
     count = forecaster.num_forecasts(series, options.every)
     with open_table(options.output) as write, tqdm(total=count, unit="forecast", disable=None) as progress:
         for table in forecaster.stream(series, options.every, options.batch_size):

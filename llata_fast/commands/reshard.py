@@ -4,14 +4,14 @@ import argparse
 import json
 from pathlib import Path
 
-from ..training.deepspeed_state import is_universal, reshard
-
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("checkpoint", help="checkpoint-<step> of a run under DeepSpeed; what it holds is kept")
 
 
 def run(options: argparse.Namespace):
+    from ..training.deepspeed_state import is_universal, reshard
+
     print(f"written: {reshard(options.checkpoint)}")
     best = _best_checkpoint(options.checkpoint)
     # at the end of training its weights are loaded again, by the ranks of then

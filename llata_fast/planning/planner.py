@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from ..config import LlataConfig
 from ..errors import InputError
+from . import STAGES
 from .hardware import DEVICES, Device, collective_seconds
-from .stages import STAGES, Messages, Weights, host_memory, memory, messages, weigh
+from .stages import Messages, Weights, host_memory, memory, messages, weigh
 from .trace import Trace, Workload, trace_step
 
 GIB = 2**30

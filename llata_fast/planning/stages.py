@@ -20,8 +20,6 @@ from ..backbone.twin import store_frozen
 from ..config import LlataConfig
 from .trace import meta_model
 
-STAGES = ("ddp", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")
-
 # DeepSpeed's stage3_max_reuse_distance: parameters that pass, forward and backward, until a weight comes again
 REUSE_DISTANCE = 1e9
 _DDP_BUCKET_BYTES = 25 * 2**20

@@ -10,12 +10,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from llata_fast.__main__ import main
 from llata_fast.backbone.families import PUBLISHED, published
 from llata_fast.backbone.loading import read_backbone_config
-from llata_fast.commands.plan import model_config
 from llata_fast.config import LlataConfig
+from llata_fast.planning import STAGES
 from llata_fast.planning.flops import count_flops
 from llata_fast.planning.hardware import DEVICES, collective_seconds
 from llata_fast.planning.planner import Request, make_plan
-from llata_fast.planning.stages import STAGES, weigh
+from llata_fast.planning.report import model_config
+from llata_fast.planning.stages import weigh
 from llata_fast.planning.trace import LiveMemory, Workload, trace_step
 from llata_fast.settings import ModelSettings
 from llata_fast.training.run import parameter_counts

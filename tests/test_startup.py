@@ -1,0 +1,63 @@
+"""Starting up: what answers at once loads neither torch nor transformers nor pandas; the names a user imports."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import llata_fast
+from llata_fast.commands import COMMANDS
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = ("torch", "transformers", "pandas", "deepspeed", "accelerate")
+# what a program has imported and the seconds of CPU it took, on stderr as its last line
+REPORT = f"""
+import atexit, json, resource, runpy, sys
+
+def report():
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    heavy = [name for name in {HEAVY} if name in sys.modules]
+    print(json.dumps([heavy, usage.ru_utime + usage.ru_stime]), file=sys.stderr)
+
+atexit.register(report)
+"""
+
+
+def started(program, *argv):
+    """Heavy modules that a program imported, and the seconds of CPU that it took; its exit code is 0."""
+    command = [sys.executable, "-c", REPORT + program, *argv]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(done.stderr.splitlines()[-1])
+
+
+def run_module(*argv):
+    return started("sys.argv[0] = 'llata_fast'; runpy.run_module('llata_fast', run_name='__main__')", *argv)
+
+
+@pytest.mark.parametrize(
+    "command", [[], *([name] for name in COMMANDS if name != "benchmark")], ids=lambda words: "".join(words) or "none"
+)
+def test_help_loads_nothing_heavy(command):
+    assert run_module(*command, "--help")[0] == []
+
+
+def test_import_loads_nothing_heavy():
+    loaded, seconds = started("import llata_fast; dir(llata_fast)")
+    assert loaded == [] and "train" not in sys.modules
+    # 0.1 s on one core of a server; three times as slow is no failure
+    assert seconds < 2
+
+
+def test_public_names():
+    """All of them, nothing else without an underscore, and each where it is asked for."""
+    assert set(llata_fast.__all__) <= set(dir(llata_fast))
+    for name in llata_fast.__all__:
+        assert getattr(llata_fast, name) is not None
+    from llata_fast.forecasting.forecaster import Forecaster
+
+    assert llata_fast.Forecaster is Forecaster
+    with pytest.raises(AttributeError, match="no attribute 'Forcaster'"):
+        llata_fast.Forcaster  # noqa: B018
+    assert (Path(llata_fast.__file__).parent / "py.typed").is_file()
