@@ -91,7 +91,7 @@ class WindowSizes(NamedTuple):
     """The fewest steps that a shortened context keeps."""
 
 
-class Windows(NamedTuple):
+class RawWindows(NamedTuple):
     """Windows in the units of their series; what is missing, padded or hidden is NaN."""
 
     past: np.ndarray
@@ -149,8 +149,8 @@ class Mixture:
         counts = [stratum.num_channels or 1 for stratum in self._strata]
         self._groups = {count: [s for s, c in zip(self._strata, counts, strict=True) if c == count] for count in counts}
 
-    def batch(self, number: int, size: int, part: slice = slice(None)) -> Windows:
-        """Windows `part` of global batch `number`, which has `size`; only their values are read."""
+    def batch(self, number: int, size: int, part: slice | np.ndarray = slice(None)) -> RawWindows:
+        """Windows `part`, or those at such places, of global batch `number`, which has `size`; only they are read."""
         plan = self._plan(number, size)
         return self._read(_Plan(*(column[part] for column in plan)))
 
@@ -190,7 +190,7 @@ class Mixture:
         # half of the contexts are shortened: a forecaster meets both
         plan.contexts[at] = np.where(draws[:, 4] < 0.5, L, shortened)
 
-    def _read(self, plan: _Plan) -> Windows:
+    def _read(self, plan: _Plan) -> RawWindows:
         (L, H, _), (B, C) = self.sizes, plan.rows.shape
         values = np.empty((B * C, L + H), np.float32)
         ends = np.empty(B, np.int64)
@@ -206,7 +206,7 @@ class Mixture:
         hidden = (steps < L - plan.contexts[:, None]) | (steps >= (ends - plan.origins + L)[:, None])
         np.copyto(values, np.nan, where=hidden[:, None])
         values = values.transpose(0, 2, 1)
-        return Windows(np.ascontiguousarray(values[:, :L]), np.ascontiguousarray(values[:, L:]))
+        return RawWindows(np.ascontiguousarray(values[:, :L]), np.ascontiguousarray(values[:, L:]))
 
     def _strata_of(self, number: int, entry: MixtureEntry) -> list[_Stratum]:
         corpus = self.corpora[number]
