@@ -13,6 +13,7 @@ from llata_fast.evaluation.tables import results_table
 from llata_fast.forecasting.pictures import HAS_MATPLOTLIB
 from llata_fast.ranks import leaving_in_order
 from llata_fast.training.arguments import parse_arguments
+from llata_fast.training.stopping import stopping_on_sigterm, where_it_stands
 from llata_fast.training.throughput import memory_hint
 from llata_fast.experiment import prepare, save_run
 from llata_fast.run_folder import Preprocessor
@@ -76,13 +77,11 @@ def main():
 
 if __name__ == "__main__":
     try:
-        with leaving_in_order():
+        with leaving_in_order(), stopping_on_sigterm():
             main()
     except InputError as error:
         report_and_exit(error)
     except KeyboardInterrupt:
-        report_and_exit(
-            "interrupted; --resume_from_checkpoint last goes on from the last checkpoint", status=INTERRUPTED
-        )
+        report_and_exit(f"interrupted; {where_it_stands()}", status=INTERRUPTED)
     except torch.OutOfMemoryError as error:
         report_and_exit(memory_hint(error), every_rank=True)

@@ -24,15 +24,15 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 class Lifelines:
     """What one rank holds of them. Every rank of a process group makes it at the same place.
 
-    Who dies is named on stderr, by the first rank of each machine that is left, and the rank ends with 1, after
-    GRACE_SECONDS if its main thread has not done so. A rank that fails has its say itself and takes the others along.
+    Who dies is named on stderr, by the first rank of each machine that is left, and the others end with 1, after
+    GRACE_SECONDS if their main threads have not done so. A rank that ends early, and says why, takes them along.
     """
 
     def __init__(self):
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
         self.name = f"rank {self.rank} (process {os.getpid()} on {socket.gethostname()})"
         self.lost = threading.Event()
-        """Another rank has died or failed."""
+        """Another rank has died or ended early."""
         self._left = threading.Event()
         self._lock = threading.Lock()
         self._peers: dict[int, socket.socket] = {}
@@ -97,12 +97,10 @@ class Lifelines:
                 return
             if self._left.is_set():
                 return
-            if word == "failed":
-                self._end(None)
-            elif word == "died":
-                self._end(rest)
+            if word == "ended":
+                self._end(None, int(rest))
             else:
-                self._end(name)
+                self._end(rest if word == "died" else name, 1)
             return
 
     def _hear_goodbye(self, rank: int):
@@ -112,8 +110,8 @@ class Lifelines:
         if complete:
             self._left.set()
 
-    def _end(self, dead: str | None):
-        """This job cannot go on; `dead` names who died, None one that has said itself what was wrong."""
+    def _end(self, dead: str | None, status: int):
+        """This job cannot go on; `dead` names who died, None: a rank has said itself why it ended."""
         with self._lock:
             if self.lost.is_set():
                 return
@@ -122,11 +120,11 @@ class Lifelines:
         if dead and (self.rank == 0 or os.environ.get("LOCAL_RANK", "0") == "0" or dead.startswith("rank 0 ")):
             print(f"{dead} has died: the job ends", file=sys.stderr, flush=True)
         if self.rank == 0:
-            self._tell(f"died {dead}" if dead else "failed")
+            self._tell(f"died {dead}" if dead else f"ended {status}")
         threading.Event().wait(GRACE_SECONDS)
         if not self._left.is_set():
             # the main thread is in a collective that nobody will answer
-            os._exit(1)
+            os._exit(status)
 
     def _tell(self, line: str):
         for peer in list(self._peers.values()):
@@ -142,9 +140,9 @@ class Lifelines:
             self._tell("bye")
         self._left.set()
 
-    def fail(self):
-        """This rank ends by an error, which it reports itself: the others need not look for it."""
-        self._tell("failed")
+    def end_early(self, status: int):
+        """This rank ends with `status` and reports itself why; the others cannot go on without it, and end likewise."""
+        self._tell(f"ended {status}")
         self._left.set()
 
     def close(self):

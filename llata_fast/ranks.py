@@ -1,8 +1,10 @@
 """What one rank does for all of them, and how all of them leave; with a single process, plain calls.
 
-A process that ends with its process group alive leaves threads behind that may abort it (exit code 250 under a
-launcher), and may take the store along that the other ranks still talk to. Hence every command that may join ranks
-does so inside `leaving_in_order`.
+A process must not end with its process group alive. A thread of gloo's drops the last reference to a collective's
+tensors some time after the main thread has its result; if the interpreter is ending by then, asking for its lock ends
+the thread inside a function that must not throw, and `terminate` aborts the process (250 under DeepSpeed's launcher).
+torchrun's launcher on the other node then waits five minutes for it. Hence every command that may join ranks does so
+inside `leaving_in_order`.
 """
 
 import faulthandler
@@ -12,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+import torch
 from torch import distributed
 
 from .errors import InputError
@@ -23,21 +26,34 @@ _LEAVE_SECONDS = 90
 
 _open = 0
 _lifelines: Lifelines | None = None
+_cpu_group: distributed.ProcessGroup | None = None
+
+
+class Stopped(SystemExit):
+    """The program ends early because it was asked to, with exit code 0; it has said so."""
+
+    def __init__(self, together: bool):
+        super().__init__(0)
+        self.together = together
+        """Every rank ends at this very place."""
 
 
 @contextmanager
 def leaving_in_order() -> Iterator[None]:
     """Whatever joins ranks inside leaves them at the end, on success together, on error at once.
 
-    Nested, the outermost one leaves. A rank that fails because another one has died ends with 1 and without a
+    Nested, the outermost one leaves. A rank that fails because another one has ended exits with 1 and without a
     traceback: who died is on stderr already.
     """
     global _open
     _open += 1
-    failed = True
+    status: int | None = 1
     try:
         yield
-        failed = False
+        status = None
+    except Stopped as stop:
+        status = None if stop.together else 0
+        raise
     except Exception as error:
         if _lifelines is not None and not isinstance(error, InputError) and _lifelines.lost.wait(2):
             sys.exit(1)
@@ -45,22 +61,35 @@ def leaving_in_order() -> Iterator[None]:
     finally:
         _open -= 1
         if _open == 0 and distributed.is_available() and distributed.is_initialized():
-            _leave(failed)
+            _leave(status)
 
 
-def _leave(failed: bool):
-    global _lifelines
-    lifelines, _lifelines = _lifelines, None
+def _leave(early: int | None):
+    """Destroy the process group: together with the others, or on the way to ending early with that exit code."""
+    global _lifelines, _cpu_group
+    lifelines, _lifelines, _cpu_group = _lifelines, None, None
     # a rank that cannot leave shows where it waits, and ends: torch waits without giving the interpreter back
     faulthandler.dump_traceback_later(_LEAVE_SECONDS, exit=True)
     if lifelines is not None:
-        lifelines.fail() if failed else lifelines.leave()
+        lifelines.leave() if early is None else lifelines.end_early(early)
     # what holds the group, a model wrapped for it above all, goes first: its threads end with the last reference
     gc.collect()
     distributed.destroy_process_group()
     if lifelines is not None:
         lifelines.close()
     faulthandler.cancel_dump_traceback_later()
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether `flag` is true on any rank; every rank calls it. Devices are not waited for."""
+    global _cpu_group
+    if not _several_ranks():
+        return flag
+    if _cpu_group is None and distributed.get_backend() != "gloo":
+        _cpu_group = distributed.new_group(backend="gloo")
+    flags = torch.tensor(int(flag))
+    distributed.all_reduce(flags, distributed.ReduceOp.MAX, group=_cpu_group)
+    return bool(flags)
 
 
 def on_first_rank(compute: Callable[[], T]) -> T | None:

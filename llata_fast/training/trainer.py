@@ -15,6 +15,7 @@ from ..metrics import ForecastMetrics
 from .arguments import ForecastTrainingArguments
 from .averaging import WeightAverage
 from .deepspeed_state import is_universal, trained_state
+from .stopping import Stopping
 from .throughput import EarlyStopping, ThroughputCallback, matmul_rate, micro_step_flops
 
 # the reference trains these at a rate of their own: attention of encoder and cross-attention, alignment projections
@@ -38,7 +39,10 @@ class ForecastTrainer(Trainer):
         self._terms: dict[str, Tensor] = {}
         self._num_steps = 0.0
         self._micro_steps, self._windows = 1, 1
-        callbacks = [WeightAverage(model, args.average_decay)] if args.average_decay else []
+        self.stopping = Stopping()
+        callbacks = [self.stopping]
+        if args.average_decay:
+            callbacks.append(WeightAverage(model, args.average_decay))
         if args.patience and args.load_best_model_at_end:
             callbacks.append(EarlyStopping(early_stopping_patience=args.patience))
         super().__init__(
@@ -75,6 +79,10 @@ class ForecastTrainer(Trainer):
         fetched = self.throughput.fetch(lambda: super(ForecastTrainer, self).get_batch_samples(*args, **kwargs))
         self._micro_steps, self._windows = len(fetched[0]), sum(len(batch["past_values"]) for batch in fetched[0])
         return fetched
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self.stopping.leave_if_agreed(self.state)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """Write what is trained, in fp32, and the configuration; every rank calls it."""

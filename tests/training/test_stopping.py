@@ -1,0 +1,177 @@
+"""SIGTERM at some moment of a training, and what a resumed run makes of it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import random_backbone, write_series
+from training.distributed_cases import train
+from transformers import TrainerCallback
+
+from llata_fast.training import stopping
+from llata_fast.training.trainer import ForecastTrainer
+
+# of 4 steps an epoch
+STEPS = 8
+
+
+class Sends(TrainerCallback):
+    """SIGTERM to this process at an event of a step."""
+
+    def __init__(self, event, step):
+        self.step, self.sent = step, False
+        setattr(self, str(event), self.send)
+
+    def send(self, args, state, control, **kwargs):
+        if state.global_step == self.step and not self.sent:
+            self.sent = True
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stopping")
+    settings = {
+        "dataset": write_series(folder / "series.csv", 80),
+        "backbone": random_backbone(folder),
+        "num_layers": 1,
+        "num_prototypes": 9,
+        "context_length": 12,
+        "prediction_length": 6,
+        "batch_size": 10,
+        "max_steps": STEPS,
+        "dropout": 0.2,
+        "average_decay": 0.5,
+        "precision": "fp32",
+        "save_strategy": "steps",
+        "save_steps": 100,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+@pytest.fixture(autouse=True)
+def quick(plain_ops):
+    """The ops' references."""
+
+
+@pytest.fixture(scope="module")
+def whole(flags, tmp_path_factory):
+    """What the same training is without interruption."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llata_fast.kernels._launch.ENABLED", False)
+        train([*flags, *EPOCHS, f"--output_dir={run}"])
+    return run
+
+
+EPOCHS = ["--eval_strategy=epoch", "--load_best_model_at_end=false"]
+
+
+def stopped(monkeypatch, flags, event=None, step=0):
+    """Train until SIGTERM, by default before it begins; returns the exit code."""
+    init = ForecastTrainer.__init__
+
+    def with_sender(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        if event is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+        self.add_callback(Sends(event, step))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ForecastTrainer, "__init__", with_sender)
+        with pytest.raises(SystemExit) as ended:
+            train(flags)
+    return ended.value.code
+
+
+def steps(run):
+    return sorted(int(path.name.rpartition("-")[2]) for path in run.glob("checkpoint-*"))
+
+
+def evaluated(run, step):
+    state = json.loads((run / f"checkpoint-{step}" / "trainer_state.json").read_text())
+    return [(entry["step"], entry["eval_mse"]) for entry in state["log_history"] if "eval_mse" in entry]
+
+
+@pytest.mark.parametrize(
+    ("event", "step", "saved"),
+    [
+        ("on_step_begin", 2, 3),
+        ("on_step_end", 2, 3),
+        # the epoch's last step, its evaluation, and the first moment of the next epoch
+        ("on_step_begin", 3, 4),
+        ("on_prediction_step", 4, 4),
+        ("on_epoch_begin", 4, 5),
+        ("on_step_begin", STEPS - 1, STEPS),
+    ],
+)
+def test_a_stopped_training_resumes_to_the_same_weights(event, step, saved, flags, whole, monkeypatch, tmp_path, capfd):
+    run = tmp_path / "run"
+    arguments = [*flags, *EPOCHS, f"--output_dir={run}"]
+    assert stopped(monkeypatch, arguments, event, step) == 0
+    # what is sent after the callback that asks, in one step, ends the next one
+    assert steps(run) == [saved]
+    assert f"stopped at step {saved}; --resume_from_checkpoint {run / f'checkpoint-{saved}'}" in capfd.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    train([*arguments, "--resume_from_checkpoint=last"])
+    mine, expected = (load_file(folder / "model.safetensors") for folder in (run, whole))
+    assert mine.keys() == expected.keys()
+    assert all(torch.equal(mine[name], expected[name]) for name in expected)
+    assert (
+        json.loads((run / "metrics.json").read_text())["test"]
+        == json.loads((whole / "metrics.json").read_text())["test"]
+    )
+
+
+def test_before_the_first_step_nothing_is_saved(flags, monkeypatch, tmp_path, capfd):
+    assert stopped(monkeypatch, [*flags, *EPOCHS, f"--output_dir={tmp_path / 'run'}"]) == 0
+    assert "stopped; nothing to resume from" in capfd.readouterr().out
+    assert not steps(tmp_path / "run")
+
+
+def test_a_long_evaluation_is_not_waited_for(flags, monkeypatch, tmp_path, capfd):
+    """Its score belongs to the step's checkpoint: the one before is what is left."""
+    monkeypatch.setattr(stopping, "_EVALUATION_SECONDS", -1)
+    flags = [*flags, "--eval_strategy=steps", "--eval_steps=3", "--save_steps=3", "--per_device_eval_batch_size=1"]
+    assert stopped(monkeypatch, [*flags, f"--output_dir={tmp_path / 'run'}"], "on_prediction_step", 6) == 0
+    assert steps(tmp_path / "run") == [3] and evaluated(tmp_path / "run", 3)
+    assert "checkpoint-3 goes on" in capfd.readouterr().out
+
+
+def test_ctrl_c_promises_what_there_is(flags, monkeypatch, tmp_path, capfd):
+    for save_steps, promise in ((100, "interrupted; nothing to resume from"), (2, "checkpoint-2 goes on from there")):
+        monkeypatch.setattr(os, "kill", lambda *_: signal.raise_signal(signal.SIGINT))
+        arguments = [*flags, *EPOCHS, f"--save_steps={save_steps}", f"--output_dir={tmp_path / str(save_steps)}"]
+        assert stopped(monkeypatch, arguments, "on_step_end", 2 if save_steps > 2 else 3) == 130
+        assert promise in capfd.readouterr().err
+
+
+ORPHAN = """
+import os, sys, time
+import llata_fast
+from llata_fast.training.stopping import stopping_on_sigterm
+
+with stopping_on_sigterm():
+    print("ready", os.getpid(), flush=True)
+    time.sleep(300)
+"""
+
+
+def test_the_launchers_end_stops_its_ranks():
+    """A launcher that dies forwards nothing."""
+    launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {ORPHAN!r}])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", launcher], env=os.environ | {"LOCAL_RANK": "0"}, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout.readline().startswith("ready")
+        process.kill()
+        # the pipe ends with the rank
+        assert "stopped; nothing to resume from" in process.stdout.read()
