@@ -127,6 +127,8 @@ def _conversion(hint: Any, metadata: Any) -> dict:
     unit = metadata["unit"].upper().replace(" ", "_") if metadata["unit"] else None
     if kind is bool:
         return {"type": _truth, "nargs": "?", "const": True, "metavar": "true|false"}
+    if kind == list[float]:
+        return {"type": float, "nargs": "+", "metavar": "LEVEL"}
     if kind == list[str]:
         return {"type": str, "nargs": "+", "metavar": "NAME"}
     if metadata["choices"]:

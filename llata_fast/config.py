@@ -22,7 +22,14 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
 
     model_type = "llata"
     # a forecast is all that evaluation gathers from the ranks
-    keys_to_ignore_at_inference = ["text_outputs", "task_loss", "consistency_loss", "alignment_loss"]
+    keys_to_ignore_at_inference = [
+        "quantile_outputs",
+        "text_outputs",
+        "task_loss",
+        "quantile_loss",
+        "consistency_loss",
+        "alignment_loss",
+    ]
 
     def __init__(
         self,

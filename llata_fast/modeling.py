@@ -32,6 +32,7 @@ from .errors import InputError
 from .kernels import alignment_loss, patch_embed, prototype_attention
 from .linear import LinearSkip
 from .losses import forecast_loss
+from .quantiles import QuantileHead, in_order, pinball_loss
 from .ranks import from_first_rank
 from .settings import ModelSettings
 
@@ -40,8 +41,10 @@ from .settings import ModelSettings
 class ForecastOutput(ModelOutput):
     """What `LlataForPrediction` returns; the losses are fp32 scalars, each unweighted but `loss`.
 
-    loss: task + consistency_weight * consistency + alignment_weight * alignment; the task loss alone in evaluation.
+    loss: task + quantile + consistency_weight * consistency + alignment_weight * alignment; the task loss alone in
+        evaluation.
     prediction_outputs: the forecast [B, H, C], fp32, in the units of the input.
+    quantile_outputs: [B, H, C, Q] likewise, rising along Q; only with `quantile_levels`.
     text_outputs: the textual branch's forecast [B, H, C]; only in training, like the terms of the loss.
 
     An ablation leaves out what it takes away.
@@ -49,8 +52,10 @@ class ForecastOutput(ModelOutput):
 
     loss: Tensor | None = None
     prediction_outputs: Tensor | None = None
+    quantile_outputs: Tensor | None = None
     text_outputs: Tensor | None = None
     task_loss: Tensor | None = None
+    quantile_loss: Tensor | None = None
     consistency_loss: Tensor | None = None
     alignment_loss: Tensor | None = None
 
@@ -173,6 +178,9 @@ class LlataForPrediction(PreTrainedModel):
         if config.zero_head:
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
+        self.quantile_head = None
+        if config.quantile_levels:
+            self.quantile_head = QuantileHead(self.head.in_features, config.prediction_length, config.quantile_levels)
         self.register_buffer("channel_weights", None, persistent=False)
         sizes = (config.context_length, config.prediction_length, config.skips_of_their_own)
         self.skip = LinearSkip(*sizes, level=config.skip_level > 0) if config.linear_skip else None
@@ -344,13 +352,12 @@ class LlataForPrediction(PreTrainedModel):
         else:
             tokens = time
         features = self.backbone(tokens)
+        units = (loc, scale) if window_scale is None else (window_scale * loc, window_scale * scale)
         skipped = None
         if self.skip is not None:
-            series = (loc, scale) if window_scale is None else (window_level + window_scale * loc, window_scale * scale)
-            skipped = self.skip(past_values, past_observed_mask, loc, scale, *series)
-        forecasts = self.forecast(features[-1], loc, scale, skipped)
-        if window_scale is not None:
-            forecasts = (forecasts.unflatten(0, (-1, len(loc))) * window_scale[:, None]).flatten(0, 1)
+            level = units[0] if window_level is None else window_level + units[0]
+            skipped = self.skip(past_values, past_observed_mask, loc, scale, level, units[1])
+        forecasts = self.forecast(features[-1], *units, skipped)
         if two_branches:
             output = self._training_output(forecasts, features, future_values, insample_scale)
         else:
@@ -359,6 +366,8 @@ class LlataForPrediction(PreTrainedModel):
                 weights = self.channel_weights if self.training else None
                 task = forecast_loss(self.config.task_loss, forecasts, future_values, weights, insample_scale)
             output = ForecastOutput(loss=task, prediction_outputs=forecasts, task_loss=task)
+        if self.quantile_head is not None:
+            self._add_quantiles(output, features[-1][: len(time)], units[1], future_values)
         return output.to_tuple() if return_dict is False else output
 
     def embed(self, past_values: Tensor, past_observed_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -378,6 +387,17 @@ class LlataForPrediction(PreTrainedModel):
         if skipped is not None:
             branches = branches + skipped
         return (branches * scale[..., None] + loc[..., None]).flatten(0, 1).transpose(1, 2)
+
+    def _add_quantiles(self, output: ForecastOutput, features: Tensor, scale: Tensor, target: Tensor | None):
+        """Give `output` the quantiles that the temporal branch's last features make, and in training their loss."""
+        spread = self.quantile_head(features.reshape(*scale.shape, self.head.in_features))  # [B, C, H, Q]
+        spread = (spread * scale[..., None, None]).transpose(1, 2)
+        # the point forecast is what its own loss makes of it
+        output.quantile_outputs = in_order(output.prediction_outputs.detach()[..., None] + spread)
+        if self.training and target is not None:
+            levels = self.config.quantile_levels
+            output.quantile_loss = pinball_loss(output.quantile_outputs, target, levels, self.channel_weights)
+            output.loss = output.loss + output.quantile_loss
 
     def _training_output(
         self, forecasts: Tensor, features: tuple[Tensor, ...], target: Tensor | None, insample_scale: Tensor | None

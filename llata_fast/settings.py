@@ -11,10 +11,10 @@ Letters as in CONTRIBUTING.md. Neither torch nor transformers is imported here.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from types import UnionType
-from typing import Any, Literal, NamedTuple, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from .errors import InputError
 
@@ -161,6 +161,9 @@ class ModelSettings:
         _LOSSES,
         at_least=1,
     )
+    quantile_levels: list[float] | None = _setting(
+        None, "quantiles that a head of their own forecasts, between 0 and 1 and rising: .1 .5 .9", "shapes", _LOSSES
+    )
     linear_skip: bool = _setting(
         False, "add a linear forecast of the lookback to both branches, at first least squares", "shapes", _SKIP
     )
@@ -220,6 +223,8 @@ class ModelSettings:
             raise InputError(
                 "skip_per_channel and skip_level are parts of a linear skip: give --linear_skip true, or neither"
             )
+        if self.quantile_levels is not None:
+            check_quantile_levels(self.quantile_levels)
         if self.patch_length is not None and self.patch_length > self.context_length:
             raise InputError(f"patch_length {self.patch_length} is longer than context_length {self.context_length}")
         if self.patch_stride is not None and self.patch_length is None:
@@ -399,8 +404,9 @@ def check(settings: Any, kind: type | None = None):
 def _has_type(value: Any, hint: Any) -> bool:
     kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     for kind in kinds:
-        if kind == list[str]:
-            fits = isinstance(value, (list, tuple)) and all(isinstance(entry, str) for entry in value)
+        if get_origin(kind) is list:
+            (entry_kind,) = get_args(kind)
+            fits = isinstance(value, (list, tuple)) and all(_has_type(entry, entry_kind) for entry in value)
         elif kind in (int, float):
             # an int is a number, a bool is none
             fits = isinstance(value, (kind, int)) and not isinstance(value, bool)
@@ -411,12 +417,26 @@ def _has_type(value: Any, hint: Any) -> bool:
     return False
 
 
+def check_quantile_levels(levels: Sequence[float]):
+    """Raise InputError unless the levels lie between 0 and 1 and rise."""
+    if not levels:
+        raise InputError("quantile_levels is empty: give levels between 0 and 1, or none at all")
+    if wrong := [level for level in levels if not 0 < level < 1]:
+        raise InputError(f"quantile_levels must lie between 0 and 1, got {wrong[0]:g}")
+    if any(low >= high for low, high in zip(levels, levels[1:], strict=False)):
+        raise InputError(f"quantile_levels must rise, got {' '.join(f'{level:g}' for level in levels)}")
+
+
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}
 
 
 def _in_words(hint: Any) -> str:
     kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    return " or ".join(_WORDS.get(kind, "a list of names") for kind in kinds if kind is not type(None))
+    return " or ".join(
+        _WORDS.get(kind, "a list of numbers" if kind == list[float] else "a list of names")
+        for kind in kinds
+        if kind is not type(None)
+    )
 
 
 def _interval(low: float | None, high: float | None, below: float | None) -> str:

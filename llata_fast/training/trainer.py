@@ -20,7 +20,7 @@ from .throughput import EarlyStopping, ThroughputCallback, matmul_rate, micro_st
 
 # the reference trains these at a rate of their own: attention of encoder and cross-attention, alignment projections
 _PROJECTIONS = re.compile(r"alignment\.|(encoder|cross_attention)\.(q|kv|qkv|out)_proj\.")
-_LOSS_TERMS = ("task_loss", "consistency_loss", "alignment_loss")
+_LOSS_TERMS = ("task_loss", "quantile_loss", "consistency_loss", "alignment_loss")
 
 
 class ForecastTrainer(Trainer):

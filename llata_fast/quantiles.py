@@ -1,0 +1,48 @@
+"""Quantiles beside the point forecast: a head of their own, trained with the pinball loss."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class QuantileHead(nn.Module):
+    """Last features [rows, width] of a channel -> what its quantiles add to the point forecast, [rows, H, Q], fp32.
+
+    At first these are the quantiles of a normal distribution of the window's own deviation.
+    """
+
+    def __init__(self, width: int, prediction_length: int, levels: Sequence[float]):
+        super().__init__()
+        self.linear = nn.Linear(width, prediction_length * len(levels))
+        self.num_levels = len(levels)
+        nn.init.zeros_(self.linear.weight)
+        normal = torch.special.ndtri(torch.tensor(levels, dtype=torch.float64))
+        with torch.no_grad():
+            self.linear.bias.copy_(normal.float().repeat(prediction_length))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.linear(features).float().unflatten(-1, (-1, self.num_levels))
+
+
+def in_order(quantiles: Tensor) -> Tensor:
+    """Quantiles [..., Q] that never cross: sorted, which makes no pinball loss larger.
+
+    Chernozhukov et al., Econometrica 2010, https://arxiv.org/abs/0704.3649
+    """
+    return quantiles.sort(-1).values
+
+
+def pinball_loss(
+    quantiles: Tensor, target: Tensor, levels: Sequence[float], channel_weights: Tensor | None = None
+) -> Tensor:
+    """Mean of 2 max(q e, (q - 1) e), e = target - quantile, over levels q: fp32 scalar; at q = 0.5 the absolute error.
+
+    quantiles are [B, H, C, Q], target [B, H, C] with NaN for a missing value, which adds nothing; the sum is divided by
+    all B * H * C * Q. Channels weigh `channel_weights` [C].
+    """
+    error = target.float()[..., None] - quantiles.float()
+    error = torch.where(error.isnan() & target.isnan()[..., None], 0.0, error)
+    level = torch.tensor(levels, dtype=error.dtype, device=error.device)
+    loss = 2 * torch.maximum(level * error, (level - 1) * error)
+    return loss.mean() if channel_weights is None else (loss * channel_weights[:, None]).mean()
