@@ -7,6 +7,7 @@
     manifest.json             sizes and checksums of these four, written last: the run can forecast
     metrics.json              scores, costs and speed (docs in `write_metrics`)
     forecast.png              a forecast from the middle of the test split
+    log.jsonl                 what the Trainer logged: losses, speed and validation by step, a JSON object a line
     checkpoint-<step>/        what training resumes from, with a manifest of its own
     .lock                     held while a process trains here
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 SETTINGS, CONFIG, WEIGHTS = "run.yaml", "config.json", "model.safetensors"
 PREPROCESSOR, METRICS, PICTURE = "preprocessor_config.json", "metrics.json", "forecast.png"
+LOG = "log.jsonl"
 METRICS_VERSION = 2
 TRAINER_STATE = "trainer_state.json"
 UNAVERAGED = "unaveraged.safetensors"
@@ -189,7 +191,7 @@ class RunFolder:
         delete_partials(self.path)
         for checkpoint in self.checkpoints():
             delete_folder(checkpoint)
-        for name in (MANIFEST, METRICS, PREPROCESSOR, WEIGHTS, CONFIG, PICTURE, _SERIES_BEFORE):
+        for name in (MANIFEST, METRICS, PREPROCESSOR, WEIGHTS, CONFIG, PICTURE, LOG, _SERIES_BEFORE):
             (self / name).unlink(missing_ok=True)
 
     def checkpoints(self) -> list[Path]:
@@ -307,6 +309,31 @@ class RunFolder:
                 f"{path} is of version {version or 1}, this llata_fast writes version {METRICS_VERSION}: train again"
             )
         return metrics
+
+    def append_log(self, record: dict[str, Any]):
+        """Append a record of training, with its "step", to the log."""
+        with (self / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_finite_or_null(record), allow_nan=False) + "\n")
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """The log's records in order, [] where there is none; a line that a kill has cut short is left out."""
+        if not (self / LOG).is_file():
+            return []
+        records = []
+        for line in (self / LOG).read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                records.append(record)
+        return records
+
+    def cut_log(self, after_step: int):
+        """Drop the records of later steps, which a resumed training makes anew."""
+        if (self / LOG).is_file():
+            kept = [record for record in self.read_log() if record["step"] <= after_step]
+            write_text(self / LOG, "".join(json.dumps(record) + "\n" for record in kept))
 
     def copy_description(self, target: "RunFolder"):
         """Write settings and preprocessor into another folder, whose model is there, and finish that."""

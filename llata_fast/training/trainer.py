@@ -7,6 +7,7 @@ import re
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..backbone.placing import finish_partitioning, whole_models
 from ..data import Splits, collate
@@ -15,6 +16,7 @@ from ..metrics import ForecastMetrics
 from .arguments import ForecastTrainingArguments
 from .averaging import WeightAverage
 from .deepspeed_state import is_universal, trained_state
+from .progress import ProgressLine, TrainingLog
 from .stopping import Stopping
 from .throughput import EarlyStopping, ThroughputCallback, matmul_rate, micro_step_flops
 
@@ -54,6 +56,10 @@ class ForecastTrainer(Trainer):
             compute_metrics=self.metrics,
             callbacks=callbacks,
         )
+        for kind in (PrinterCallback, ProgressCallback):
+            self.remove_callback(kind)
+        self.add_callback(ProgressLine(bar=not args.disable_tqdm))
+        self.add_callback(TrainingLog())
         self.splits = splits
         self.throughput = self._watch(len(columns))
         self.add_callback(self.throughput)

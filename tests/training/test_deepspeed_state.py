@@ -2,7 +2,7 @@
 
 import pytest
 
-from llata_fast.training import engine
+from llata_fast.training import deepspeed_state
 
 
 def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
@@ -19,8 +19,8 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(target):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine, "_convert", convert)
-    monkeypatch.setattr(engine, "_settle_for_every_stage", interrupted)
+    monkeypatch.setattr(deepspeed_state, "_convert", convert)
+    monkeypatch.setattr(deepspeed_state, "_settle_for_every_stage", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        engine.reshard(tmp_path)
+        deepspeed_state.reshard(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"global_step1", "latest"}

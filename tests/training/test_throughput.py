@@ -11,7 +11,7 @@ import torch
 from tiny import random_backbone, tiny_model, write_series
 
 from llata_fast.planning.flops import count_flops
-from llata_fast.training import callbacks
+from llata_fast.training import throughput
 from llata_fast.training.throughput import ThroughputCallback, matmul_rate, memory_hint, micro_step_flops
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -34,7 +34,7 @@ def clock(monkeypatch):
             return self.now
 
     clock = Clock()
-    monkeypatch.setattr(callbacks.time, "perf_counter", clock)
+    monkeypatch.setattr(throughput.time, "perf_counter", clock)
     return clock
 
 
