@@ -143,7 +143,8 @@ def run_facts(run: Path) -> dict:
     checkpoints = sorted(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     state = json.loads((checkpoints[-1] / "trainer_state.json").read_text())
     return {
-        "train": metrics["train"],
+        "training": metrics["training"],
+        "speed": metrics["speed"],
         "test": {name: {key: score[key] for key in ("mse", "mae")} for name, score in scores_of(metrics).items()},
         "losses": [entry["loss"] for entry in state["log_history"] if "loss" in entry],
         "steps": state["global_step"],
@@ -167,7 +168,7 @@ def training(options: argparse.Namespace):
         # a dry run has no time to compile
         if options.dry_run:
             break
-    rate = facts["train"]["train_samples_per_second"]
+    rate = facts["speed"]["windows_per_s"]
     report(headline=f"loss {losses[0]:.3f} to {losses[-1]:.3f}, {rate:,.0f} windows/s in the end")
 
 
@@ -185,7 +186,7 @@ def etth1(options: argparse.Namespace):
         flags += ["--context_length", 96, "--prediction_length", 96, "--report_to", "none"]
         run(sys.executable, ROOT / "train.py", *flags, "--output_dir", folder / "run")
         facts = run_facts(folder / "run")
-    seconds = facts["train"]["train_runtime"]
+    seconds = facts["training"]["seconds"]
     to_best = seconds * facts["best_step"] / facts["steps"]
     score = facts["test"]["llata"]
     report(seconds_to_best_step=to_best, **facts)

@@ -105,7 +105,7 @@ def measure(row: dict, steps: int) -> dict:
         run = Path(folder, "run")
         # the first step, which warms up, is left out of the run's own figures
         peak = _launch(row, Path(folder, "series.csv"), run, 1 + steps)
-        speed = json.loads((run / "metrics.json").read_text())["train"]
+        speed = json.loads((run / "metrics.json").read_text())["speed"]
     return row | {
         "step_seconds": speed["step_ms"] / 1e3,
         "windows_per_s": speed["windows_per_s"],

@@ -1,96 +1,153 @@
-"""From a series and settings to a trainer, as `train.py` begins; and on to scores, as the benchmark needs it."""
+"""One experiment: typed settings in, a run's folder out. `train.py`, `benchmark` and M4 all go through here."""
 
+import logging
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import set_seed
 
 from .config import LlataConfig
-from .data import Splits, TimeSeries
 from .data.units import forecast_windows
+from .durable import partial_name
 from .errors import InputError
-from .evaluation.baselines import Forecast, score
-from .linear import start_at_least_squares
+from .evaluation.baselines import Forecast
+from .evaluation.tasks import Task, read_task
+from .forecasting import pictures
 from .modeling import LlataForPrediction
-from .run_folder import Preprocessor, RunFolder
+from .ranks import on_first_rank
+from .run_folder import PICTURE, RunFolder
 from .settings import DataSettings, ModelSettings
-from .training.arguments import ForecastTrainingArguments, resolved_settings
-from .training.run import (
-    check_resumes,
-    parameter_counts,
-    settle_output_dir,
-    start_run,
-    write_metrics,
-)
+from .training.arguments import ForecastTrainingArguments, choose_settings, resolved_settings
+from .training.parameters import parameter_counts, parameter_table
+from .training.resuming import begin, check_resumes, claimed_run
 from .training.trainer import ForecastTrainer
 
+_log = logging.getLogger(__name__)
 
-def prepare(
-    series: TimeSeries,
-    splits: Splits,
-    model_args: ModelSettings,
-    data_args: DataSettings,
-    args: ForecastTrainingArguments,
-) -> ForecastTrainer:
-    """A new model around its backbone and what trains it, ready to; the run's settings are written into its folder.
+
+@dataclass
+class Outcome:
+    """What an experiment leaves."""
+
+    folder: RunFolder
+    metrics: dict[str, Any]
+    """What `metrics.json` holds (`RunFolder.write_metrics`); {} on other ranks than the first."""
+    model: LlataForPrediction
+    picture: Path | None
+    """None where there is no matplotlib."""
+
+
+def train(dataset: str = "Metro", **settings: Any) -> Outcome:
+    """Train a forecaster on a data set's name or a CSV, as `python train.py --dataset ...` does.
+
+    >>> outcome = train("my.csv", prediction_length=24, max_steps=200)
+    >>> Forecaster.from_run(outcome.folder).predict(read_csv("my.csv"))
+
+    Args:
+        dataset: as `--dataset`.
+        **settings: any option of `train.py` by its name; the data set's preset and the defaults fill the others.
 
     Raises:
-        InputError: the folder holds a run, the checkpoint to resume from is another model's, the backbone cannot be had
-            or is too short for the series' channels.
+        InputError: an unknown setting, a value outside its range, data that cannot be read, a folder that holds a run.
     """
-    settle_output_dir(args, data_args, model_args)
-    set_seed(args.seed)
-    config = LlataConfig(**asdict(model_args), num_channels=len(series.columns))
-    if args.checkpointing and not config.has_language_model:
+    return run_experiment(*choose_settings({"dataset": dataset} | settings))
+
+
+def run_experiment(
+    model: ModelSettings,
+    data: DataSettings,
+    training: ForecastTrainingArguments,
+    say: Callable[[str], None] = _log.info,
+) -> Outcome:
+    """Read the data, train on its windows, score every test window once, and write the run's folder.
+
+    Every rank calls it; `say` gets lines about the model and the folder on the first one.
+
+    Raises:
+        InputError: what the settings ask for cannot be had; nothing is written then.
+    """
+    task = read_task(data, model)
+    with claimed_run(model, data, training) as (folder, lines):
+        trainer = _prepare(task, folder, model, data, training)
+        first = trainer.is_world_process_zero()
+        counts = parameter_counts(trainer.model)
+        if first:
+            for line in (*lines, *_description(trainer, counts), f"the run goes to {folder}"):
+                say(line)
+        start = time.perf_counter()
+        trained = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+        seconds, speed = time.perf_counter() - start, trainer.throughput.summary()
+        # before what may still fail: the run can forecast from here on
+        _save(trainer, folder, task, data)
+        test = task.test(trainer)
+        forecast = trainer.forecast(*task.example())
+        if not first:
+            return Outcome(folder, {}, trainer.model, None)
+        baselines, forecasts = task.baselines()
+        metrics = {
+            "dataset": data.dataset,
+            "test": test,
+            "validation": trainer.kept_validation(),
+            "baselines": baselines,
+            "training": {
+                "seconds": seconds,
+                "steps": trainer.state.global_step,
+                "epochs": trainer.state.epoch,
+                "loss": trained.training_loss,
+            },
+            "speed": speed,
+            "parameters": counts,
+        }
+        folder.write_metrics(metrics)
+        picture = folder / PICTURE if pictures.HAS_MATPLOTLIB else None
+        if picture is not None:
+            pictures.plot_forecast(picture, **task.picture({"forecast": forecast} | forecasts))
+        return Outcome(folder, folder.read_metrics(), trainer.model, picture)
+
+
+def _prepare(
+    task: Task, folder: RunFolder, model: ModelSettings, data: DataSettings, training: ForecastTrainingArguments
+) -> ForecastTrainer:
+    """A new model around its backbone and what trains it, ready to; the run's settings are written into its folder."""
+    set_seed(training.seed)
+    config = LlataConfig(**asdict(model), num_channels=len(task.columns))
+    if training.checkpointing and not config.has_language_model:
         raise InputError(f"gradient_checkpointing: ablation {config.ablation} has no blocks whose activations it drops")
-    model = LlataForPrediction.from_backbone(config, frozen_dtype=args.compute_dtype)
-    if args.resume_from_checkpoint:
-        check_resumes(model.config, data_args, args.resume_from_checkpoint)
-    # validation chooses the penalty where the training windows alone are too few for it
-    few = data_args.few_shot_percent or model_args.skip_per_channel
-    start_at_least_squares(model, splits.train, splits.val if few else None)
+    forecaster = LlataForPrediction.from_backbone(config, frozen_dtype=training.compute_dtype)
+    if training.resume_from_checkpoint:
+        check_resumes(forecaster.config, data, training.resume_from_checkpoint)
+    task.start(forecaster)
     # more channels than the backbone has positions: found before anything is written
-    model.check_shapes(splits.train[0]["past_values"][None])
-    trainer = ForecastTrainer(model, args, splits, series.columns)
-    if trainer.is_world_process_zero():
-        start_run(args, resolved_settings(model, data_args, args))
+    forecaster.check_shapes(task.splits.train[0]["past_values"][None])
+    trainer = ForecastTrainer(forecaster, training, task.splits, task.columns)
+    on_first_rank(lambda: begin(folder, training, resolved_settings(forecaster, data, training)))
     return trainer
 
 
-def train_on(
-    series: TimeSeries,
-    splits: Splits,
-    model_args: ModelSettings,
-    data_args: DataSettings,
-    args: ForecastTrainingArguments,
-) -> tuple[LlataForPrediction, dict]:
-    """Train on the windows of a series and score every test window once; the run's folder is written.
-
-    Returns the model as kept, and what `metrics.json` holds: {"test", "train", "parameters"}.
-    """
-    trainer = prepare(series, splits, model_args, data_args, args)
-    began = time.perf_counter()
-    trained = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
-    trained["seconds"] = time.perf_counter() - began
-    trained["best_mse"] = trainer.state.best_metric
-    trained["best_step"] = trainer.state.best_global_step
-    save_run(trainer, Preprocessor.of(data_args.dataset, series, splits.scaler))
-    test = score(forecast_of(trainer.model.eval()), splits.test, series.columns, args.per_device_eval_batch_size)
-    metrics = {"test": test, "train": trained, "parameters": parameter_counts(trainer.model)}
-    write_metrics(args.output_dir, metrics)
-    return trainer.model, metrics
+def _description(trainer: ForecastTrainer, counts: dict[str, int]) -> list[str]:
+    model, training = trainer.model, trainer.args
+    num_tokens = model.config.num_tokens(len(trainer.metrics.columns))
+    attention = model.attention.explain(num_tokens, training.compute_dtype, training.device)
+    return [parameter_table(counts), f"attention: {attention}"]
 
 
-def save_run(trainer: ForecastTrainer, preprocessor: Preprocessor):
-    """Write what a forecast needs into the run's folder; every rank calls it."""
-    folder = RunFolder(trainer.args.output_dir)
-    if trainer.is_world_process_zero():
-        folder.unfinish()
-    trainer.save_model()
-    if trainer.is_world_process_zero():
-        folder.write_preprocessor(preprocessor)
+def _save(trainer: ForecastTrainer, folder: RunFolder, task: Task, data: DataSettings):
+    """Write what a forecast needs into the run's folder, the manifest last; every rank calls it."""
+    partial = partial_name(folder / "model")
+    trainer.save_model(str(partial))
+
+    def settle():
+        folder.take_model(partial)
+        folder.write_preprocessor(task.preprocessor(data.dataset))
         folder.finish()
+        if trainer.checkpoint_limit == 1 and trainer.best_checkpoint:
+            folder.keep_only(trainer.best_checkpoint)
+
+    on_first_rank(settle)
 
 
 def forecast_of(model: LlataForPrediction) -> Forecast:

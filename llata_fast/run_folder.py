@@ -47,6 +47,8 @@ PREPROCESSOR, METRICS, PICTURE = "preprocessor_config.json", "metrics.json", "fo
 LOG = "log.jsonl"
 METRICS_VERSION = 2
 TRAINER_STATE = "trainer_state.json"
+BEST_CHECKPOINT = "best_checkpoint"
+"""Under what name a trainer's state holds the name of the best checkpoint so far."""
 UNAVERAGED = "unaveraged.safetensors"
 _LOCK = ".lock"
 # of the version before, which had no manifest
@@ -118,6 +120,10 @@ class Checkpoint(NamedTuple):
     """A line for each later one that is damaged."""
 
 
+class FolderInUse(InputError):
+    """Another process holds the folder."""
+
+
 class RunFolder:
     """A run's folder, there or to be; nothing is read or written before a method says so."""
 
@@ -147,7 +153,11 @@ class RunFolder:
     def claimed(self) -> Iterator[None]:
         """Hold this folder, made where it is not there; no other process can until the end, or until this one dies.
 
-        A folder that nothing was written into goes again. Raises InputError where another process holds it.
+        A folder that nothing was written into goes again.
+
+        Raises:
+            FolderInUse: another process holds it.
+            InputError: it cannot be made.
         """
         self.check_can_be_made()
         made = [path for path in (self.path, *self.path.parents) if not path.exists()]
@@ -180,7 +190,7 @@ class RunFolder:
                 if error.errno in _NO_LOCKS:
                     return lock
                 os.close(lock)
-                raise InputError(f"{self}: another training is at work in this folder") from None
+                raise FolderInUse(f"{self}: another training is at work in this folder") from None
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(lock), os.stat(self / _LOCK)):
                     return lock
@@ -203,10 +213,6 @@ class RunFolder:
                 found.append((manifest["written"] if manifest else math.inf, int(match[1]), path))
         return [path for *_, path in sorted(found)]
 
-    def checkpoint(self, step: int) -> Path:
-        """Where the checkpoint of a step lies, or would."""
-        return self / f"checkpoint-{step}"
-
     def last_checkpoint(self) -> Checkpoint:
         """The whole checkpoint that was written last; raises InputError where there is none."""
         passed_over = []
@@ -218,16 +224,22 @@ class RunFolder:
         reason = f" ({passed_over[0].replace(' is passed over', '')})" if passed_over else ""
         raise InputError(f"{self} holds no whole checkpoint to resume from{reason}")
 
-    def rotate(self, limit: int | None, best_step: int | None):
+    def rotate(self, limit: int | None, best: str | None):
         """Delete the checkpoints written first until `limit` are left; the best and the last one stay."""
         # what has no manifest nothing can resume from
         checkpoints = sorted(self.checkpoints(), key=lambda path: read_manifest(path) is not None)
         if not limit or limit < 1 or not checkpoints:
             return
-        kept = {checkpoints[-1], self.checkpoint(best_step)} if best_step else {checkpoints[-1]}
+        kept = {checkpoints[-1]} | {path for path in checkpoints if path.name == best}
         spare = [path for path in checkpoints if path not in kept]
         for path in spare[: max(0, len(checkpoints) - max(limit, len(kept)))]:
             delete_folder(path)
+
+    def keep_only(self, name: str):
+        """Delete every checkpoint but one."""
+        for path in self.checkpoints():
+            if path.name != name:
+                delete_folder(path)
 
     def write_settings(self, settings: dict[str, Any]):
         write_text(self / SETTINGS, yaml.safe_dump(settings, sort_keys=False))
@@ -260,13 +272,20 @@ class RunFolder:
         except (OSError, ValueError, InputError) as error:
             raise InputError(f"{path} is damaged: {error}") from None
 
+    def take_model(self, partial: Path):
+        """Move a model's files here from the folder they were written into; the run is finished by `finish` alone.
+
+        Scores that an earlier training has left go: they are another model's.
+        """
+        for name in (MANIFEST, METRICS, *self._model_files()):
+            (self / name).unlink(missing_ok=True)
+        for path in partial.iterdir():
+            path.replace(self / path.name)
+        partial.rmdir()
+
     def finish(self):
         """Vouch for what a forecast needs, once all of it is there."""
         write_manifest(self.path, (SETTINGS, PREPROCESSOR, *self._model_files()))
-
-    def unfinish(self):
-        """Before the first of these files is written anew: what is there is a mixture until `finish`."""
-        (self / MANIFEST).unlink(missing_ok=True)
 
     def _model_files(self) -> list[str]:
         return [path.name for pattern in (CONFIG, "model*.safetensors*") for path in sorted(self.path.glob(pattern))]
@@ -350,9 +369,10 @@ def _finite_or_null(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def free_folder(stem: Path) -> Iterator[RunFolder]:
-    """`stem`, then `stem`-2, -3 and so on, but for those that hold a run."""
+def numbered_folders(stem: Path, existing: bool = True) -> Iterator[RunFolder]:
+    """`stem`, `stem`-2, -3 and so on: up to the first that is not there, or many."""
     for number in range(1, 10_000):
-        folder = RunFolder(stem if number == 1 else stem.with_name(f"{stem.name}-{number}"))
-        if not folder.holds_run:
-            yield folder
+        path = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
+        if existing and not path.exists():
+            return
+        yield RunFolder(path)

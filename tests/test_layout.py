@@ -24,6 +24,8 @@ FORBIDDEN = {
     "metrics": (*MODEL, "data", "training", "evaluation", "forecasting"),
     "evaluation": ("backbone", "losses", "training"),
     "forecasting": ("backbone", "losses", "training"),
+    "training": ("evaluation", "forecasting", "experiment", "commands"),
+    "run_folder": (*MODEL, "training", "evaluation", "forecasting"),
     "planning": ("data", "evaluation", "forecasting"),
 }
 

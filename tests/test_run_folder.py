@@ -12,7 +12,7 @@ import pytest
 
 from llata_fast.durable import find_damage, write_manifest
 from llata_fast.errors import InputError
-from llata_fast.run_folder import Preprocessor, RunFolder, free_folder
+from llata_fast.run_folder import Preprocessor, RunFolder, numbered_folders
 
 KNOWN = Preprocessor("series.csv", ["a", "b"], "date", "h", 24, [1.0, -2.0], [0.5, 3.0])
 
@@ -31,7 +31,7 @@ def folder(tmp_path):
 
 
 def checkpoint(run, step):
-    path = run.checkpoint(step)
+    path = run / f"checkpoint-{step}"
     path.mkdir(parents=True)
     (path / "weights").write_text(str(step))
     write_manifest(path)
@@ -61,9 +61,23 @@ def test_every_file_that_a_forecast_needs_is_vouched_for(folder, name):
 
 
 def test_what_is_written_anew_is_no_finished_run_before_all_of_it_is(folder):
-    folder.unfinish()
+    partial = folder.path / ".model.partial"
+    partial.mkdir()
+    for name in ("config.json", "model-1-of-2.safetensors"):
+        (partial / name).write_text("new")
+    folder.write_metrics({})
+    folder.take_model(partial)
     with pytest.raises(InputError, match="writing was cut short"):
         folder.check_finished()
+    folder.finish()
+    folder.check_finished()
+    assert {path.name for path in folder.path.iterdir()} == {
+        "config.json",
+        "manifest.json",
+        "model-1-of-2.safetensors",
+        "preprocessor_config.json",
+        "run.yaml",
+    }
 
 
 def test_a_run_of_the_version_before_is_read(folder):
@@ -170,7 +184,7 @@ def test_the_last_checkpoint_is_the_one_that_was_written_last(folder):
 def test_rotation_spares_the_best_and_the_last(folder, limit, best, left):
     for step in (5, 10, 20):
         checkpoint(folder, step)
-    folder.rotate(limit, best)
+    folder.rotate(limit, best and f"checkpoint-{best}")
     assert sorted(int(path.name.rpartition("-")[2]) for path in folder.path.glob("*checkpoint*")) == left
 
 
@@ -249,12 +263,13 @@ for _ in range(60):
     assert not (tmp_path / "run" / ".lock").exists()
 
 
-def test_folders_that_hold_a_run_are_passed_over(tmp_path):
+def test_numbered_folders(tmp_path):
     stem = tmp_path / "Metro-336-96"
-    for name in ("Metro-336-96", "Metro-336-96-3"):
-        checkpoint(RunFolder(tmp_path / name), 5)
-    names = [folder.path.name for folder, _ in zip(free_folder(stem), range(2), strict=False)]
-    assert names == ["Metro-336-96-2", "Metro-336-96-4"]
+    for name in ("Metro-336-96", "Metro-336-96-2", "Metro-336-96-4"):
+        (tmp_path / name).mkdir()
+    assert [folder.path.name for folder in numbered_folders(stem)] == ["Metro-336-96", "Metro-336-96-2"]
+    names = [folder.path.name for folder, _ in zip(numbered_folders(stem, existing=False), range(4), strict=False)]
+    assert names[2:] == ["Metro-336-96-3", "Metro-336-96-4"]
 
 
 def test_nothing_heavy_is_imported():

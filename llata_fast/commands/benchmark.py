@@ -9,11 +9,11 @@ Rows that the CSV holds are not done again, so that an interrupted benchmark goe
 """
 
 import argparse
-import json
 import os
 import platform
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -21,39 +21,45 @@ from tqdm.auto import tqdm
 from ..data import DATASETS, Splits, TimeSeries, evaluation_windows, get_dataset, read_series, split_windows
 from ..data.m4 import M4_SPECS, read_m4
 from ..errors import InputError
-from ..evaluation import m4_scores as m4_scoring
-from ..evaluation.baselines import score, seasonal_naive
+from ..evaluation.baselines import Forecast, score, seasonal_naive
 from ..evaluation.cost_picture import plot_costs
+from ..evaluation.m4_scores import m4_scores
 from ..evaluation.protocols import BASELINES, HORIZONS, PROTOCOLS, REFERENCE_NOTE, Results, Run, markdown, plan
-from ..experiment import forecast_of, train_on
+from ..evaluation.tasks import M4_BASELINES
+from ..experiment import Outcome, forecast_of, run_experiment
 from ..forecasting.pictures import HAS_MATPLOTLIB
 from ..linear import LeastSquares
 from ..modeling import LlataForPrediction
+from ..run_folder import METRICS, RunFolder
 from ..settings import ABLATIONS, RECIPES
-from ..training.arguments import parse_arguments
-from ..training.m4 import train_on_m4
-from ..training.run import check_can_be_made
+from ..training.arguments import choose_settings
 
 # of the paper's long-term, few-shot and zero-shot tables, whatever a data set's preset prefers
 CONTEXT_LENGTH = 96
 
 # the recipe without one of the options that the paper does not have
-_WITHOUT = {
-    # at the rate at which it does best then
-    "no_skip": "--linear_skip false --skip_per_channel false --skip_level 0 --zero_head false "
-    "--learning_rate 0.001 --projection_learning_rate 0.001",
-    "shared_skip": "--skip_per_channel false",
-    "no_level": "--skip_level 0",
-    "random_head": "--zero_head false",
-    "no_average": "--average_decay 0",
+_WITHOUT: dict[str, dict[str, Any]] = {
+    "no_skip": {
+        "linear_skip": False,
+        "skip_per_channel": False,
+        "skip_level": 0.0,
+        "zero_head": False,
+        # at the rate at which it does best then
+        "learning_rate": 0.001,
+        "projection_learning_rate": 0.001,
+    },
+    "shared_skip": {"skip_per_channel": False},
+    "no_level": {"skip_level": 0.0},
+    "random_head": {"zero_head": False},
+    "no_average": {"average_decay": 0.0},
 }
 _MODELS = ("llata", *(name for name in ABLATIONS if name != "none"), *_WITHOUT, *BASELINES)
 _PROTOCOL_BASELINES = {
-    "long_term": BASELINES[:4],
-    "few_shot": BASELINES[:4],
+    "long_term": ("seasonal_naive", "linear", "dlinear", "linear_per_channel"),
+    "few_shot": ("seasonal_naive", "linear", "dlinear", "linear_per_channel"),
     # a map of a channel is none of another series
-    "zero_shot": BASELINES[:3],
-    "short_term": ("naive2", *BASELINES[:3]),
+    "zero_shot": ("seasonal_naive", "linear", "dlinear"),
+    "short_term": tuple(M4_BASELINES),
 }
 
 
@@ -81,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(options: argparse.Namespace):
-    check_can_be_made(Path(options.out))
+    RunFolder(options.out).check_can_be_made()
     results = Results(Path(options.out, "results.csv"), options.reference_protocol)
     todo = [item for item in _plan(options) if item not in results]
     for item in tqdm(todo, desc=options.protocol, unit="run"):
@@ -129,20 +135,26 @@ def _plan(options: argparse.Namespace) -> list[Run]:
     return runs
 
 
-def _flags(run: Run) -> list[str]:
-    """What `train.py` is told for a run, but for its folders."""
-    dataset = f"M4-{run.dataset}" if run.protocol == "short_term" else run.dataset
-    flags = ["--dataset", dataset, "--recipe", run.recipe, "--prediction_length", str(run.horizon)]
+def _settings(run: Run) -> dict[str, Any]:
+    """What `train.py` is told for a run, but for its folders, by the options' names."""
     short_term = run.protocol == "short_term"
-    flags += ["--context_length", str(M4_SPECS[run.dataset].context_length if short_term else CONTEXT_LENGTH)]
-    flags += ["--seed", str(run.seed), "--ablation", run.model if run.model in ABLATIONS else "none"]
-    flags += _WITHOUT.get(run.model, "").split()
-    return flags + ([] if run.percent is None else ["--few_shot_percent", f"{run.percent:g}"])
+    settings = {
+        "dataset": f"M4-{run.dataset}" if short_term else run.dataset,
+        "recipe": run.recipe,
+        "prediction_length": run.horizon,
+        "context_length": M4_SPECS[run.dataset].context_length if short_term else CONTEXT_LENGTH,
+    }
+    ablation = run.model if run.model in ABLATIONS else "none"
+    settings |= {"seed": run.seed, "ablation": ablation} | _WITHOUT.get(run.model, {})
+    return settings if run.percent is None else settings | {"few_shot_percent": run.percent}
 
 
 def _command(run: Run, options: argparse.Namespace) -> str:
-    if run.model not in BASELINES and run.protocol in ("long_term", "few_shot"):
-        return " ".join(["python train.py", *_flags(run)])
+    """The command that does the run again, for people."""
+    if run.model not in BASELINES and run.protocol != "zero_shot":
+        return " ".join(
+            ["python train.py", *(f"--{name} {_in_words(value)}" for name, value in _settings(run).items())]
+        )
     command = ["python -m llata_fast benchmark", run.protocol, "--datasets", run.dataset, "--models", run.model]
     command += [] if run.protocol == "short_term" else ["--horizons", str(run.horizon)]
     command += ["--targets", run.target] if run.protocol == "zero_shot" else []
@@ -151,79 +163,75 @@ def _command(run: Run, options: argparse.Namespace) -> str:
     return " ".join(command + (["--reference_protocol"] if options.reference_protocol else []))
 
 
-def _measure(run: Run, options: argparse.Namespace) -> dict:
+def _in_words(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _measure(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     if run.protocol == "short_term":
         return _measure_m4(run, options)
-    series = _series(run.dataset, options.data_dir)
-    context_length = CONTEXT_LENGTH
+    series, target = (_series(name, options.data_dir) for name in (run.dataset, run.target))
     try:
-        splits = split_windows(series, context_length, run.horizon, few_shot_percent=run.percent)
+        splits = split_windows(series, CONTEXT_LENGTH, run.horizon, few_shot_percent=run.percent)
     except InputError as error:
         return {"note": f"not trainable: {error}"}
     scored = splits.test
     if run.target != run.dataset:
-        scored, _ = evaluation_windows(_series(run.target, options.data_dir), context_length, run.horizon)
-    if run.model in BASELINES:
-        forecast, measures = _baseline(run, _series(run.target, options.data_dir), splits), {}
-    else:
-        forecast, measures = _trained(run, options, series, splits)
-    columns = _series(run.target, options.data_dir).columns
-    windows, note = len(scored), ""
-    batch_size = 1024
+        scored, _ = evaluation_windows(target, CONTEXT_LENGTH, run.horizon)
+    windows, note, batch_size = len(scored), "", 1024
     if options.reference_protocol:
-        batch_size = parse_arguments(["--dataset", run.dataset, "--recipe", "paper"])[2].batch_size
+        paper = choose_settings({"dataset": run.dataset, "recipe": "paper"})
+        batch_size = paper[-1].batch_size
         windows = windows // batch_size * batch_size
         note = f"{REFERENCE_NOTE}: {len(scored) - windows} windows left out"
-    scores = score(forecast, scored, columns, batch_size, drop_last=options.reference_protocol)
+    if run.model in BASELINES:
+        forecast, measures, scores = _baseline(run, target, splits), {}, None
+    else:
+        outcome = _trained(run, options)
+        forecast, measures = forecast_of(outcome.model.eval()), _costs(outcome.metrics)
+        # what the run says of itself, where that is what is asked for
+        own = run.target == run.dataset and not options.reference_protocol
+        scores = outcome.metrics["test"] if own else None
+    if scores is None:
+        scores = score(forecast, scored, target.columns, batch_size, drop_last=options.reference_protocol)
     return measures | {"mse": scores["mse"], "mae": scores["mae"], "windows": windows, "note": note}
 
 
-def _baseline(run: Run, target: TimeSeries, splits: Splits):
+def _baseline(run: Run, target: TimeSeries, splits: Splits) -> Forecast:
     if run.model == "seasonal_naive":
         return seasonal_naive(target.seasonality, run.horizon)
     return LeastSquares(run.model == "linear_per_channel", centred=run.model != "dlinear").fit(splits.train)
 
 
-def _trained(run: Run, options: argparse.Namespace, series: TimeSeries, splits: Splits):
-    """The run's forecast and its costs; a run whose folder is finished is read, not trained again."""
-    folder = Path(options.runs, run.folder)
-    finished = folder / "metrics.json"
-    if finished.exists():
-        model, metrics = LlataForPrediction.from_pretrained(folder), json.loads(finished.read_text())
-    else:
-        model, metrics = train_on(series, splits, *_arguments(run, options, folder))
-    return forecast_of(model.eval()), _costs(metrics)
+def _trained(run: Run, options: argparse.Namespace) -> Outcome:
+    """The run as it ended; one whose folder is finished is read, not trained again."""
+    m4 = "M4-" if run.protocol == "short_term" else ""
+    folder = RunFolder(Path(options.runs, f"{m4}{run.folder}"))
+    if (folder / METRICS).exists():
+        folder.check_finished()
+        return Outcome(folder, folder.read_metrics(), LlataForPrediction.from_pretrained(folder.path), None)
+    places = {"output_dir": str(folder), "data_dir": options.data_dir}
+    quiet = {"overwrite_output_dir": True, "disable_tqdm": True, "report_to": "none"}
+    return run_experiment(*choose_settings(_settings(run) | places | quiet))
 
 
-def _arguments(run: Run, options: argparse.Namespace, folder: Path):
-    flags = [*_flags(run), "--output_dir", str(folder), "--overwrite_output_dir", "true"]
-    flags += ["--disable_tqdm", "true", "--report_to", "none"]
-    return parse_arguments(flags + ([] if options.data_dir is None else ["--data_dir", options.data_dir]))
-
-
-def _costs(metrics: dict) -> dict:
-    counts, trained = metrics["parameters"], metrics["train"]
+def _costs(metrics: dict[str, Any]) -> dict[str, Any]:
+    counts, validation = metrics["parameters"], metrics["validation"]
     return {
         "trained_parameters": counts["trained"],
         "frozen_parameters": counts.get("frozen", 0),
-        "seconds": round(trained["seconds"], 1),
-        "validation_mse": trained.get("best_mse"),
+        "seconds": round(metrics["training"]["seconds"], 1),
+        "validation_mse": validation and validation["mse"],
     }
 
 
-def _measure_m4(run: Run, options: argparse.Namespace) -> dict:
+def _measure_m4(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     m4 = read_m4(run.dataset, options.data_dir)
     measures = {"windows": len(m4.names)}
-    if run.model not in BASELINES:
-        metrics = train_on_m4(m4, *_arguments(run, options, Path(options.runs, f"M4-{run.folder}")))
-        return measures | _costs(metrics) | metrics["test"]
-    forecasts = {
-        "naive2": m4_scoring.naive2_forecasts,
-        "seasonal_naive": m4_scoring.seasonal_naive_forecasts,
-        "linear": lambda m4: m4_scoring.linear_forecasts(m4, centred=True),
-        "dlinear": lambda m4: m4_scoring.linear_forecasts(m4, centred=False),
-    }
-    return measures | m4_scoring.m4_scores(forecasts[run.model](m4), m4)
+    if run.model in BASELINES:
+        return measures | m4_scores(M4_BASELINES[run.model](m4), m4)
+    metrics = _trained(run, options).metrics
+    return measures | _costs(metrics) | metrics["test"]
 
 
 @lru_cache(maxsize=4)

@@ -55,6 +55,11 @@ M4_SPECS = {
 }
 
 
+def m4_spec(dataset: str) -> M4Spec | None:
+    """The frequency that a data set's name, `M4-Hourly`, stands for; None for the name of anything else."""
+    return next((spec for name, spec in M4_SPECS.items() if dataset.lower() == f"m4-{name.lower()}"), None)
+
+
 @dataclass(frozen=True, eq=False)
 class M4Set:
     """All series of one frequency."""

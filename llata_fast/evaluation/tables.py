@@ -4,12 +4,15 @@ import pandas as pd
 
 
 def results_table(scores: dict[str, dict]) -> str:
-    """Text from name -> {"mse", "mae", "per_channel": {column: {"mse", "mae"}}}: errors overall, MSE by channel."""
-    rows = {
-        name: {"MSE": score["mse"], "MAE": score["mae"]}
-        | {f"MSE {column}": errors["mse"] for column, errors in score["per_channel"].items()}
-        for name, score in scores.items()
-    }
-    table = pd.DataFrame.from_dict(rows, orient="index")
+    """Text from name -> errors {"mse", "mae", "per_channel": {column: {"mse", "mae"}}}, or {"smape", ...} of M4.
+
+    Errors overall, then the MSE by channel; null is a score that is none.
+    """
+    rows = {}
+    for name, score in scores.items():
+        overall = {error.upper(): value for error, value in score.items() if error != "per_channel"}
+        by_channel = {f"MSE {column}": errors["mse"] for column, errors in score.get("per_channel", {}).items()}
+        rows[name] = overall | by_channel
+    table = pd.DataFrame.from_dict(rows, orient="index").astype(float)
     # a wide series would not fit a terminal: its channels are in metrics.json
     return table.iloc[:, :10].to_string(float_format=lambda value: f"{value:.4f}")

@@ -6,7 +6,7 @@ import os
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import torch
 import yaml
@@ -137,6 +137,23 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelSettings, DataS
         return model, data, _taken(values, ForecastTrainingArguments)
     except ValueError as error:
         parser.error(str(error))
+
+
+def choose_settings(given: dict[str, Any]) -> tuple[ModelSettings, DataSettings, ForecastTrainingArguments]:
+    """Defaults < the data set's preset < `given`, by the options' names; raises InputError for an unknown name."""
+    kinds = (ModelSettings, DataSettings, ForecastTrainingArguments)
+    known = {item.name: item.default for kind in kinds for item in fields(kind) if item.init}
+    if unknown := [name for name in given if name not in known]:
+        raise InputError(unknown_option(unknown[0], known))
+    chosen = known | given
+    preset = preset_for(
+        chosen["dataset"],
+        changed=set(given),
+        recipe=chosen["recipe"],
+        few_shot=chosen["few_shot_percent"] is not None,
+    )
+    model, data, training = (_taken(preset | given, kind) for kind in kinds)
+    return model, data, training
 
 
 def _taken(values: dict, kind: type):

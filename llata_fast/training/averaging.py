@@ -9,10 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-# in a checkpoint, beside the average: the weights that training goes on from
-_FILE = "unaveraged.safetensors"
+from ..run_folder import UNAVERAGED
 
 
 class WeightAverage(TrainerCallback):
@@ -33,7 +31,7 @@ class WeightAverage(TrainerCallback):
     @torch.no_grad()
     def on_train_begin(self, args, state, control, **kwargs):
         self.steps = state.global_step
-        if args.resume_from_checkpoint and (path := Path(args.resume_from_checkpoint, _FILE)).is_file():
+        if args.resume_from_checkpoint and (path := Path(args.resume_from_checkpoint, UNAVERAGED)).is_file():
             # the model holds the average until the first step, and for good if none is left
             self.average = [weight.clone() for weight in self.weights]
             stored = load_file(path)
@@ -58,11 +56,10 @@ class WeightAverage(TrainerCallback):
     def on_epoch_end(self, args, state, control, **kwargs):
         self._show(control)
 
-    def on_save(self, args, state, control, **kwargs):
-        if args.should_save:
-            checkpoint = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
-            weights = zip(self.names, self.saved, strict=True)
-            save_file({name: weight.contiguous() for name, weight in weights}, checkpoint / _FILE)
+    def save(self, path: Path):
+        """Write the weights that training goes on from; the model holds the average."""
+        weights = zip(self.names, self.saved, strict=True)
+        save_file({name: weight.contiguous() for name, weight in weights}, path)
 
     @torch.no_grad()
     def _show(self, control):

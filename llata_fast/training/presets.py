@@ -5,7 +5,7 @@ on validation data alone. A data set that has no tuned recipe takes the paper's.
 """
 
 from ..data import find_dataset
-from ..data.m4 import M4_SPECS
+from ..data.m4 import M4_SPECS, M4Spec
 
 _PAPER = {
     "context_length": 96,
@@ -31,6 +31,12 @@ _M4 = _PAPER | {
     "metric_for_best_model": "loss",
 }
 
+
+def _lengths(spec: M4Spec) -> dict:
+    """What the competition fixes of a frequency."""
+    return {"context_length": spec.context_length, "prediction_length": spec.prediction_length}
+
+
 PAPER: dict[str, dict] = {
     "ETTh1": _ETT | {"patience": 10},
     "ETTh2": _ETT,
@@ -39,7 +45,7 @@ PAPER: dict[str, dict] = {
     "Weather": _PAPER | _SMOOTH | {"batch_size": 64},
     "ECL": _PAPER | _SMOOTH | {"batch_size": 32, "num_train_epochs": 20.0},
     "Traffic": _PAPER | _SMOOTH | {"batch_size": 8, "num_train_epochs": 10.0},
-    **{f"M4-{frequency}": _M4 for frequency in M4_SPECS},
+    **{f"M4-{frequency}": _M4 | _lengths(spec) for frequency, spec in M4_SPECS.items()},
 }
 
 # steps, not epochs: windows overlap so much that validation turns before a whole epoch of ETTh1 is over
@@ -111,7 +117,7 @@ TUNED: dict[str, dict] = {
     **{name: _LONG_TERM_TUNED | {"skip_per_channel": True} for name in ("ETTh1", "ETTh2", "ETTm1", "ETTm2")},
     # its validation windows want no return to a mean
     "Exchange": _LONG_TERM_TUNED | {"skip_per_channel": True, "skip_level": 0.0},
-    **{f"M4-{frequency}": _M4_TUNED for frequency in M4_SPECS},
+    **{f"M4-{frequency}": _M4_TUNED | _lengths(spec) for frequency, spec in M4_SPECS.items()},
 }
 
 # they belong together: whoever sets one of them sets them all

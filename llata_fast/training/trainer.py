@@ -3,20 +3,29 @@
 import copy
 import functools
 import re
+import shutil
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..backbone.placing import finish_partitioning, whole_models
 from ..data import Splits, collate
 from ..data.units import forecast_windows
+from ..data.windows import Windows
+from ..durable import partial_name, settle_folder
 from ..metrics import ForecastMetrics
+from ..ranks import on_first_rank
+from ..run_folder import BEST_CHECKPOINT, TRAINER_STATE, UNAVERAGED, RunFolder
 from .arguments import ForecastTrainingArguments
 from .averaging import WeightAverage
 from .deepspeed_state import is_universal, trained_state
 from .progress import ProgressLine, TrainingLog
+from .resuming import check_whole
 from .stopping import Stopping
 from .throughput import EarlyStopping, ThroughputCallback, matmul_rate, micro_step_flops
 
@@ -41,10 +50,12 @@ class ForecastTrainer(Trainer):
         self._terms: dict[str, Tensor] = {}
         self._num_steps = 0.0
         self._micro_steps, self._windows = 1, 1
+        # the Trainer deletes old checkpoints before a new one is whole
+        self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
+        self.run = RunFolder(args.output_dir)
+        self.average = WeightAverage(model, args.average_decay) if args.average_decay else None
         self.stopping = Stopping()
-        callbacks = [self.stopping]
-        if args.average_decay:
-            callbacks.append(WeightAverage(model, args.average_decay))
+        callbacks = [self.stopping, _OwnBest(self.run), *([self.average] if self.average else [])]
         if args.patience and args.load_best_model_at_end:
             callbacks.append(EarlyStopping(early_stopping_patience=args.patience))
         super().__init__(
@@ -97,6 +108,37 @@ class ForecastTrainer(Trainer):
         else:
             super().save_model(output_dir, _internal_call)
 
+    def _save_checkpoint(self, model, trial):
+        """The Trainer's checkpoint under another name, and its own once a manifest vouches for all of it."""
+        args, state, name = self.args, self.state, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        partial = partial_name(self.run / name)
+        on_first_rank(lambda: shutil.rmtree(partial, ignore_errors=True))
+        args.output_dir = str(partial)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            args.output_dir = str(self.run)
+        best = self.best_checkpoint
+        if args.should_save:
+            # a path would lead a run that was moved to another's weights
+            state.best_model_checkpoint, state.stateful_callbacks[BEST_CHECKPOINT] = None, best
+            state.save_to_json(str(partial / name / TRAINER_STATE))
+            if self.average is not None:
+                self.average.save(partial / name / UNAVERAGED)
+        self.accelerator.wait_for_everyone()
+        if args.should_save:
+            settle_folder(partial / name, self.run / name)
+            partial.rmdir()
+            self.run.rotate(self.checkpoint_limit, best)
+        self.accelerator.wait_for_everyone()
+        state.best_model_checkpoint = best and str(self.run / best)
+
+    @property
+    def best_checkpoint(self) -> str | None:
+        """Name of the checkpoint with the best validation score so far."""
+        path = self.state.best_model_checkpoint
+        return Path(path).name if path else None
+
     def _save_optimizer_and_scheduler(self, output_dir: str):
         if not self.is_deepspeed_enabled:
             return super()._save_optimizer_and_scheduler(output_dir)
@@ -127,6 +169,8 @@ class ForecastTrainer(Trainer):
                 state["step"] = copy.deepcopy(state["step"])
 
     def _load_best_model(self):
+        best = Path(self.state.best_model_checkpoint)
+        on_first_rank(lambda: check_whole(best))
         if self.is_deepspeed_enabled:
             universal = is_universal(self.state.best_model_checkpoint)
             self.model_wrapped.load_universal_checkpoint = lambda: universal
@@ -177,21 +221,42 @@ class ForecastTrainer(Trainer):
             logs |= self.throughput.report()
         super().log(logs, *args, **kwargs)
 
-    def test(self) -> dict:
-        """MSE and MAE over every window of the test split, and per channel; the same on every rank."""
+    def test(self, windows: Windows) -> dict[str, Any]:
+        """{"mse", "mae", "per_channel"} over every one of the windows; the same on every rank."""
         # it would look for the validation's score among these
         self.remove_callback(EarlyStopping)
-        scores = self.evaluate(self.splits.test, metric_key_prefix="test")
+        scores = self.evaluate(windows.to(self.args.device), metric_key_prefix="test")
         return {"mse": scores["test_mse"], "mae": scores["test_mae"], "per_channel": self.metrics.per_channel}
+
+    def kept_validation(self) -> dict[str, float] | None:
+        """{"step", "mse", "mae", "loss"} of the validation of the weights that were kept; None where nobody did it."""
+        best = self.best_checkpoint
+        kept = int(best.rpartition("-")[2]) if best else self.state.global_step
+        for entry in reversed(self.state.log_history):
+            if entry["step"] == kept and "eval_mse" in entry:
+                return {"step": kept} | {name: entry[f"eval_{name}"] for name in ("mse", "mae", "loss")}
+        return None
 
     def forecast(self, past_values: Tensor, past_observed_mask: Tensor) -> Tensor:
         """Standardised lookbacks [B, L, C] -> forecasts [B, H, C] likewise; every rank calls it, with the same ones."""
+        self.model.eval()
         return forecast_windows(
             lambda inputs: self.prediction_step(self.model, inputs, prediction_loss_only=False)[1],
             past_values,
             past_observed_mask,
             reads_level=self.model.config.skip_level > 0,
         )
+
+
+class _OwnBest(TrainerCallback):
+    """Finds the best checkpoint in the run's own folder, wherever that lay when it was written."""
+
+    def __init__(self, run: RunFolder):
+        self.run = run
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        best = state.stateful_callbacks.get(BEST_CHECKPOINT)
+        state.best_model_checkpoint = best and str(self.run / best)
 
 
 def _may_lack(keys: set[str], module: nn.Module, incompatible):

@@ -25,7 +25,7 @@ from llata_fast.backbone.quantised import quantised_bytes, quantised_modules
 from llata_fast.errors import InputError
 from llata_fast.modeling import LlataForPrediction
 from llata_fast.settings import ModelSettings
-from llata_fast.training.run import parameter_counts
+from llata_fast.training.parameters import parameter_counts
 
 ROOT = Path(__file__).resolve().parents[2]
 PRECISIONS = ("int8", "int4")

@@ -19,7 +19,7 @@ from llata_fast.planning.report import model_config
 from llata_fast.planning.stages import weigh
 from llata_fast.planning.trace import LiveMemory, Workload, trace_step
 from llata_fast.settings import ModelSettings
-from llata_fast.training.run import parameter_counts
+from llata_fast.training.parameters import parameter_counts
 
 # of the whole language models, as their publishers count them
 PARAMETERS = {

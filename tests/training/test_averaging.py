@@ -64,7 +64,7 @@ def test_a_checkpoint_holds_both(model, tmp_path):
     walk(whole, model, 2, shown_at=(2,))
     shown = model.weight.item()
     (tmp_path / "checkpoint-2").mkdir()
-    whole.on_save(SimpleNamespace(should_save=True, output_dir=tmp_path), state, None)
+    whole.save(tmp_path / "checkpoint-2" / "unaveraged.safetensors")
 
     resumed = WeightAverage(model, 0.9)
     resumed.on_train_begin(SimpleNamespace(resume_from_checkpoint=tmp_path / "checkpoint-2"), state, None)

@@ -134,7 +134,7 @@ def arguments(tmp_path):
 def test_a_run_logs_and_keeps_them(arguments, tmp_path):
     train(*arguments, "--save_strategy", "steps", "--save_steps", 6, "--eval_strategy", "no")
     names = {"windows_per_s", "tokens_per_s", "step_ms", "data_wait_ms", "peak_memory_mib", "mfu"}
-    kept = json.loads((tmp_path / "run" / "metrics.json").read_text())["train"]
+    kept = json.loads((tmp_path / "run" / "metrics.json").read_text())["speed"]
     state = json.loads((tmp_path / "run" / "checkpoint-6" / "trainer_state.json").read_text())
     logs = [entry for entry in state["log_history"] if "loss" in entry]
     for figures in (kept, *logs):

@@ -1,0 +1,202 @@
+"""What an experiment learns and is scored on: the windows of one series, or a frequency of the M4 competition.
+
+A task gives the Trainer its windows, starts a model's linear skip, and turns forecasts into scores.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from ..data import Splits, TimeSeries, read_series, split_windows
+from ..data.m4 import M4Set, M4Spec, M4Windows, last_lookbacks, m4_spec, read_m4
+from ..errors import InputError
+from ..linear import LeastSquares, start_at_least_squares
+from ..run_folder import Preprocessor
+from ..settings import DataSettings, ModelSettings
+from .baselines import Forecast, score, seasonal_naive
+from .m4_scores import linear_forecasts, m4_scores, naive2_forecasts, seasonal_naive_forecasts
+
+WINDOWS_PER_SERIES = 4
+"""Training windows of each of M4's series in an epoch."""
+
+_M4_BATCH = 1024
+
+
+class Predictor(Protocol):
+    """What is scored. On several ranks every one of them calls these, with the same inputs."""
+
+    def forecast(self, past_values: Tensor, past_observed_mask: Tensor | None = None) -> Tensor:
+        """Lookbacks [B, L, C] in the task's units -> forecasts [B, H, C]."""
+
+    def test(self, windows: Any) -> dict[str, Any]:
+        """{"mse", "mae", "per_channel"} over every window."""
+
+
+class SeriesTask:
+    """All windows of a series, standardised by its training rows."""
+
+    def __init__(self, series: TimeSeries, splits: Splits, few_windows: bool = False):
+        """`few_windows`: validation chooses the penalties of the skip's start, for which they are too few."""
+        self.series, self.splits, self.few_windows = series, splits, few_windows
+        self.columns = list(series.columns)
+        windows = splits.test
+        self._baselines: dict[str, Callable[[], Forecast]] = {
+            "seasonal_naive": lambda: seasonal_naive(series.seasonality, windows.prediction_length),
+            "linear": lambda: LeastSquares().fit(splits.train),
+            "linear_per_channel": lambda: LeastSquares(per_channel=True).fit(splits.train),
+        }
+
+    def start(self, model: nn.Module):
+        """Move the model's linear skip, where it has one, to the least-squares solution."""
+        start_at_least_squares(model, self.splits.train, self.splits.val if self.few_windows else None)
+
+    def preprocessor(self, dataset: str) -> Preprocessor:
+        return Preprocessor.of(dataset, self.series, self.splits.scaler)
+
+    def test(self, predictor: Predictor) -> dict[str, Any]:
+        """Scores over every test window: {"mse", "mae", "per_channel"}."""
+        return predictor.test(self.splits.test)
+
+    def example(self) -> tuple[Tensor, Tensor]:
+        """The lookback in the middle of the test split [1, L, C], and what of it is observed."""
+        past, observed, _ = self._middle()
+        return past, observed
+
+    def baselines(self) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
+        """What a forecaster must beat, by name: scores, and forecasts of the example."""
+        scores, forecasts = {}, {}
+        past, observed = self.example()
+        for name, fit in self._baselines.items():
+            baseline = fit()
+            scores[name] = score(baseline, self.splits.test, self.columns)
+            forecasts[name] = baseline(past, observed)
+        return scores, forecasts
+
+    def picture(self, forecasts: dict[str, Tensor]) -> dict[str, Any]:
+        """The example in the series' units, as `plot_forecast` takes it: history, truth, forecasts and a title."""
+        windows = self.splits.test
+        start, context, horizon = len(windows) // 2, windows.context_length, windows.prediction_length
+        # the split's values end where the last of the series' splits ends
+        dates = self.series.dates[: sum(self.series.split_rows or (len(self.series),))][-len(windows.values) :]
+
+        def table(values: Tensor, first: int) -> pd.DataFrame:
+            values = self.splits.scaler.inverse_transform(values.double().cpu().numpy())
+            return pd.DataFrame(values, index=dates[first : first + len(values)], columns=self.columns)
+
+        return {
+            "history": table(windows.values[start : start + context], start).iloc[-2 * horizon :],
+            "truth": table(self._middle()[2][0], start + context),
+            "forecasts": {name: table(forecast[0], start + context) for name, forecast in forecasts.items()},
+            "title": f"{self.series.name}: {horizon} steps from the middle of the test split",
+        }
+
+    def _middle(self) -> tuple[Tensor, Tensor, Tensor]:
+        return next(self.splits.test.batches(1, first=len(self.splits.test) // 2))
+
+
+class M4Task:
+    """One frequency of M4: validation has every series' last H known steps, the test what follows. In own units."""
+
+    def __init__(self, m4: M4Set):
+        self.m4 = m4
+        self.columns = [m4.spec.frequency]
+        self._before = [values[: -m4.spec.prediction_length] for values in m4.insample]
+        held_out = M4Windows(m4.insample, m4.spec)
+        # what is tested lies in no window: `m4_scores` holds it against forecasts
+        self.splits = Splits(self._drawn(WINDOWS_PER_SERIES), held_out, held_out, None)
+
+    def _drawn(self, windows_per_series: int) -> M4Windows:
+        spec = self.m4.spec
+        return M4Windows(self._before, spec, last_cuts=spec.last_cuts, windows_per_series=windows_per_series)
+
+    def start(self, model: nn.Module):
+        """Move the model's linear skip, where it has one, to the least-squares solution of as many draws as cuts."""
+        start_at_least_squares(model, self._drawn(self.m4.spec.last_cuts), unit="deviation")
+
+    def preprocessor(self, dataset: str) -> Preprocessor:
+        spec = self.m4.spec
+        return Preprocessor(dataset, self.columns, "date", spec.pandas_frequency, spec.seasonality, [0.0], [1.0])
+
+    def test(self, predictor: Predictor) -> dict[str, Any]:
+        """{"smape", "mase", "owa"} of the forecast of every series."""
+        inputs = last_lookbacks(self.m4.insample, self.m4.spec.context_length)
+        parts = zip(*(values.split(_M4_BATCH) for values in inputs.values()), strict=True)
+        forecasts = [predictor.forecast(past, observed)[..., 0].double().cpu() for past, observed in parts]
+        return m4_scores(torch.cat(forecasts).numpy(), self.m4)
+
+    def example(self) -> tuple[Tensor, Tensor]:
+        """The first series' lookback [1, L, 1], and what of it is observed."""
+        inputs = last_lookbacks(self.m4.insample[:1], self.m4.spec.context_length)
+        return inputs["past_values"], inputs["past_observed_mask"]
+
+    def baselines(self) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
+        """What a forecaster must beat, by name: scores, and forecasts of the example."""
+        scores, examples = {}, {}
+        for name, forecast in M4_BASELINES.items():
+            forecasts = forecast(self.m4)
+            scores[name] = m4_scores(forecasts, self.m4)
+            examples[name] = torch.from_numpy(forecasts[:1, :, None])
+        return scores, examples
+
+    def picture(self, forecasts: dict[str, Tensor]) -> dict[str, Any]:
+        """The first series as `plot_forecast` takes it, by step."""
+        values, horizon = self.m4.insample[0], self.m4.spec.prediction_length
+
+        def table(values: np.ndarray, first: int) -> pd.DataFrame:
+            return pd.DataFrame(values, index=range(first, first + len(values)), columns=self.columns)
+
+        last = values[-self.m4.spec.context_length :]
+        return {
+            "history": table(last, len(values) - len(last)),
+            "truth": table(self.m4.future[0], len(values)),
+            "forecasts": {
+                name: table(forecast[0, :, 0].double().cpu().numpy(), len(values))
+                for name, forecast in forecasts.items()
+            },
+            "title": f"M4 {self.m4.spec.frequency}, {self.m4.names[0]}: {horizon} steps",
+        }
+
+
+Task = SeriesTask | M4Task
+
+M4_BASELINES: dict[str, Callable[[M4Set], np.ndarray]] = {
+    "naive2": naive2_forecasts,
+    "seasonal_naive": seasonal_naive_forecasts,
+    "linear": lambda m4: linear_forecasts(m4, centred=True),
+    "dlinear": lambda m4: linear_forecasts(m4, centred=False),
+}
+"""Name -> forecasts [N, H] of every series."""
+
+
+def read_task(data: DataSettings, model: ModelSettings) -> Task:
+    """The task of a data set's name, `M4-<frequency>` among them, or a file's path, in windows of a model's lengths.
+
+    Raises InputError for data that cannot be had or read, too few rows, and lengths that are not M4's.
+    """
+    spec = m4_spec(data.dataset)
+    if spec is not None:
+        return M4Task(_read_m4(spec, data, model))
+    series = read_series(
+        data.dataset,
+        data_dir=data.data_dir,
+        date_column=data.date_column,
+        columns=data.columns,
+        missing=data.missing,
+    )
+    lengths = (model.context_length, model.prediction_length)
+    splits = split_windows(series, *lengths, few_shot_percent=data.few_shot_percent)
+    return SeriesTask(series, splits, few_windows=bool(data.few_shot_percent or model.skip_per_channel))
+
+
+def _read_m4(spec: M4Spec, data: DataSettings, model: ModelSettings) -> M4Set:
+    for name in ("columns", "date_column", "few_shot_percent"):
+        if getattr(data, name) is not None:
+            raise InputError(f"{name} is not for {data.dataset}, whose series and windows the competition fixes")
+    for name in ("prediction_length", "context_length"):
+        if getattr(model, name) != getattr(spec, name):
+            raise InputError(f"{name} of {data.dataset} is {getattr(spec, name)}, not {getattr(model, name)}")
+    return read_m4(spec.frequency, data.data_dir)

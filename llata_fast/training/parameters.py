@@ -1,0 +1,29 @@
+"""How many parameters are trained, and how many are frozen."""
+
+from torch import nn
+
+from ..backbone.quantised import quantised_modules
+
+
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """Trained and frozen parameters by part of the model, and in all."""
+    counts: dict[str, int] = {}
+    # four bits are stored two by two
+    packed = {module.projection.weight: module.num_weights for module in quantised_modules(model)}
+    for name, parameter in model.named_parameters():
+        kind = "trained" if parameter.requires_grad else "frozen"
+        # ZeRO-3 keeps the size of what it has taken apart
+        size = packed.get(parameter) or getattr(parameter, "ds_numel", parameter.numel())
+        for part in (f"{name.split('.')[0]} {kind}", kind):
+            counts[part] = counts.get(part, 0) + size
+    return counts
+
+
+def parameter_table(counts: dict[str, int]) -> str:
+    """`parameter_counts` as lines of text, a part of the model each."""
+    parts = dict.fromkeys(name.rpartition(" ")[0] for name in counts if " " in name)
+    rows = [("parameters", "trained", "frozen")]
+    for part, prefix in [*((part, f"{part} ") for part in parts), ("in all", "")]:
+        rows.append((part, *(f"{counts.get(f'{prefix}{kind}', 0):,}" for kind in ("trained", "frozen"))))
+    width = max(len(cell) for row in rows for cell in row)
+    return "\n".join(f"{part:<{width}}  {trained:>{width}}  {frozen:>{width}}" for part, trained, frozen in rows)

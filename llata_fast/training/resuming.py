@@ -1,0 +1,150 @@
+"""Where a run goes and what it goes on from, settled before anything is built."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..config import LlataConfig
+from ..durable import delete_partials, find_damage, partial_name
+from ..errors import InputError
+from ..ranks import from_first_rank
+from ..run_folder import BEST_CHECKPOINT, CONFIG, SETTINGS, TRAINER_STATE, FolderInUse, RunFolder, numbered_folders
+from ..settings import DataSettings, ModelSettings, check_agreement
+from .arguments import ForecastTrainingArguments
+
+_LAST = ("last", "true", "True")
+
+
+@contextlib.contextmanager
+def claimed_run(
+    model: ModelSettings, data: DataSettings, training: ForecastTrainingArguments
+) -> Iterator[tuple[RunFolder, list[str]]]:
+    """The run's folder, held until the end, and lines on what was passed over; the same on every rank.
+
+    Settles `training.output_dir`, by default a new folder, and `training.resume_from_checkpoint`.
+
+    Raises:
+        InputError: the folder given holds a run already or is another process's, there is no whole checkpoint to
+            resume from, or the best one so far is not beside it.
+    """
+    _ = training.device  # joins the ranks
+    with contextlib.ExitStack() as held:
+        # a rank that comes late would find the folder that the first one made
+        output_dir, resume, lines = from_first_rank(lambda: _choose(model, data, training, held))
+        training.output_dir, training.resume_from_checkpoint = output_dir, resume
+        yield RunFolder(output_dir), lines
+
+
+def _choose(
+    model: ModelSettings, data: DataSettings, training: ForecastTrainingArguments, held: contextlib.ExitStack
+) -> tuple[str, str | None, list[str]]:
+    resume, passed_over = training.resume_from_checkpoint, []
+    last = resume in _LAST
+    if resume is not None and not last:
+        if not resume or not Path(resume).is_dir():
+            raise InputError(f"no checkpoint at {resume or 'an empty path'}")
+        check_whole(Path(resume))
+    folder = _folder(model, data, training)
+    if folder is None:
+        folder = _claim_free(_default(model, data), held)
+    else:
+        held.enter_context(folder.claimed())
+        if folder.holds_run and not (resume or training.overwrite_output_dir):
+            raise InputError(
+                f"{folder} holds a run already: give another --output_dir, --resume_from_checkpoint last or "
+                "--overwrite_output_dir true"
+            )
+    if last:
+        checkpoint, passed_over = folder.last_checkpoint()
+        resume = str(checkpoint)
+    if resume is not None and training.load_best_model_at_end:
+        _find_best(folder, Path(resume))
+    return str(folder), resume, passed_over
+
+
+def _default(model: ModelSettings, data: DataSettings) -> Path:
+    return Path("runs") / f"{Path(data.dataset).stem}-{model.context_length}-{model.prediction_length}"
+
+
+def _folder(model: ModelSettings, data: DataSettings, training: ForecastTrainingArguments) -> RunFolder | None:
+    """Where the run goes; None for any folder that is free."""
+    given, resume = training.given["output_dir"], training.resume_from_checkpoint
+    if given is not None:
+        return RunFolder(given)
+    if resume is None:
+        return None
+    if resume not in _LAST:
+        # the run that wrote it goes on, not the one that was begun last
+        return RunFolder(Path(resume).parent)
+    runs = [folder for folder in numbered_folders(_default(model, data)) if folder.holds_run]
+    return runs[-1] if runs else RunFolder(_default(model, data))
+
+
+def _claim_free(stem: Path, held: contextlib.ExitStack) -> RunFolder:
+    """The first numbered folder that holds no run and that no other process holds, claimed."""
+    for folder in numbered_folders(stem, existing=False):
+        if folder.holds_run:
+            continue
+        with contextlib.ExitStack() as claim, contextlib.suppress(FolderInUse):
+            claim.enter_context(folder.claimed())
+            # it may have been finished a moment ago
+            if not folder.holds_run:
+                held.enter_context(claim.pop_all())
+                return folder
+    raise InputError(f"no free folder among {stem}, {stem}-2 and so on: give --output_dir")
+
+
+def check_whole(checkpoint: Path):
+    """Raise InputError unless a checkpoint is as it was written."""
+    if damage := find_damage(checkpoint):
+        raise InputError(f"{checkpoint} is no whole checkpoint: {damage}")
+
+
+def _find_best(folder: RunFolder, resume: Path) -> Path | None:
+    """The best checkpoint up to `resume`, in the run's own folder or beside `resume`; None where that is the best."""
+    name = json.loads((resume / TRAINER_STATE).read_text())["stateful_callbacks"].get(BEST_CHECKPOINT)
+    if not name or name == resume.name:
+        return None
+    for path in (folder / name, resume.parent / name):
+        if path.is_dir() and find_damage(path) is None:
+            return path
+    raise InputError(
+        f"{folder} lacks {name}, the best up to {resume.name}, or it is damaged: restore it, or keep the last weights "
+        "with --load_best_model_at_end false"
+    )
+
+
+def check_resumes(config: LlataConfig, data: DataSettings, checkpoint: str | Path):
+    """Raise InputError where `checkpoint` was trained with other settings of those that its weights rest on."""
+    path = Path(checkpoint, CONFIG)
+    try:
+        theirs = LlataConfig.from_dict(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the checkpoint's settings {path}: {error}") from None
+    run = RunFolder(Path(checkpoint).parent)
+    # a checkpoint may have been brought here without its run
+    settings = run.read_settings() if (run / SETTINGS).is_file() else {}
+    series = {name: settings[name] for name in vars(data) if name in settings}
+    check_agreement(vars(theirs) | series, vars(config) | vars(data), str(checkpoint))
+    if None not in (theirs.num_channels, config.num_channels) and theirs.num_channels != config.num_channels:
+        raise InputError(f"{checkpoint} was trained on {theirs.num_channels} channels, not {config.num_channels}")
+
+
+def begin(folder: RunFolder, training: ForecastTrainingArguments, settings: dict):
+    """Write a run's settings into its folder; rank 0 calls it once nothing else can refuse the run.
+
+    What a run that is overwritten has left goes. The best checkpoint so far is copied where it lies elsewhere: a run
+    depends on nothing outside its folder.
+    """
+    resume = training.resume_from_checkpoint
+    if training.overwrite_output_dir and not resume:
+        folder.clear()
+    delete_partials(folder.path)
+    best = _find_best(folder, Path(resume)) if resume and training.load_best_model_at_end else None
+    if best is not None and best.parent != folder.path:
+        target = folder / best.name
+        shutil.copytree(best, partial_name(target))
+        partial_name(target).replace(target)
+    folder.write_settings(settings)

@@ -1,0 +1,156 @@
+"""One experiment, whoever starts it: the same files, one schema of scores, and nothing written where it is refused."""
+
+import json
+import math
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny import random_backbone, write_series
+
+from llata_fast.__main__ import main
+from llata_fast.data import read_csv
+from llata_fast.errors import InputError
+from llata_fast.experiment import train
+from llata_fast.forecasting.forecaster import Forecaster
+from llata_fast.training import presets
+
+pytestmark = pytest.mark.usefixtures("plain_ops")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+NUMBER = (int, float)
+ERRORS = {"mse": NUMBER, "mae": NUMBER, "per_channel": {str: {"mse": NUMBER, "mae": NUMBER}}}
+M4_ERRORS = {"smape": NUMBER, "mase": NUMBER, "owa": NUMBER}
+SCHEMA = {
+    "version": int,
+    "dataset": str,
+    "test": (ERRORS, M4_ERRORS),
+    "validation": {"step": int, "mse": NUMBER, "mae": NUMBER, "loss": NUMBER},
+    "baselines": {str: (ERRORS, M4_ERRORS)},
+    "training": {"seconds": NUMBER, "steps": int, "epochs": NUMBER, "loss": NUMBER},
+    "speed": {
+        name: NUMBER for name in ("windows_per_s", "tokens_per_s", "step_ms", "data_wait_ms", "peak_memory_mib", "mfu")
+    },
+    "parameters": {str: int},
+}
+
+
+def fits(value, schema):
+    """Whether a value read from JSON has the schema's form, its keys and no others."""
+    if isinstance(schema, tuple) and not all(isinstance(entry, type) for entry in schema):
+        return any(fits(value, entry) for entry in schema)
+    if not isinstance(schema, dict):
+        return isinstance(value, schema) and not isinstance(value, bool)
+    if not isinstance(value, dict):
+        return False
+    if schema.keys() == {str}:
+        return bool(value) and all(fits(entry, schema[str]) for entry in value.values())
+    return value.keys() == schema.keys() and all(fits(value[key], schema[key]) for key in schema)
+
+
+SETTINGS = {
+    "num_layers": 1,
+    "num_prototypes": 9,
+    "intermediate_size": 20,
+    "batch_size": 16,
+    "max_steps": 3,
+    "eval_strategy": "steps",
+    "save_strategy": "steps",
+    "eval_steps": 1,
+    "save_steps": 1,
+    "precision": "fp32",
+    "report_to": "none",
+}
+SHORT = {"context_length": 24, "prediction_length": 8}
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    """M4's yearly files, one constant series among them, and a data set by the name of ETTh1."""
+    rng = np.random.default_rng(0)
+    for part, width in (("train", 20), ("test", 6)):
+        rows = [[f"Y{number}", *rng.uniform(50, 60, width).round(1)] for number in range(6)]
+        rows.append(["Y7", *np.full(width, 3.0)])
+        columns = [f"V{number}" for number in range(width + 1)]
+        pd.DataFrame(rows, columns=columns).to_csv(tmp_path / f"Yearly-{part}.csv", index=False)
+    return tmp_path
+
+
+def by_command(**settings):
+    argv = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train.py", *argv])
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    return Path(settings["output_dir"])
+
+
+FILES = {"run.yaml", "config.json", "model.safetensors", "preprocessor_config.json", "manifest.json", "metrics.json"}
+
+
+def check(folder):
+    """The run's files are all there, and its scores are as documented; returns them."""
+    assert {path.name for path in folder.iterdir()} >= FILES
+    metrics = json.loads((folder / "metrics.json").read_text(), parse_constant=pytest.fail)
+    assert fits(metrics, SCHEMA), json.dumps(metrics, indent=1)
+    assert metrics["version"] == 2
+    return metrics
+
+
+def test_every_driver_writes_the_same_files(data_dir, tmp_path, monkeypatch):
+    settings = SETTINGS | {"backbone": random_backbone(tmp_path)}
+    series = write_series(tmp_path / "series.csv")
+    run = by_command(dataset=series, output_dir=tmp_path / "command", **settings, **SHORT)
+    commanded = check(run)
+    outcome = train(str(series), output_dir=str(tmp_path / "library"), **settings, **SHORT)
+    assert check(outcome.folder.path) == outcome.metrics
+    for name in ("test", "validation", "baselines", "parameters"):
+        assert outcome.metrics[name] == commanded[name], name
+
+    m4 = check(by_command(dataset="M4-Yearly", data_dir=data_dir, output_dir=tmp_path / "m4", **settings))
+    assert m4["test"].keys() == M4_ERRORS.keys() and m4["baselines"]["naive2"]["owa"] == 1
+    presets_of_m4 = presets.TUNED["M4-Yearly"] | {name: value for name, value in settings.items()}
+    monkeypatch.setitem(presets.TUNED, "M4-Yearly", presets_of_m4)
+    places = ("--data_dir", data_dir, "--out", tmp_path / "out", "--runs", tmp_path / "runs")
+    main([str(part) for part in ("benchmark", "short_term", "--datasets", "Yearly", "--seeds", "2021", *places)])
+    (folder,) = (tmp_path / "runs").iterdir()
+    benchmarked = check(folder)
+    assert benchmarked["test"] == m4["test"] and benchmarked["validation"] == m4["validation"]
+    row = pd.read_csv(tmp_path / "out" / "results.csv").set_index("model").loc["llata"]
+    assert row["owa"] == m4["test"]["owa"] and row["validation_mse"] == m4["validation"]["mse"]
+
+
+def test_m4_is_forecast_like_any_series(data_dir, tmp_path):
+    settings = SETTINGS | {"backbone": random_backbone(tmp_path), "data_dir": data_dir}
+    run = by_command(dataset="M4-Yearly", output_dir=tmp_path / "m4", **settings)
+    series = read_csv(write_series(tmp_path / "one.csv", rows=40, channels=1))
+    assert len(Forecaster.from_run(run).predict(series)) == 6
+
+
+def test_nobody_validated(tmp_path):
+    """Then there are no scores of it, and no picture of a best step."""
+    settings = SETTINGS | SHORT | {"backbone": random_backbone(tmp_path), "eval_strategy": "no"}
+    outcome = train(str(write_series(tmp_path / "series.csv")), output_dir=str(tmp_path / "run"), **settings)
+    assert outcome.metrics["validation"] is None and math.isfinite(outcome.metrics["test"]["mse"])
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"dataset": "M4-Yearly", "prediction_length": 7}, "prediction_length of M4-Yearly is 6, not 7"),
+        ({"dataset": "M4-Yearly", "columns": ["Y1"]}, "columns is not for M4-Yearly"),
+        ({"dataset": "M4-Yearly", "few_shot_percent": 5.0}, "few_shot_percent is not for M4-Yearly"),
+        ({"dataset": "M4-Secondly"}, "unknown dataset 'M4-Secondly'"),
+        ({"dataset": "M4-Yearly", "bacth_size": 3}, "unknown option bacth_size: did you mean batch_size"),
+        ({"dataset": "M4-Yearly", "batch_size": 0}, "batch_size must be at least 1"),
+        ({"dataset": "M4-Yearly", "batch_size": "many"}, "batch_size must be a whole number"),
+    ],
+)
+def test_refusals_write_nothing(data_dir, tmp_path, settings, words):
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(InputError, match=words):
+        train(**{"output_dir": str(tmp_path / "run"), "data_dir": str(data_dir)} | settings)
+    assert sorted(tmp_path.iterdir()) == before

@@ -1,0 +1,124 @@
+"""Where a run goes, and what it goes on from."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import random_backbone, write_series
+from training.distributed_cases import train
+
+from llata_fast.durable import write_manifest
+from llata_fast.errors import InputError
+from llata_fast.run_folder import RunFolder
+from llata_fast.training.arguments import parse_arguments
+from llata_fast.training.resuming import begin, claimed_run
+
+
+def settled(*argv):
+    """(output_dir, resume_from_checkpoint) as a run of the default series settles them."""
+    model, data, training = parse_arguments(list(argv))
+    with claimed_run(model, data, training) as (folder, _):
+        assert str(folder) == training.output_dir
+        return training.output_dir, training.resume_from_checkpoint
+
+
+def checkpoint(run, step, best=None):
+    path = Path(run, f"checkpoint-{step}")
+    path.mkdir(parents=True)
+    best = best and f"checkpoint-{best}"
+    (path / "trainer_state.json").write_text(json.dumps({"stateful_callbacks": {"best_checkpoint": best}}))
+    write_manifest(path)
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """A working directory where two runs of the default series were begun."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("Metro-336-96", "Metro-336-96-2"):
+        checkpoint(tmp_path / "runs" / name, 5)
+
+
+def test_a_run_goes_to_a_folder_of_its_own(runs, tmp_path):
+    assert settled() == ("runs/Metro-336-96-3", None)
+    # trained, and then interrupted
+    (tmp_path / "runs" / "Metro-336-96-3").mkdir()
+    (tmp_path / "runs" / "Metro-336-96-3" / "model.safetensors").touch()
+    assert settled() == ("runs/Metro-336-96-4", None)
+    with pytest.raises(InputError, match="Metro-336-96-3 holds a run already"):
+        settled("--output_dir", "runs/Metro-336-96-3")
+
+
+def test_of_two_trainings_at_once_each_has_a_folder(runs, tmp_path):
+    """The default moves to the next number, the folder that was named is refused, as long as the other lives."""
+    script = "import sys; from llata_fast.run_folder import RunFolder\n"
+    script += "with RunFolder(sys.argv[1]).claimed(): print('held', flush=True), sys.stdin.read()"
+    argv = [sys.executable, "-c", script, "runs/Metro-336-96-3"]
+    other = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    assert settled() == ("runs/Metro-336-96-4", None)
+    with pytest.raises(InputError, match="Metro-336-96-3: another training is at work in this folder"):
+        settled("--output_dir", "runs/Metro-336-96-3")
+    other.kill()
+    other.wait()
+    assert settled() == ("runs/Metro-336-96-3", None)
+
+
+def test_a_resumed_run_goes_on_where_it_was(runs):
+    last = "runs/Metro-336-96-2"
+    assert settled("--resume_from_checkpoint", "last") == (last, f"{last}/checkpoint-5")
+    first = "runs/Metro-336-96"
+    assert settled("--resume_from_checkpoint", f"{first}/checkpoint-5") == (first, f"{first}/checkpoint-5")
+    elsewhere = settled("--resume_from_checkpoint", f"{first}/checkpoint-5", "--output_dir", "elsewhere")
+    assert elsewhere == ("elsewhere", f"{first}/checkpoint-5")
+    for path in ("runs/absent", ""):
+        with pytest.raises(InputError, match="no checkpoint at (runs/absent|an empty path)"):
+            settled("--resume_from_checkpoint", path)
+
+
+def test_a_checkpoint_whose_writing_was_cut_short_is_passed_over(runs, tmp_path):
+    run = tmp_path / "runs" / "Metro-336-96-2"
+    (run / "checkpoint-10").mkdir()
+    assert settled("--resume_from_checkpoint", "last")[1] == "runs/Metro-336-96-2/checkpoint-5"
+    with pytest.raises(InputError, match="cut short"):
+        settled("--resume_from_checkpoint", str(run / "checkpoint-10"))
+    (run / "checkpoint-5" / "trainer_state.json").unlink()
+    with pytest.raises(InputError, match="holds no whole checkpoint"):
+        settled("--resume_from_checkpoint", "last")
+
+
+def test_the_best_checkpoint_is_the_runs_own(runs, tmp_path):
+    """A copied run takes its own; one that goes on elsewhere takes it along; without it nothing is trained."""
+    for name in ("Metro-336-96", "copy"):
+        checkpoint(tmp_path / "runs" / name, 7, best=6)
+    resume = ("--resume_from_checkpoint", "runs/copy/checkpoint-7")
+    with pytest.raises(InputError, match="runs/copy lacks checkpoint-6, the best up to checkpoint-7"):
+        settled(*resume)
+    assert settled(*resume, "--load_best_model_at_end", "false") == ("runs/copy", "runs/copy/checkpoint-7")
+    best = checkpoint(tmp_path / "runs" / "copy", 6)
+    assert settled(*resume) == ("runs/copy", "runs/copy/checkpoint-7")
+    training = parse_arguments([*resume, "--output_dir", "elsewhere"])[2]
+    os.mkdir("elsewhere")
+    begin(RunFolder("elsewhere"), training, {})
+    (best / "trainer_state.json").unlink()
+    assert settled(*resume, "--output_dir", "elsewhere") == ("elsewhere", "runs/copy/checkpoint-7")
+    with pytest.raises(InputError, match="runs/copy lacks checkpoint-6"):
+        settled(*resume)
+
+
+def test_an_overwritten_run_leaves_nothing(tmp_path, plain_ops):
+    """What it has left would be the checkpoint that this run resumes from."""
+    settings = {"backbone": random_backbone(tmp_path), "num_layers": 1, "num_prototypes": 9, "intermediate_size": 20}
+    settings |= {"dataset": write_series(tmp_path / "series.csv"), "context_length": 12, "prediction_length": 6}
+    settings |= {"batch_size": 8, "max_steps": 1, "use_cpu": True, "precision": "fp32", "report_to": "none"}
+    settings |= {"eval_strategy": "no", "save_strategy": "steps", "save_steps": 1, "output_dir": tmp_path / "run"}
+
+    def checkpoints(**more):
+        train([f"--{name}={value}" for name, value in (settings | more).items()])
+        return [path.name for path in (tmp_path / "run").glob("checkpoint-*")]
+
+    assert checkpoints() == ["checkpoint-1"]
+    assert checkpoints(overwrite_output_dir=True, save_strategy="no") == []
