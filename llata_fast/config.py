@@ -128,3 +128,6 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
     def num_tokens(self, num_channels: int) -> int:
         """T, tokens that the backbone attends over for a series of `num_channels`."""
         return num_channels if self.variate_tokens else self.num_patches
+
+
+AutoConfig.register(LlataConfig.model_type, LlataConfig)

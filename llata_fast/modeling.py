@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import load_torch_model, snapshot_download
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForTimeSeriesPrediction, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .ablations import AttentionBlock, StandIn
@@ -35,6 +35,8 @@ from .losses import forecast_loss
 from .quantiles import QuantileHead, in_order, pinball_loss
 from .ranks import from_first_rank
 from .settings import ModelSettings
+
+_HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
 
 @dataclass
@@ -255,22 +257,28 @@ class LlataForPrediction(PreTrainedModel):
         """The trained forecaster in `source`, a folder or hub id written by `save_pretrained`; in evaluation mode.
 
         The frozen base comes from the checkpoint where it holds one, else from `config.backbone`. Keywords override
-        fields of `ModelSettings`, for instance `backbone` when the base has moved.
+        fields of `ModelSettings`, for instance `backbone` when the base has moved; `config` replaces the folder's own.
+        `revision`, `token`, `cache_dir`, `force_download` and `local_files_only` go to the hub.
 
         Raises:
             InputError: no checkpoint there, the base is not to be had, a weight is missing, or no field has that name.
         """
+        config = kwargs.pop("config", None)
+        # what transformers' auto classes hand on; no code of a checkpoint ever runs
+        for name in ("adapter_kwargs", "trust_remote_code"):
+            kwargs.pop(name, None)
+        hub = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
         if unknown := kwargs.keys() - {item.name for item in fields(ModelSettings)}:
             raise InputError(f"from_pretrained: the configuration has no field {min(unknown)!r} to override")
         folder = Path(source)
         if not folder.is_dir():
             try:
-                folder = Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
+                folder = Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"], **hub))
             except (OSError, ValueError) as error:
                 raise InputError(f"no trained model at {source}: no such folder, nor on the hub ({error})") from None
         if not (folder / "config.json").is_file() or not any(folder.glob("model*.safetensors")):
             raise InputError(f"{folder} holds no config.json and model.safetensors: not the folder of a trained model")
-        config = LlataConfig.from_pretrained(folder, **kwargs)
+        config = LlataConfig.from_pretrained(folder, **kwargs) if config is None else config
         held = config.merged or config.includes_backbone or not config.has_frozen_base
         if held and config.base_precision != "auto":
             raise InputError(f"{folder} holds its backbone itself, which base_precision cannot quantise any more")
@@ -438,3 +446,6 @@ class LlataForPrediction(PreTrainedModel):
                 f"{num_tokens} tokens a sequence, but {self.config.backbone} has only {self.max_tokens} positions: "
                 "fewer channels, longer patches or a backbone without learned positions"
             )
+
+
+AutoModelForTimeSeriesPrediction.register(LlataConfig, LlataForPrediction)
