@@ -285,6 +285,12 @@ class TrainingSettings:
     resume_from_checkpoint: str | None = _setting(
         None, "last, or a checkpoint's folder: go on from there", "machine", _RUN
     )
+    trust_checkpoint: bool = _setting(
+        False,
+        "load whatever a DeepSpeed checkpoint's files hold, which can run any code; false: tensors and its own classes",
+        "machine",
+        _RUN,
+    )
     seed: int = _setting(2021, "of initialisation, data order and dropout", "training", _RUN, at_least=0)
     batch_size: int = _setting(
         128,

@@ -263,7 +263,7 @@ def _stored_config(place: _Place) -> PreTrainedConfig:
     if place.kind == "gguf":
         path = Path(place.location)
         with _reported(place, "unreadable GGUF file"):
-            return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+            return AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     if place.kind == "random" and place.location in FAMILIES:
         return AutoConfig.for_model(**FAMILIES[place.location])
     if place.kind == "random":
@@ -279,7 +279,8 @@ def _stored_config(place: _Place) -> PreTrainedConfig:
         if path is None:
             raise InputError(f"backbone {place.source!r}: there is no config.json")
     with _reported(place, f"unreadable {path.name}"):
-        return AutoConfig.from_pretrained(path)
+        # an auto_map would be asked about on the terminal, and then run
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
 
 
 def _decoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
@@ -308,6 +309,7 @@ def _gguf_decoder(place: _Place, config: PreTrainedConfig) -> PreTrainedModel:
             config=copy.deepcopy(config),
             dtype=torch.float32,
             output_loading_info=True,
+            trust_remote_code=False,
         )
     # transformers draws at random what a file lacks
     if missing := sorted(report["missing_keys"]):

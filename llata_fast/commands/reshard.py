@@ -7,16 +7,21 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("checkpoint", help="checkpoint-<step> of a run under DeepSpeed; what it holds is kept")
+    parser.add_argument(
+        "--trust_checkpoint",
+        action="store_true",
+        help="load whatever its files hold, which can run any code; without it tensors and DeepSpeed's classes alone",
+    )
 
 
 def run(options: argparse.Namespace):
     from ..training.deepspeed_state import is_universal, reshard
 
-    print(f"written: {reshard(options.checkpoint)}")
+    print(f"written: {reshard(options.checkpoint, options.trust_checkpoint)}")
     best = _best_checkpoint(options.checkpoint)
     # at the end of training its weights are loaded again, by the ranks of then
     if best is not None and not is_universal(best):
-        print(f"written: {reshard(best)}")
+        print(f"written: {reshard(best, options.trust_checkpoint)}")
     print(f"to go on: deepspeed --num_gpus N train.py ... --resume_from_checkpoint {options.checkpoint}")
 
 

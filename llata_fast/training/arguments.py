@@ -236,4 +236,4 @@ def resolved_settings(model, data: DataSettings, training: ForecastTrainingArgum
 
 
 # what names or continues one run
-_ONE_RUN = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "local_rank"}
+_ONE_RUN = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "trust_checkpoint", "local_rank"}

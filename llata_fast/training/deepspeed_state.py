@@ -1,9 +1,13 @@
 """What DeepSpeed's ranks hold between them: gathered for a checkpoint, cut anew for other ranks or another stage."""
 
 import contextlib
+import importlib
 import io
+import os
+import pickle
 import shutil
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -13,6 +17,56 @@ from ..errors import InputError
 
 # DeepSpeed's own name for the file that names a checkpoint which any ranks can read
 _UNIVERSAL = "latest_universal"
+
+# what its files hold beside tensors and plain values; none of these does anything when it is made
+_DEEPSPEED_CLASSES = (
+    "deepspeed.utils.tensor_fragment.fragment_address",
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+)
+_FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+
+
+@contextlib.contextmanager
+def restricted_unpickling(trust: bool = False) -> Iterator[None]:
+    """Inside, `torch.load` makes tensors, plain values and DeepSpeed's own classes, whatever its caller asks for.
+
+    DeepSpeed asks for everything, so that a checkpoint could run any code. `trust` lets it.
+
+    Raises:
+        InputError: a file holds something else.
+    """
+    if trust:
+        yield
+        return
+    before = os.environ.get(_FORCE)
+    os.environ[_FORCE] = "1"
+    try:
+        with torch.serialization.safe_globals(_deepspeed_classes()):
+            yield
+    except pickle.UnpicklingError as error:
+        # torch's own advice would be to execute it
+        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "nsupported" in line), "")
+        raise InputError(
+            f"the checkpoint holds more than tensors and DeepSpeed's own classes ({reason.strip() or 'damaged'}): "
+            "loading it could run any code; give trust_checkpoint if you know who wrote it"
+        ) from None
+    finally:
+        if before is None:
+            del os.environ[_FORCE]
+        else:
+            os.environ[_FORCE] = before
+
+
+def _deepspeed_classes() -> list[type]:
+    found = []
+    for path in _DEEPSPEED_CLASSES:
+        module, _, name = path.rpartition(".")
+        # versions move them
+        with contextlib.suppress(ImportError, AttributeError):
+            found.append(getattr(importlib.import_module(module), name))
+    return found
 
 
 def trained_state(model: nn.Module, keep: bool) -> dict[str, Tensor]:
@@ -40,10 +94,10 @@ def is_universal(checkpoint: str | Path) -> bool:
     return Path(checkpoint, _UNIVERSAL).is_file()
 
 
-def reshard(checkpoint: str | Path) -> Path:
+def reshard(checkpoint: str | Path, trust: bool = False) -> Path:
     """Write DeepSpeed's universal form of a Trainer's checkpoint beside the one it holds; returns its folder.
 
-    Training resumes from it with any number of ranks and any ZeRO stage.
+    Training resumes from it with any number of ranks and any ZeRO stage. `trust` as in `restricted_unpickling`.
 
     Raises:
         InputError: no checkpoint of DeepSpeed there, a universal one already, or a damaged one.
@@ -59,9 +113,12 @@ def reshard(checkpoint: str | Path) -> Path:
     target = source.with_name(f"{source.name}_universal")
     complete = False
     try:
-        _convert(source, target)
-        _settle_for_every_stage(target)
+        with restricted_unpickling(trust):
+            _convert(source, target)
+            _settle_for_every_stage(target)
         complete = True
+    except InputError:
+        raise
     except Exception as error:  # a damaged file raises anything
         raise InputError(f"{source} cannot be converted ({type(error).__name__}: {error})") from error
     finally:
@@ -103,14 +160,14 @@ def _settle_for_every_stage(target: Path):
     from deepspeed import __version__ as deepspeed_version
 
     common_path = target / "zero" / "optimizer_state.pt"
-    common = torch.load(common_path, weights_only=False)
+    common = torch.load(common_path)
     if "optimizer_state_dict" in common:
         step = common["optimizer_state_dict"]["state"][0]["step"]
         for path in list(target.glob("zero/*/*.pt")):
-            tensor = torch.load(path, weights_only=False)
+            tensor = torch.load(path)
             torch.save(tensor if isinstance(tensor, dict) else {"param": tensor}, path)
             torch.save(step, path.with_name("step.pt"))
     else:
-        step = torch.load(next(target.glob("zero/*/step.pt")), weights_only=False)
+        step = torch.load(next(target.glob("zero/*/step.pt")))
         common["optimizer_state_dict"] = {"state": {0: {"step": step}}, "param_groups": common["param_groups"]}
     torch.save({"ds_version": deepspeed_version} | common, common_path)

@@ -23,7 +23,7 @@ from ..ranks import on_first_rank
 from ..run_folder import BEST_CHECKPOINT, TRAINER_STATE, UNAVERAGED, RunFolder
 from .arguments import ForecastTrainingArguments
 from .averaging import WeightAverage
-from .deepspeed_state import is_universal, trained_state
+from .deepspeed_state import is_universal, restricted_unpickling, trained_state
 from .progress import ProgressLine, TrainingLog
 from .resuming import check_whole
 from .stopping import Stopping
@@ -157,7 +157,8 @@ class ForecastTrainer(Trainer):
             config["checkpoint"] = config.get("checkpoint", {}) | {
                 "load_universal": is_universal(resume_from_checkpoint)
             }
-        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        with restricted_unpickling(self.args.trust_checkpoint):
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None):
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -174,7 +175,8 @@ class ForecastTrainer(Trainer):
         if self.is_deepspeed_enabled:
             universal = is_universal(self.state.best_model_checkpoint)
             self.model_wrapped.load_universal_checkpoint = lambda: universal
-        super()._load_best_model()
+        with restricted_unpickling(self.args.trust_checkpoint):
+            super()._load_best_model()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:

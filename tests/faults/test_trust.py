@@ -1,0 +1,220 @@
+"""Nothing that is read is executed: a payload in every kind of file leaves no trace, and nothing is ever asked."""
+
+import builtins
+import json
+import pickle
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny import BACKBONES
+
+from llata_fast.backbone.loading import build_backbone, load_backbone_weights, read_backbone_config
+from llata_fast.config import LlataConfig
+from llata_fast.data import read_csv
+from llata_fast.errors import InputError
+from llata_fast.reference_checkpoint import load_reference_checkpoint
+from llata_fast.run_folder import RunFolder
+from llata_fast.training.arguments import parse_arguments
+from llata_fast.training.deepspeed_state import restricted_unpickling
+
+
+class Payload:
+    """What makes a file when it is unpickled."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+@pytest.fixture
+def trace(tmp_path, monkeypatch):
+    """A file that must not be there at the end; a question is an error."""
+
+    def asked(*_):
+        raise AssertionError("asked on standard input")
+
+    monkeypatch.setattr(builtins, "input", asked)
+    path = tmp_path / "executed"
+    yield path
+    assert not path.exists(), "the payload was executed"
+
+
+@pytest.fixture
+def yaml_payload(trace):
+    return f"seed: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.PosixPath ['{trace}']]\n"
+
+
+def folder_backbone(folder, **fields):
+    """A backbone's folder without weights."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"} | BACKBONES["llama"] | fields))
+    return folder
+
+
+def read_weights(folder):
+    return load_backbone_weights(str(folder), read_backbone_config(str(folder)))
+
+
+def test_the_payload_is_one(trace):
+    pickle.loads(pickle.dumps(Payload(trace)))
+    assert trace.exists()
+    trace.unlink()
+
+
+def test_a_file_of_settings(yaml_payload, tmp_path, capsys):
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml_payload)
+    with pytest.raises((SystemExit, InputError)):
+        parse_arguments(["--config", str(path)])
+
+
+def test_a_runs_settings(yaml_payload, tmp_path):
+    (tmp_path / "run.yaml").write_text(yaml_payload)
+    with pytest.raises(InputError, match="run.yaml"):
+        RunFolder(tmp_path).read_settings()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "unheard_of"])
+def test_code_beside_a_backbones_config(model_type, trace, tmp_path):
+    """Transformers asks whether to run it; a known kind of model needs none of it."""
+    auto_map = {name: f"code.{name}" for name in ("AutoConfig", "AutoModel", "AutoModelForCausalLM")}
+    folder = folder_backbone(tmp_path / "backbone", model_type=model_type, auto_map=auto_map)
+    (folder / "code.py").write_text(f"import pathlib; pathlib.Path({str(trace)!r}).touch()\n")
+    for source in (str(folder), f"random:{folder}"):
+        if model_type == "llama":
+            build_backbone(read_backbone_config(source))
+        else:
+            with pytest.raises(InputError, match=r"config\.json"):
+                read_backbone_config(source)
+
+
+def test_code_beside_a_runs_config(trace, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    config = LlataConfig().to_dict() | {"auto_map": {"AutoConfig": "code.LlataConfig"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text(f"import pathlib; pathlib.Path({str(trace)!r}).touch()\n")
+    LlataConfig.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_backbones_pickle(zipped, trace, tmp_path):
+    folder = folder_backbone(tmp_path / "backbone")
+    path = folder / "pytorch_model.bin"
+    torch.save({"embed_tokens.weight": Payload(trace)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match=r"pytorch_model\.bin"):
+        read_weights(folder)
+
+
+@pytest.mark.parametrize("index", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
+@pytest.mark.parametrize("shard", ["shard.bin", "shard.safetensors", "../shard.bin"])
+def test_a_shard_that_an_index_names(index, shard, trace, tmp_path):
+    folder = folder_backbone(tmp_path / "backbone")
+    torch.save(Payload(trace), folder / shard)
+    names = build_backbone(read_backbone_config(str(folder))).state_dict()
+    weight_map = dict.fromkeys([*names, "embed_tokens.weight"], shard)
+    (folder / index).write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(InputError, match="backbone"):
+        read_weights(folder)
+
+
+def test_a_pickle_that_calls_itself_safetensors(trace, tmp_path):
+    folder = folder_backbone(tmp_path / "backbone")
+    torch.save(Payload(trace), folder / "model.safetensors")
+    with pytest.raises(InputError, match=r"model\.safetensors"):
+        read_weights(folder)
+
+
+def test_a_pickle_that_calls_itself_gguf(trace, tmp_path):
+    path = tmp_path / "model.gguf"
+    torch.save(Payload(trace), path)
+    with pytest.raises(InputError, match="GGUF"):
+        read_backbone_config(str(path))
+
+
+def test_what_a_gguf_file_says_of_itself(trace, tmp_path):
+    """Its texts are texts: a chat template is none that is filled in."""
+    import gguf
+
+    path = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_chat_template(f"{{{{ cycler.__init__.__globals__.os.system('touch {trace}') }}}}")
+    writer.add_block_count(1)
+    for step in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file", "close"):
+        getattr(writer, step)()
+    with pytest.raises(InputError, match="backbone"):
+        load_backbone_weights(str(path), read_backbone_config(str(path), 1))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_published_checkpoint(zipped, trace, tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"out_layer.weight": Payload(trace)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match=r"checkpoint\.pth"):
+        load_reference_checkpoint(path, torch.zeros(3, 4))
+
+
+def test_a_table_that_is_a_pickle(trace, tmp_path):
+    path = tmp_path / "series.csv"
+    path.write_bytes(pickle.dumps(Payload(trace)))
+    with pytest.raises(InputError):
+        read_csv(path)
+
+
+def test_an_arrow_type_that_is_a_pickle(trace, tmp_path):
+    """Older versions of pyarrow made a type of it on reading."""
+    from llata_fast.data import read_series
+
+    metadata = {b"ARROW:extension:name": b"arrow.py_extension_type"}
+    metadata |= {b"ARROW:extension:metadata": pickle.dumps(Payload(trace))}
+    dates = pyarrow.array([f"2024-01-{day:02}" for day in range(1, 29)])
+    fields = [pyarrow.field("date", pyarrow.string()), pyarrow.field("load", pyarrow.float64(), metadata=metadata)]
+    table = pyarrow.table([dates, pyarrow.array(range(28), pyarrow.float64())], schema=pyarrow.schema(fields))
+    path = tmp_path / "series.parquet"
+    pyarrow.parquet.write_table(table, path)
+    try:
+        assert len(read_series(str(path))) == 28
+    except InputError:
+        # a version that reads no such file has nothing to show
+        assert path.suffix == ".parquet"
+
+
+def test_deepspeeds_files_hold_its_own_classes_and_no_others(trace, tmp_path, monkeypatch):
+    """By the very call that DeepSpeed loads them with, which asks for everything."""
+    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    own = {"scaler": LossScaler(2.0), "stage": ZeroStageEnum.weights, "part": fragment_address(3, 4)}
+    path = tmp_path / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    engine = TorchCheckpointEngine()
+    torch.save(own | {"weights": torch.ones(3)}, path)
+    with restricted_unpickling():
+        loaded = engine.load(path)
+    assert loaded["scaler"].cur_scale == 2.0 and loaded["stage"] is own["stage"] and loaded["part"] == own["part"]
+    torch.save(own | {"payload": Payload(trace)}, path)
+    with pytest.raises(InputError, match="trust_checkpoint"), restricted_unpickling():
+        engine.load(path)
+    # outside, and with trust, it is DeepSpeed's own matter
+    assert not trace.exists()
+    with restricted_unpickling(trust=True):
+        engine.load(path)
+    assert trace.exists()
+    trace.unlink()
+
+
+def test_mapped_tensors_are_read_as_they_are(trace, tmp_path):
+    """The metadata of a safetensors file is text."""
+    folder = folder_backbone(tmp_path / "backbone")
+    model = build_backbone(read_backbone_config(str(folder)))
+    words = torch.zeros(BACKBONES["llama"]["vocab_size"], BACKBONES["llama"]["hidden_size"])
+    state = {name: value.contiguous() for name, value in model.state_dict().items()} | {"embed_tokens.weight": words}
+    save_file(state, folder / "model.safetensors", metadata={"format": str(pickle.dumps(Payload(trace)))})
+    assert read_weights(folder).blocks.keys() == model.state_dict().keys()
