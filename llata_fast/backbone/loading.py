@@ -40,6 +40,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from ..errors import InputError
 from .activations import replace_gelus
+from .dequantised import read_gguf
 from .families import FAMILIES
 from .placing import whole_models
 
@@ -120,7 +121,9 @@ def load_backbone_weights(source: str, config: PreTrainedConfig, *, seed: int = 
         if place.kind == "random":
             tensors, word_embedding_key = _full_state(_random_decoder(config, seed))
         elif place.kind == "gguf":
-            tensors, word_embedding_key = _full_state(_gguf_decoder(place, config))
+            word_embedding_key = _word_embedding_key(_empty_decoder(config))
+            with _reported(place, f"unreadable {Path(place.location).name}"):
+                tensors = read_gguf(Path(place.location), config)
         else:
             tensors, word_embedding_key, prototypes = _read_checkpoint(place, config)
     return BackboneWeights(tensors, tensors.pop(word_embedding_key, None), prototypes)
@@ -297,24 +300,6 @@ def _random_decoder(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return _decoder_class(config)(copy.deepcopy(config))
-
-
-def _gguf_decoder(place: _Place, config: PreTrainedConfig) -> PreTrainedModel:
-    path = Path(place.location)
-    with _reported(place, "unreadable GGUF file"):
-        # transformers dequantises the whole file; the cut config keeps it from naming and copying what is not used
-        decoder, report = AutoModel.from_pretrained(
-            path.parent,
-            gguf_file=path.name,
-            config=copy.deepcopy(config),
-            dtype=torch.float32,
-            output_loading_info=True,
-            trust_remote_code=False,
-        )
-    # transformers draws at random what a file lacks
-    if missing := sorted(report["missing_keys"]):
-        raise InputError(f"backbone {place.source!r}: {path.name} lacks {missing[0]!r}")
-    return decoder
 
 
 def _word_embedding_key(decoder: PreTrainedModel) -> str:

@@ -11,7 +11,6 @@ Letters: D hidden size, V prototypes.
 
 import hashlib
 import logging
-import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..cache import cache_folder
 from ..errors import InputError
 from .loading import BackboneWeights
 
@@ -84,7 +84,7 @@ def load_prototypes(word_embeddings: Tensor, num_prototypes: int, *, cache_dir: 
     a warning and the computation, never the run.
     """
     if cache_dir is None:
-        cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "llata_fast", "prototypes")
+        cache_dir = cache_folder("prototypes")
     path = Path(cache_dir, f"{_content_key(word_embeddings, num_prototypes)}.safetensors")
     shape = (num_prototypes, word_embeddings.shape[1])
     try:

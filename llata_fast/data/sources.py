@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from ..cache import cache_folder
 from ..errors import InputError
 from .registry import DatasetSpec
 
@@ -18,7 +19,7 @@ DOWNLOAD_TIMEOUT = 15
 
 def cache_dir() -> Path:
     """Folder of downloaded files: `$XDG_CACHE_HOME/llata_fast/data`, by default below `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llata_fast" / "data"
+    return cache_folder("data")
 
 
 def locate(spec: DatasetSpec, data_dir: str | os.PathLike | None = None) -> Path:

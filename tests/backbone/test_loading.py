@@ -473,7 +473,8 @@ def write_gguf(path, model, leave_out=""):
     writer.close()
 
 
-def test_gguf(tmp_path):
+def test_gguf(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     model = full_model("llama", head_dim=12)
     write_gguf(tmp_path / "whole.gguf", model)
     assert_loads_as(str(tmp_path / "whole.gguf"), model.base_model)
