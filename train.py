@@ -5,7 +5,7 @@ import llata_fast  # noqa: F401, I001
 
 import torch
 
-from llata_fast.cli import INTERRUPTED, report_and_exit
+from llata_fast.cli import INTERRUPTED, report_and_exit, show_warnings_in_one_line
 from llata_fast.errors import InputError
 from llata_fast.evaluation.tables import results_table
 from llata_fast.experiment import run_experiment
@@ -16,6 +16,7 @@ from llata_fast.training.throughput import memory_hint
 
 
 def main():
+    show_warnings_in_one_line()
     run = run_experiment(*parse_arguments(), say=print)
     if not run.metrics:
         # another rank than the first

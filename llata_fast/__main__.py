@@ -2,7 +2,7 @@
 
 import argparse
 
-from .cli import Parser, one_line_errors
+from .cli import Parser, one_line_errors, show_warnings_in_one_line
 from .commands import COMMANDS, command, summary
 
 _NAME = "llata_fast"
@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None):
     """Run one command; ends the program with one line and an exit code where it cannot."""
     chosen = _parser().parse_args(argv)
     options = command_parser(chosen.command).parse_args(chosen.rest)
+    show_warnings_in_one_line()
     # help needs no torch
     from .ranks import leaving_in_order
 

@@ -6,13 +6,14 @@ import copy
 import difflib
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, NoReturn, get_args, get_type_hints
 
-from .errors import InputError
+from .errors import InputError, InputWarning
 from .settings import GROUPS, RENAMED
 
 FAILED = 2
@@ -79,6 +80,19 @@ def report_and_exit(
         line = " ".join(str(message).split())
         print(f"{program or Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
     sys.exit(status)
+
+
+def show_warnings_in_one_line():
+    """From here on, what may be a mistake in the input is one line on stderr, of the first local rank."""
+    show = warnings.showwarning
+
+    def show_in_one_line(message, category, *where):
+        if not issubclass(category, InputWarning):
+            show(message, category, *where)
+        elif os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    warnings.showwarning = show_in_one_line
 
 
 @contextlib.contextmanager

@@ -1,5 +1,9 @@
-"""The one exception for mistakes a user can mend."""
+"""The one exception for mistakes a user can mend, and the one warning for what may be a mistake."""
 
 
 class InputError(ValueError):
     """Wrong input: a file, a column, a name, a size. One line says what and where; the CLI exits with 2."""
+
+
+class InputWarning(UserWarning):
+    """Input that is taken, but may not mean what it says; the CLI shows it as one line."""

@@ -104,8 +104,10 @@ def run_experiment(
         }
         folder.write_metrics(metrics)
         picture = folder / PICTURE if pictures.HAS_MATPLOTLIB else None
-        if picture is not None:
-            pictures.plot_forecast(picture, **task.picture({"forecast": forecast} | forecasts))
+        if picture is not None and not pictures.plot_forecast(
+            picture, **task.picture({"forecast": forecast} | forecasts)
+        ):
+            picture = None
         return Outcome(folder, folder.read_metrics(), trainer.model, picture)
 
 

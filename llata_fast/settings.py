@@ -236,6 +236,10 @@ class ModelSettings:
                 raise InputError(f"base_precision {self.base_precision} needs backbone_pass twin")
 
 
+READING = ("date_column", "columns", "missing", "skip_rows", "na_values", "trust_rows")
+"""Settings that say how a series is read from its file."""
+
+
 @dataclass
 class DataSettings:
     """Which series, and how it is read.
@@ -259,6 +263,13 @@ class DataSettings:
         _SERIES,
         choices=("error", "mask"),
     )
+    skip_rows: int = _setting(
+        0, "lines above a CSV's header; comments are found without", "training", _SERIES, at_least=0
+    )
+    na_values: list[str] | None = _setting(
+        None, "what stands in a cell without a value, beside empty cells, NA and nan", "training", _SERIES
+    )
+    trust_rows: bool = _setting(False, "take the rows as evenly spaced, whatever their dates say", "training", _SERIES)
     few_shot_percent: float | None = _setting(
         None, "train on the first part of the training split only", "training", _SERIES, unit="percent"
     )
@@ -268,6 +279,11 @@ class DataSettings:
 
     def __post_init__(self):
         check(self)
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the series is read: the options of `llata_fast.data.read_series`, without those left to it."""
+        return {name: value for name in READING if (value := getattr(self, name)) not in (None, False)}
 
 
 @dataclass

@@ -5,14 +5,14 @@ import json
 from pathlib import Path
 
 from ..errors import InputError
-from .inputs import check_writable, load_settings
+from .inputs import add_reading_arguments, check_writable, how_to_read, load_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("--date_column", help="default: as the run did, of another series as train.py does")
     parser.add_argument("--columns", nargs="+", help="channels that are scored; default those that the run chose")
-    parser.add_argument("--missing", choices=("error", "mask"), help="missing values; default likewise")
+    add_reading_arguments(parser, default="as of the date column")
     parser.add_argument("--dataset", help="registry name or CSV of another series; default the run's own")
     parser.add_argument("--data_dir", help="folder that holds the dataset's file")
     parser.add_argument("--batch_size", type=int, default=1024, help="windows at a time; no result depends on it")
@@ -32,13 +32,9 @@ def run(options: argparse.Namespace):
         raise InputError(f"--batch_size must be at least 1, got {options.batch_size}")
     if options.output:
         check_writable(options.output, source=dataset)
-    series = read_series(
-        dataset,
-        data_dir=options.data_dir or settings.get("data_dir"),
-        date_column=options.date_column or (settings.get("date_column") if own else None),
-        columns=options.columns or settings.get("columns"),
-        missing=options.missing or (settings.get("missing") if own else None),
-    )
+    how = how_to_read(options, settings if own else {}, dataset)
+    how["columns"] = options.columns or settings.get("columns")
+    series = read_series(dataset, data_dir=options.data_dir or settings.get("data_dir"), **how)
     forecaster = Forecaster.from_run(options.run)
     config = forecaster.model.config
     windows, _ = evaluation_windows(series, config.context_length, config.prediction_length)

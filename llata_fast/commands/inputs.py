@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..run_folder import Preprocessor, RunFolder
+from ..settings import READING
 
 
 def add_run_arguments(parser: argparse.ArgumentParser):
@@ -15,7 +16,27 @@ def add_run_arguments(parser: argparse.ArgumentParser):
         "--date_column", help="default: as the run did, else the first of date, datetime, timestamp, time, ds"
     )
     parser.add_argument("--columns", nargs="+", help="channels, in the order of the run's; default its own, by name")
-    parser.add_argument("--missing", choices=("error", "mask"), help="missing values; default as the run did")
+    add_reading_arguments(parser, default="as the run did")
+
+
+def add_reading_arguments(parser: argparse.ArgumentParser, default: str):
+    """How a CSV is read, beside its columns."""
+    parser.add_argument("--missing", choices=("error", "mask"), help=f"missing values; default {default}")
+    parser.add_argument("--skip_rows", type=int, help=f"lines above the header; default {default}")
+    parser.add_argument("--na_values", nargs="+", help=f"what stands in a cell without a value; default {default}")
+    parser.add_argument(
+        "--trust_rows", action="store_true", default=None, help=f"take the rows as evenly spaced; default {default}"
+    )
+
+
+def how_to_read(options: argparse.Namespace, settings: dict, dataset: str) -> dict:
+    """The options of `read_csv`: what the command line says, else the run, else the registry's entry of `dataset`."""
+    from ..data import find_dataset
+
+    spec = find_dataset(dataset)
+    said = {name: getattr(options, name) for name in READING if getattr(options, name, None) is not None}
+    done = {name: settings[name] for name in READING if settings.get(name) not in (None, False)}
+    return ({"missing": spec.missing} if spec else {}) | done | said
 
 
 def load_settings(run: str) -> tuple[dict, Preprocessor]:

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from .inputs import add_run_arguments, check_writable, load_settings
+from .inputs import add_run_arguments, check_writable, how_to_read, load_settings
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ..data import TimeSeries
     from ..forecasting.forecaster import Forecaster
 
@@ -22,13 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser):
         "--every", type=int, metavar="S", help="forecast after every S-th row instead, each with its origin's date"
     )
     parser.add_argument("--batch_size", type=int, default=1024, help="forecasts at a time; no result depends on it")
+    parser.add_argument("--nonnegative", action="store_true", help="no forecast below 0: those that are become 0")
     parser.add_argument("--plot", action="store_true", help="also draw a PNG beside the output")
 
 
 def run(options: argparse.Namespace):
     import pandas as pd
 
-    from ..data import find_dataset, read_csv
+    from ..data import read_csv
     from ..forecasting.forecaster import Forecaster
     from ..forecasting.pictures import check_matplotlib, plot_forecast
     from ..forecasting.table_files import check_table_format, open_table
@@ -46,25 +49,34 @@ def run(options: argparse.Namespace):
         if picture == Path(options.output):
             raise InputError(f"--plot would draw over the output {picture}: give the output another ending")
     settings, info = load_settings(options.run)
-    spec = find_dataset(info.dataset)
-    missing = options.missing or settings.get("missing") or (spec.missing if spec else "error")
-    date_column = options.date_column or settings.get("date_column")
-    series = read_csv(options.input, date_column, options.columns or info.columns, missing)
+    how = how_to_read(options, settings, info.dataset)
+    how["columns"] = options.columns or info.columns
+    series = read_csv(options.input, **how, frequency=info.frequency)
     forecaster = Forecaster.from_run(options.run)
     if options.every:
         return _predict_all(forecaster, series, options)
-    forecast = forecaster.predict(series)
-    with open_table(options.output) as write:
+    forecast = _bounded(forecaster.predict(series), series, options)
+    with open_table(options.output, series.date_format) as write:
         write(forecast)
     print(f"{len(forecast)} rows, {forecast.iloc[0, 0]} to {forecast.iloc[-1, 0]}, written to {options.output}")
     if options.plot:
-        plot_forecast(
+        drawn = plot_forecast(
             picture,
             history=pd.DataFrame(series.values, index=series.dates, columns=series.columns).iloc[-3 * len(forecast) :],
             forecasts={"forecast": forecast.set_index(series.date_column)},
             title=f"{Path(options.input).name}: {len(forecast)} steps ahead",
         )
-        print(f"picture written to {picture}")
+        print(f"picture written to {picture}" if drawn else "no picture")
+
+
+def _bounded(table: "pd.DataFrame", series: "TimeSeries", options: argparse.Namespace) -> "pd.DataFrame":
+    """The same forecasts, none below 0 where the options say so."""
+    from ..forecasting.forecaster import ORIGIN
+
+    if options.nonnegative:
+        channels = [name for name in table.columns if name not in (ORIGIN, series.date_column)]
+        table[channels] = table[channels].clip(lower=0)
+    return table
 
 
 def _predict_all(forecaster: "Forecaster", series: "TimeSeries", options: argparse.Namespace):
@@ -74,8 +86,11 @@ def _predict_all(forecaster: "Forecaster", series: "TimeSeries", options: argpar
     from ..forecasting.table_files import open_table
 
     count = forecaster.num_forecasts(series, options.every)
-    with open_table(options.output) as write, tqdm(total=count, unit="forecast", disable=None) as progress:
+    with (
+        open_table(options.output, series.date_format) as write,
+        tqdm(total=count, unit="forecast", disable=None) as progress,
+    ):
         for table in forecaster.stream(series, options.every, options.batch_size):
-            write(table)
+            write(_bounded(table, series, options))
             progress.update(table[ORIGIN].nunique())
     print(f"{count} forecasts of {forecaster.model.config.prediction_length} rows, written to {options.output}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..errors import InputError
+from ..errors import InputError, InputWarning
 from .registry import DatasetSpec
 
 DATE_COLUMNS = ("date", "datetime", "timestamp", "time", "ds")
@@ -233,6 +233,7 @@ def parse_values(table: CsvTable, missing: str) -> np.ndarray:
             warnings.warn(
                 f"{table.path}, column {name!r}: {value:g} stands there {count} times, far from every other value; if "
                 f"it means that the value is missing, give --na_values {value:g} --missing mask",
+                InputWarning,
                 stacklevel=3,
             )
     return values

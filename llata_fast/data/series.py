@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from ..errors import InputError
+from ..errors import InputError, InputWarning
 from .csv_files import CsvTable, parse_values, read_headerless, read_table, stacked_by
 from .dates import date_format, parse_dates
 from .grids import MAX_GRID_GROWTH, Grid, find_grid, fit, like, plain, usual_step
@@ -216,6 +216,7 @@ def _choose_grid(table: CsvTable, dates: pd.Index, expected: Step | None, freque
         warnings.warn(
             f"{table.path}: the run was trained on rows {frequency} apart, these are {own.alias} apart; the forecast "
             "goes on in the file's own steps",
+            InputWarning,
             stacklevel=4,
         )
     return own

@@ -180,13 +180,7 @@ def read_task(data: DataSettings, model: ModelSettings) -> Task:
     spec = m4_spec(data.dataset)
     if spec is not None:
         return M4Task(_read_m4(spec, data, model))
-    series = read_series(
-        data.dataset,
-        data_dir=data.data_dir,
-        date_column=data.date_column,
-        columns=data.columns,
-        missing=data.missing,
-    )
+    series = read_series(data.dataset, data_dir=data.data_dir, **data.reading)
     lengths = (model.context_length, model.prediction_length)
     splits = split_windows(series, *lengths, few_shot_percent=data.few_shot_percent)
     return SeriesTask(series, splits, few_windows=bool(data.few_shot_percent or model.skip_per_channel))

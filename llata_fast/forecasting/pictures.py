@@ -1,12 +1,13 @@
 """Pictures of forecasts."""
 
 import importlib.util
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ..errors import InputError
+from ..errors import InputError, InputWarning
 
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 _MAX_CHANNELS = 7
@@ -25,7 +26,7 @@ def plot_forecast(
     forecasts: dict[str, pd.DataFrame],
     truth: pd.DataFrame | None = None,
     title: str = "",
-):
+) -> bool:
     """One panel a channel: what came before, what was forecast, and what came where it is known.
 
     Args:
@@ -33,10 +34,28 @@ def plot_forecast(
         history, truth: indexed by date, a column a channel, in the units of the series.
         forecasts: name -> forecast, like `truth`; the first is drawn strongest.
 
+    Returns:
+        Whether it was drawn. A picture that fails is a warning: it stands at the end of work that must not be lost.
+
     Raises:
         InputError: matplotlib is not installed.
     """
     check_matplotlib()
+    try:
+        _draw(path, history, forecasts, truth, title)
+    except Exception as error:
+        warnings.warn(f"{path} could not be drawn: {type(error).__name__}: {error}", InputWarning, stacklevel=2)
+        return False
+    return True
+
+
+def _draw(
+    path: str | Path,
+    history: pd.DataFrame,
+    forecasts: dict[str, pd.DataFrame],
+    truth: pd.DataFrame | None,
+    title: str,
+):
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure
 
@@ -50,13 +69,17 @@ def plot_forecast(
         for order, (name, forecast) in enumerate(forecasts.items()):
             axis.plot(forecast.index, forecast[column], label=name, color=f"C{order}", linewidth=1 if order else 1.8)
         axis.axvline(history.index[-1], color="0.8", linewidth=0.8, zorder=0)
-        axis.set_ylabel(column)
+        # names are a user's text, and no mathematics
+        axis.set_ylabel(column, parse_math=False)
         axis.margins(x=0.01)
         axis.spines[["top", "right"]].set_visible(False)
-    locator = AutoDateLocator()
-    axes[-1].xaxis.set_major_locator(locator)
-    axes[-1].xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    if isinstance(history.index, pd.DatetimeIndex):
+        locator = AutoDateLocator()
+        axes[-1].xaxis.set_major_locator(locator)
+        axes[-1].xaxis.set_major_formatter(ConciseDateFormatter(locator))
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    legend = figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, parse_math=False)
     figure.savefig(path, dpi=130)

@@ -24,8 +24,11 @@ def check_table_format(path: str | Path):
 
 
 @contextlib.contextmanager
-def open_table(path: str | Path) -> Iterator[Callable[[pd.DataFrame], None]]:
+def open_table(path: str | Path, date_format: str | None = None) -> Iterator[Callable[[pd.DataFrame], None]]:
     """`write(rows)` appends rows to the table at `path`: parquet or gzipped CSV by its ending, else CSV.
+
+    `date_format` is that of every date in a CSV: settled once, since rows at midnight alone would lose their time of
+    day (`TimeSeries.date_format`). Dates with an offset from UTC are always written with time and offset.
 
     The rows go to a file beside it, which takes the name at the end; whatever interrupts leaves neither behind, and a
     table that was there before stays as it was.
@@ -33,7 +36,8 @@ def open_table(path: str | Path) -> Iterator[Callable[[pd.DataFrame], None]]:
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        writer = _parquet_writer(partial) if path.suffix == PARQUET else _csv_writer(partial, path.suffix == ".gz")
+        is_parquet, compressed = path.suffix == PARQUET, path.suffix == ".gz"
+        writer = _parquet_writer(partial) if is_parquet else _csv_writer(partial, compressed, date_format)
         with writer as write:
             yield write
         partial.replace(path)
@@ -42,9 +46,16 @@ def open_table(path: str | Path) -> Iterator[Callable[[pd.DataFrame], None]]:
 
 
 @contextlib.contextmanager
-def _csv_writer(path: Path, compressed: bool) -> Iterator[Callable[[pd.DataFrame], None]]:
+def _csv_writer(path: Path, compressed: bool, date_format: str | None) -> Iterator[Callable[[pd.DataFrame], None]]:
     with (gzip.open if compressed else open)(path, "wt", newline="", encoding="utf-8") as file:
-        yield lambda rows: rows.to_csv(file, index=False, header=file.tell() == 0)
+
+        def write(rows: pd.DataFrame):
+            zoned = rows.select_dtypes("datetimetz").columns
+            # pandas leaves out the time of zoned dates, too, where a format is given
+            rows = rows.assign(**{name: rows[name].astype(str) for name in zoned})
+            rows.to_csv(file, index=False, header=file.tell() == 0, date_format=date_format)
+
+        yield write
 
 
 @contextlib.contextmanager

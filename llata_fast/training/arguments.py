@@ -96,6 +96,8 @@ class ForecastTrainingArguments(TrainingSettings, TrainingArguments):
     def _settle_precision(self):
         if self.precision is not None and (self.bf16 or self.fp16):
             raise InputError("give either precision or bf16/fp16, not both")
+        if self.fp16 and self.use_cpu:
+            raise InputError("fp16 needs a GPU, the CPU computes in --precision fp32 or bf16")
         if self.precision in (None, "auto") and not self.fp16:
             self.precision = "bf16" if self.bf16 or self._bf16_pays() else "fp32"
         self.bf16 = self.precision == "bf16"

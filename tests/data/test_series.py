@@ -159,7 +159,10 @@ def test_missing_policy_is_checked(write):
         ([HOURS[0], HOURS[2], HOURS[1], *HOURS[3:]], ["line 4", "not sorted"]),
         (HOURS[::-1], ["line 3", "not sorted"]),
         (HOURS[:2], ["2 dates are too few"]),
-        ([*HOURS[:3], "2024-03-01 03:17", "2024-03-01 04:17"], ["line 5", "irregular", "2024-03-01 03:17:00", "step h"]),
+        (
+            [*HOURS[:3], "2024-03-01 03:17", "2024-03-01 04:17"],
+            ["line 5", "irregular", "2024-03-01 03:17", "step h"],
+        ),
         ([*HOURS[:3], *HOURS[4:]], ["line 5", "2024-03-01 03:00:00 is missing", "step h", "--missing mask"]),
     ],
 )

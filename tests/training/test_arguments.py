@@ -281,6 +281,7 @@ def test_our_option_names():
         "lora_dropout",
         "lora_r",
         "missing",
+        "na_values",
         "num_heads",
         "num_layers",
         "num_prototypes",
@@ -294,6 +295,8 @@ def test_our_option_names():
         "recipe",
         "skip_level",
         "skip_per_channel",
+        "skip_rows",
         "task_loss",
+        "trust_rows",
         "zero_head",
     ]
