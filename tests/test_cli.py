@@ -267,8 +267,8 @@ def with_cell(value):
 
 BAD_SERIES = {
     "no date": (without_date, "line 1: no date column"),
-    "doubled": (doubled, "line 7, column 'date': timestamp 2024-01-01 04:00:00 is a duplicate of line 6"),
-    "unsorted": (unsorted, "line 7, column 'date': timestamp 2024-01-01 04:00:00 is earlier"),
+    "doubled": (doubled, "line 7, column 'date': 2024-01-01 04:00:00 is a duplicate of line 6"),
+    "unsorted": (unsorted, "line 7, column 'date': 2024-01-01 04:00:00 is earlier"),
     "text": (with_cell("broken"), "line 12, column 'load': 'broken' is not a number"),
     "missing": (with_cell(np.nan), "line 12, column 'load': the value is missing"),
     "infinite": (with_cell(np.inf), "line 12, column 'load': the value is infinite"),

@@ -122,6 +122,8 @@ def _unlike(cell: str, example: str, zoned: bool) -> str:
         return f"{cell!r} has no offset from UTC, others have one, as {example!r} has"
     if not zoned and re.fullmatch(f".*[0-9]{_TIME}{_ZONE}", cell):
         return f"{cell!r} has an offset from UTC, others have none, as {example!r} has none"
+    if cell == example:
+        return f"{cell!r} is not a date of the calendar"
     hint = "; write month names in English" if re.search("(?i)[a-z]{3}", example) else ""
     return f"{cell!r} is not a date like {example!r}{hint}"
 
@@ -221,6 +223,7 @@ def _to_iso(text: pd.Series, rewrite: _Rewrite, zoned: bool) -> tuple[pd.Series,
 
 def _moments(iso: pd.Series, zoned: bool, item: slice | np.ndarray) -> pd.DatetimeIndex | np.ndarray:
     """The moments of labels in ISO 8601, or which of them the calendar does not have."""
+    labels = iso
     iso = iso.str.replace(r"^([0-9]{4}.[0-9]{1,2}.[0-9]{1,2})(?:, ?| ?- ?)([0-9])", r"\1 \2", regex=True)
     offsets = None
     if zoned:
@@ -233,7 +236,10 @@ def _moments(iso: pd.Series, zoned: bool, item: slice | np.ndarray) -> pd.Dateti
         return pd.DatetimeIndex(wall)
     known = np.unique(offsets)
     if len(known) > 2 and len(known) * 10 > len(offsets):
-        return np.ones(len(offsets), dtype=bool)
+        raise DateError(
+            f"{labels.iloc[0]!r} can be an interval or an offset from UTC, another in every row: write where it begins",
+            0,
+        )
     instants = wall - offsets.astype("m8[us]")
     if len(known) == 1:
         zone = timezone(timedelta(microseconds=int(known[0]))) if known[0] else "UTC"
@@ -297,7 +303,7 @@ def _meant(
     if len(distinct) == 1:
         return distinct[0]
     if expected is not None:
-        fitting = [reading for reading in distinct if fit(expected, plain(reading[item], is_local(expected)))]
+        fitting = [reading for reading in distinct if _has_step(plain(reading[item], is_local(expected)), expected)]
         if len(fitting) == 1:
             return fitting[0]
     ranks = [regularity(plain(reading[item], local=True)) for reading in distinct]
@@ -306,6 +312,13 @@ def _meant(
     raise DateError(
         f"{text.iloc[0]!r} and the other dates can be read day first and month first; write them as 2024-01-31"
     )
+
+
+def _has_step(dates: np.ndarray, step: Step) -> bool:
+    if fit(step, dates) is not None:
+        return True
+    own = find_grid(dates)
+    return own is not None and own.step.same_length(step)
 
 
 def date_format(dates: pd.Index, step: Step) -> str | None:
