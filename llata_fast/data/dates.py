@@ -315,9 +315,9 @@ def _meant(
 
 
 def _has_step(dates: np.ndarray, step: Step) -> bool:
-    if fit(step, dates) is not None:
+    expected, own = fit(step, dates), find_grid(dates)
+    if expected is not None and not expected.holes:
         return True
-    own = find_grid(dates)
     return own is not None and own.step.same_length(step)
 
 
