@@ -292,6 +292,7 @@ def test_our_option_names():
         "precision",
         "prediction_length",
         "projection_learning_rate",
+        "quantile_levels",
         "recipe",
         "skip_level",
         "skip_per_channel",
