@@ -1,22 +1,17 @@
 """Train a forecaster: `python train.py`, or `deepspeed train.py --deepspeed ds_configs/zero2.json` on many GPUs."""
 
-# first: takes this folder, whose kernels/ is not Hugging Face's package of that name, off the path
+# first: why says llata_fast/__init__.py
 import llata_fast  # noqa: F401, I001
 
-import torch
-
-from llata_fast.cli import INTERRUPTED, report_and_exit, show_warnings_in_one_line
+from llata_fast.cli import INTERRUPTED, report_and_exit, show_warnings_in_one_line, training_parser
 from llata_fast.errors import InputError
-from llata_fast.evaluation.tables import results_table
-from llata_fast.experiment import run_experiment
-from llata_fast.ranks import leaving_in_order
-from llata_fast.training.arguments import parse_arguments
-from llata_fast.training.stopping import stopping_on_sigterm, where_it_stands
-from llata_fast.training.throughput import memory_hint
 
 
-def main():
-    show_warnings_in_one_line()
+def train():
+    from llata_fast.evaluation.tables import results_table
+    from llata_fast.experiment import run_experiment
+    from llata_fast.training.arguments import parse_arguments
+
     run = run_experiment(*parse_arguments(), say=print)
     if not run.metrics:
         # another rank than the first
@@ -27,13 +22,26 @@ def main():
     print(f"to forecast: python -m llata_fast predict {run.folder} --input my.csv --output forecast.csv --plot")
 
 
-if __name__ == "__main__":
+def main():
+    # help, and what is wrong at first sight, before torch is imported
+    training_parser().parse_known_args()
+    show_warnings_in_one_line()
+    import torch
+
+    from llata_fast.ranks import leaving_in_order
+    from llata_fast.training.stopping import stopping_on_sigterm, where_it_stands
+    from llata_fast.training.throughput import memory_hint
+
     try:
         with leaving_in_order(), stopping_on_sigterm():
-            main()
+            train()
     except InputError as error:
         report_and_exit(error)
     except KeyboardInterrupt:
         report_and_exit(f"interrupted; {where_it_stands()}", status=INTERRUPTED)
     except torch.OutOfMemoryError as error:
         report_and_exit(memory_hint(error), every_rank=True)
+
+
+if __name__ == "__main__":
+    main()

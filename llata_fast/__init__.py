@@ -29,13 +29,15 @@ _HOMES = {
     "LlataConfig": "config",
     "LlataForPrediction": "modeling",
     "read_csv": "data",
+    "train": "experiment",
 }
 
-__all__ = ["Forecaster", "LlataConfig", "LlataForPrediction", "__version__", "read_csv"]
+__all__ = ["Forecaster", "LlataConfig", "LlataForPrediction", "__version__", "read_csv", "train"]
 
 if TYPE_CHECKING:
     from .config import LlataConfig
     from .data import read_csv
+    from .experiment import train
     from .forecasting.forecaster import Forecaster
     from .modeling import LlataForPrediction
 

@@ -36,9 +36,7 @@ def run_module(*argv):
     return started("sys.argv[0] = 'llata_fast'; runpy.run_module('llata_fast', run_name='__main__')", *argv)
 
 
-@pytest.mark.parametrize(
-    "command", [[], *([name] for name in COMMANDS if name != "benchmark")], ids=lambda words: "".join(words) or "none"
-)
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=lambda words: "".join(words) or "none")
 def test_help_loads_nothing_heavy(command):
     assert run_module(*command, "--help")[0] == []
 
@@ -48,6 +46,11 @@ def test_import_loads_nothing_heavy():
     assert loaded == [] and "train" not in sys.modules
     # 0.1 s on one core of a server; three times as slow is no failure
     assert seconds < 2
+
+
+def test_help_of_training_loads_nothing_heavy():
+    loaded, seconds = started("sys.argv[0] = 'train.py'; runpy.run_path('train.py', run_name='__main__')", "--help")
+    assert loaded == [] and seconds < 2
 
 
 def test_public_names():

@@ -2,19 +2,38 @@
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PROTOCOLS = ("long_term", "few_shot", "zero_shot", "short_term")
 HORIZONS = (96, 192, 336, 720)
 BASELINES = ("seasonal_naive", "linear", "dlinear", "linear_per_channel", "naive2")
 
 
+WITHOUT: dict[str, dict[str, Any]] = {
+    "no_skip": {
+        "linear_skip": False,
+        "skip_per_channel": False,
+        "skip_level": 0.0,
+        "zero_head": False,
+        # at the rate at which it does best then
+        "learning_rate": 0.001,
+        "projection_learning_rate": 0.001,
+    },
+    "shared_skip": {"skip_per_channel": False},
+    "no_level": {"skip_level": 0.0},
+    "random_head": {"zero_head": False},
+    "no_average": {"average_decay": 0.0},
+}
+"""The recipe without one of the options that the paper does not have, by the models' names."""
 REFERENCE_NOTE = "last test batch dropped, as the reference did"
 
 
@@ -61,6 +80,8 @@ class Results:
         self.path = Path(path)
         self.done: set[tuple] = set()
         if self.path.exists():
+            import pandas as pd
+
             try:
                 table = pd.read_csv(self.path, dtype=str, keep_default_na=False)
                 # what cannot be trained, and M4, know no other scoring
@@ -114,8 +135,10 @@ def plan(
     ]
 
 
-def summary(path: str | Path) -> pd.DataFrame:
+def summary(path: str | Path) -> "pd.DataFrame":
     """Mean and standard deviation over seeds of every configuration of a `Results` file, and averages of horizons."""
+    import pandas as pd
+
     table = pd.read_csv(path)
     for name in ("percent", "recipe", "note"):
         table[name] = table[name].astype(object).fillna("")
@@ -164,7 +187,7 @@ def markdown(path: str | Path) -> str:
             cells = [row["horizon"], f"{row['model']} {row['recipe']}".strip()]
             cells += [_spread(row[f"{error}_mean"], row[f"{error}_std"]) for error in errors]
             cells += [row["seeds"] or "none", *(_count(row[name]) for name in ("windows", "trained_parameters"))]
-            cells += ["" if pd.isna(row["seconds"]) else f"{row['seconds']:.0f}", row["note"]]
+            cells += ["" if math.isnan(row["seconds"]) else f"{row['seconds']:.0f}", row["note"]]
             parts.append("| " + " | ".join(map(str, cells)) + " |")
         parts += [*_averages(group, errors), "", "Commands:\n"]
         parts += [f"    {command}" for command in dict.fromkeys(group["command"])]
@@ -172,14 +195,14 @@ def markdown(path: str | Path) -> str:
     return "\n".join(parts)
 
 
-def _reading_order(column: pd.Series) -> pd.Series:
+def _reading_order(column: "pd.Series") -> "pd.Series":
     """LLaTA before its ablations, these before the baselines; horizons by length."""
     if column.name == "model":
         return column.map(lambda model: 0 if model == "llata" else 2 if model in BASELINES else 1)
     return column
 
 
-def _averages(group: pd.DataFrame, errors: Sequence[str]) -> list[str]:
+def _averages(group: "pd.DataFrame", errors: Sequence[str]) -> list[str]:
     """Rows with the mean over horizons, of models that have every horizon of the table."""
     horizons, lines = group["horizon"].nunique(), []
     if horizons == 1:
@@ -193,10 +216,10 @@ def _averages(group: pd.DataFrame, errors: Sequence[str]) -> list[str]:
 
 
 def _spread(mean: float, deviation: float) -> str:
-    if pd.isna(mean):
+    if math.isnan(mean):
         return ""
-    return f"{mean:.4f}" if pd.isna(deviation) else f"{mean:.4f} ± {deviation:.4f}"
+    return f"{mean:.4f}" if math.isnan(deviation) else f"{mean:.4f} ± {deviation:.4f}"
 
 
 def _count(number: float) -> str:
-    return "" if pd.isna(number) else f"{int(number):,}"
+    return "" if math.isnan(number) else f"{int(number):,}"

@@ -121,8 +121,11 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelSettings, DataS
     An unknown flag or key ends the program with one line.
     """
     # the short help needs none of the Trainer's
-    training_parser().parse_known_args(argv)
+    ours, _ = training_parser().parse_known_args(argv)
     parser = _parser()
+    if ours.help_all:
+        parser.print_help()
+        parser.exit()
     flags = given_flags(argv)
     try:
         settings = _read_yaml(flags["config"], parser) if "config" in flags else {}

@@ -1,0 +1,202 @@
+"""Doing what a protocol plans: every run measured, a row in the CSV each, and a table made from it."""
+
+import argparse
+import os
+import platform
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from .data import DATASETS, Splits, TimeSeries, evaluation_windows, get_dataset, read_series, split_windows
+from .data.m4 import M4_SPECS, read_m4
+from .errors import InputError
+from .evaluation.baselines import Forecast, score, seasonal_naive
+from .evaluation.cost_picture import plot_costs
+from .evaluation.m4_scores import m4_scores
+from .evaluation.protocols import BASELINES, REFERENCE_NOTE, WITHOUT, Results, Run, markdown, plan
+from .evaluation.tasks import M4_BASELINES
+from .experiment import Outcome, forecast_of, run_experiment
+from .forecasting.pictures import HAS_MATPLOTLIB
+from .linear import LeastSquares
+from .modeling import LlataForPrediction
+from .run_folder import METRICS, RunFolder
+from .settings import ABLATIONS
+from .training.arguments import choose_settings
+
+# of the paper's long-term, few-shot and zero-shot tables, whatever a data set's preset prefers
+CONTEXT_LENGTH = 96
+
+_PROTOCOL_BASELINES = {
+    "long_term": ("seasonal_naive", "linear", "dlinear", "linear_per_channel"),
+    "few_shot": ("seasonal_naive", "linear", "dlinear", "linear_per_channel"),
+    # a map of a channel is none of another series
+    "zero_shot": ("seasonal_naive", "linear", "dlinear"),
+    "short_term": tuple(M4_BASELINES),
+}
+
+
+def run_benchmark(options: argparse.Namespace) -> tuple[int, Results]:
+    """Do those runs of a benchmark's `options` that the CSV does not hold; how many they were, and what it holds then.
+
+    Raises:
+        InputError: options that do not go together, or data that cannot be had.
+    """
+    RunFolder(options.out).check_can_be_made()
+    results = Results(Path(options.out, "results.csv"), options.reference_protocol)
+    todo = [item for item in _plan(options) if item not in results]
+    for item in tqdm(todo, desc=options.protocol, unit="run"):
+        results.add(item, **_measure(item, options), machine=_machine(), command=_command(item, options))
+    if results.path.exists():
+        Path(options.out, "RESULTS.md").write_text(markdown(results.path))
+        if HAS_MATPLOTLIB:
+            plot_costs(Path(options.out, "costs.png"), results.path)
+    return len(todo), results
+
+
+def _plan(options: argparse.Namespace) -> list[Run]:
+    short_term = options.protocol == "short_term"
+    known = M4_SPECS if short_term else DATASETS
+    datasets = options.datasets or list(known)
+    if short_term and (unknown := [name for name in datasets if name not in M4_SPECS]):
+        raise InputError(f"M4 has no frequency {unknown[0]!r}, only {', '.join(M4_SPECS)}")
+    if not short_term:
+        datasets = [get_dataset(name).name for name in datasets]
+    targets = [get_dataset(name).name for name in options.targets or []]
+    if options.protocol == "zero_shot" and not targets:
+        raise InputError("zero_shot needs --targets, the data sets to score")
+    if options.protocol != "zero_shot" and targets:
+        raise InputError(f"--targets is for zero_shot, {options.protocol} scores what it trains on")
+    if min(options.horizons) < 1:
+        raise InputError(f"--horizons must be at least 1, got {min(options.horizons)}")
+    if wrong := [percent for percent in options.percents if not 0 < percent <= 100]:
+        raise InputError(f"--percents must be above 0 and at most 100, got {wrong[0]:g}")
+    baselines = _PROTOCOL_BASELINES[options.protocol]
+    models = options.models or ["llata", *baselines]
+    if wrong := [name for name in models if name in BASELINES and name not in baselines]:
+        raise InputError(f"{wrong[0]} is no baseline of {options.protocol}")
+    runs = plan(
+        options.protocol,
+        datasets,
+        horizons=[0] if short_term else options.horizons,
+        models=models,
+        seeds=options.seeds,
+        recipe=options.recipe,
+        percents=options.percents if options.protocol == "few_shot" else [None],
+        targets=targets or None,
+    )
+    if short_term:
+        runs = [Run(**vars(item) | {"horizon": M4_SPECS[item.dataset].prediction_length}) for item in runs]
+    return runs
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """What `train.py` is told for a run, but for its folders, by the options' names."""
+    short_term = run.protocol == "short_term"
+    settings = {
+        "dataset": f"M4-{run.dataset}" if short_term else run.dataset,
+        "recipe": run.recipe,
+        "prediction_length": run.horizon,
+        "context_length": M4_SPECS[run.dataset].context_length if short_term else CONTEXT_LENGTH,
+    }
+    ablation = run.model if run.model in ABLATIONS else "none"
+    settings |= {"seed": run.seed, "ablation": ablation} | WITHOUT.get(run.model, {})
+    return settings if run.percent is None else settings | {"few_shot_percent": run.percent}
+
+
+def _command(run: Run, options: argparse.Namespace) -> str:
+    """The command that does the run again, for people."""
+    if run.model not in BASELINES and run.protocol != "zero_shot":
+        return " ".join(
+            ["python train.py", *(f"--{name} {_in_words(value)}" for name, value in _settings(run).items())]
+        )
+    command = ["python -m llata_fast benchmark", run.protocol, "--datasets", run.dataset, "--models", run.model]
+    command += [] if run.protocol == "short_term" else ["--horizons", str(run.horizon)]
+    command += ["--targets", run.target] if run.protocol == "zero_shot" else []
+    command += [] if run.percent is None else ["--percents", f"{run.percent:g}"]
+    command += [] if run.seed is None else ["--recipe", run.recipe, "--seeds", str(run.seed)]
+    return " ".join(command + (["--reference_protocol"] if options.reference_protocol else []))
+
+
+def _in_words(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _measure(run: Run, options: argparse.Namespace) -> dict[str, Any]:
+    if run.protocol == "short_term":
+        return _measure_m4(run, options)
+    series, target = (_series(name, options.data_dir) for name in (run.dataset, run.target))
+    try:
+        splits = split_windows(series, CONTEXT_LENGTH, run.horizon, few_shot_percent=run.percent)
+    except InputError as error:
+        return {"note": f"not trainable: {error}"}
+    scored = splits.test
+    if run.target != run.dataset:
+        scored, _ = evaluation_windows(target, CONTEXT_LENGTH, run.horizon)
+    windows, note, batch_size = len(scored), "", 1024
+    if options.reference_protocol:
+        paper = choose_settings({"dataset": run.dataset, "recipe": "paper"})
+        batch_size = paper[-1].batch_size
+        windows = windows // batch_size * batch_size
+        note = f"{REFERENCE_NOTE}: {len(scored) - windows} windows left out"
+    if run.model in BASELINES:
+        forecast, measures, scores = _baseline(run, target, splits), {}, None
+    else:
+        outcome = _trained(run, options)
+        forecast, measures = forecast_of(outcome.model.eval()), _costs(outcome.metrics)
+        # what the run says of itself, where that is what is asked for
+        own = run.target == run.dataset and not options.reference_protocol
+        scores = outcome.metrics["test"] if own else None
+    if scores is None:
+        scores = score(forecast, scored, target.columns, batch_size, drop_last=options.reference_protocol)
+    return measures | {"mse": scores["mse"], "mae": scores["mae"], "windows": windows, "note": note}
+
+
+def _baseline(run: Run, target: TimeSeries, splits: Splits) -> Forecast:
+    if run.model == "seasonal_naive":
+        return seasonal_naive(target.seasonality, run.horizon)
+    return LeastSquares(run.model == "linear_per_channel", centred=run.model != "dlinear").fit(splits.train)
+
+
+def _trained(run: Run, options: argparse.Namespace) -> Outcome:
+    """The run as it ended; one whose folder is finished is read, not trained again."""
+    m4 = "M4-" if run.protocol == "short_term" else ""
+    folder = RunFolder(Path(options.runs, f"{m4}{run.folder}"))
+    if (folder / METRICS).exists():
+        folder.check_finished()
+        return Outcome(folder, folder.read_metrics(), LlataForPrediction.from_pretrained(folder.path), None)
+    places = {"output_dir": str(folder), "data_dir": options.data_dir}
+    quiet = {"overwrite_output_dir": True, "disable_tqdm": True, "report_to": "none"}
+    return run_experiment(*choose_settings(_settings(run) | places | quiet))
+
+
+def _costs(metrics: dict[str, Any]) -> dict[str, Any]:
+    counts, validation = metrics["parameters"], metrics["validation"]
+    return {
+        "trained_parameters": counts["trained"],
+        "frozen_parameters": counts.get("frozen", 0),
+        "seconds": round(metrics["training"]["seconds"], 1),
+        "validation_mse": validation and validation["mse"],
+    }
+
+
+def _measure_m4(run: Run, options: argparse.Namespace) -> dict[str, Any]:
+    m4 = read_m4(run.dataset, options.data_dir)
+    measures = {"windows": len(m4.names)}
+    if run.model in BASELINES:
+        return measures | m4_scores(M4_BASELINES[run.model](m4), m4)
+    metrics = _trained(run, options).metrics
+    return measures | _costs(metrics) | metrics["test"]
+
+
+@lru_cache(maxsize=4)
+def _series(name: str, data_dir: str | None) -> TimeSeries:
+    return read_series(name, data_dir=data_dir)
+
+
+def _machine() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores, {platform.machine()}"
