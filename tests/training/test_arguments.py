@@ -242,7 +242,7 @@ def test_settings_hold_no_noise():
     own = {item.name for kind in (ModelSettings, DataSettings) for item in fields(kind)}
     own |= TrainingSettings.__annotations__.keys()
     # what names one run is not what it was made with
-    own -= {"output_dir", "overwrite_output_dir", "resume_from_checkpoint"}
+    own -= {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "trust_checkpoint"}
     assert settings_of("--output_dir", "x").keys() == own
     assert settings_of("--warmup_steps", "5", "--max_grad_norm", "2").keys() == own | {"warmup_steps", "max_grad_norm"}
 
@@ -298,6 +298,7 @@ def test_our_option_names():
         "skip_per_channel",
         "skip_rows",
         "task_loss",
+        "trust_checkpoint",
         "trust_rows",
         "zero_head",
     ]
