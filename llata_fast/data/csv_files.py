@@ -123,8 +123,8 @@ def read_table(
 def _head(path: Path) -> list[str]:
     """The first lines as they are."""
     # a separator that no line has makes every line one cell
-    options = {"sep": "\x1f", "quoting": csv.QUOTE_NONE, "header": None, "dtype": str, "keep_default_na": False}
-    return load(path, nrows=_HEAD, skip_blank_lines=False, **options)[0].tolist()
+    options = {"sep": "\x1f", "quoting": csv.QUOTE_NONE, "names": ["line"], "dtype": str, "keep_default_na": False}
+    return load(path, nrows=_HEAD, skip_blank_lines=False, **options)["line"].tolist()
 
 
 def _lines_above(head: list[str], skip_rows: int) -> int:

@@ -321,11 +321,13 @@ def _has_step(dates: np.ndarray, step: Step) -> bool:
 
 
 def date_format(dates: pd.Index, step: Step) -> str | None:
-    """How all of `dates` and those that follow in steps are written; None: as they are, whole numbers and dates with an
-    offset, which have but one form."""
-    if not isinstance(dates, pd.DatetimeIndex) or dates.tz is not None:
+    """How all of `dates` and those that follow in steps are written; None: as they are, whole numbers.
+
+    Without a time of day where none has one, but dates with an offset from UTC, which is written behind the time.
+    """
+    if not isinstance(dates, pd.DatetimeIndex):
         return None
-    times = (plain(dates, local=True).astype(np.int64) % DAY) if len(dates) else np.zeros(1, dtype=np.int64)
+    times = plain(dates, local=True).astype(np.int64) % DAY
     if (times % SECOND).any() or (0 < step.days < 1 and round(step.days * DAY) % SECOND):
         return "%Y-%m-%d %H:%M:%S.%f"
-    return "%Y-%m-%d %H:%M:%S" if times.any() or 0 < step.days < 1 else "%Y-%m-%d"
+    return "%Y-%m-%d %H:%M:%S" if times.any() or 0 < step.days < 1 or dates.tz is not None else "%Y-%m-%d"

@@ -56,7 +56,7 @@ class TimeSeries:
 
     @property
     def date_format(self) -> str | None:
-        """How every date of the series and after it is written; None: whole numbers and dates with an offset."""
+        """How every date of the series and after it is written; None: whole numbers, as they are."""
         return date_format(self.dates, parse_step(self.frequency))
 
 
@@ -69,7 +69,7 @@ def read_series(dataset: str, *, data_dir: str | os.PathLike | None = None, **ho
     how = {name: value for name, value in how.items() if value is not None}
     if spec is not None:
         return _read_named(spec, locate(spec, data_dir), how)
-    if Path(dataset).name == dataset and not Path(dataset).suffix and not Path(dataset).exists():
+    if Path(dataset).name == dataset and not Path(dataset).suffix and not Path(dataset).expanduser().exists():
         # a bare word is a misspelt name, not a path: this raises
         get_dataset(dataset)
     return read_csv(dataset, **how)

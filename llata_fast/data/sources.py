@@ -29,9 +29,9 @@ def locate(spec: DatasetSpec, data_dir: str | os.PathLike | None = None) -> Path
     A folder may hold the file in the field's layout (`ETT-small/ETTh1.csv`) or directly (`ETTh1.csv`).
     Raises InputError, with the file's name and where to get it, when there is none.
     """
-    if data_dir is not None and not Path(data_dir).is_dir():
+    if data_dir is not None and not Path(data_dir).expanduser().is_dir():
         raise InputError(f"data_dir {data_dir} is not a folder")
-    folders = [Path(folder) for folder in (data_dir, os.environ.get("LLATA_DATA"), cache_dir()) if folder]
+    folders = [Path(folder).expanduser() for folder in (data_dir, os.environ.get("LLATA_DATA"), cache_dir()) if folder]
     candidates = [folder / name for folder in folders for name in (spec.file, Path(spec.file).name)]
     if spec.package and (package := importlib.util.find_spec(spec.package)) and package.submodule_search_locations:
         candidates.append(Path(package.submodule_search_locations[0]) / spec.file)

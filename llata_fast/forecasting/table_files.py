@@ -51,11 +51,16 @@ def _csv_writer(path: Path, compressed: bool, date_format: str | None) -> Iterat
 
         def write(rows: pd.DataFrame):
             zoned = rows.select_dtypes("datetimetz").columns
-            # pandas leaves out the time of zoned dates, too, where a format is given
-            rows = rows.assign(**{name: rows[name].astype(str) for name in zoned})
+            rows = rows.assign(**{name: _with_offset(rows[name], date_format) for name in zoned})
             rows.to_csv(file, index=False, header=file.tell() == 0, date_format=date_format)
 
         yield write
+
+
+def _with_offset(dates: pd.Series, date_format: str | None) -> pd.Series:
+    """Dates of a zone as text, time and offset from UTC always with them."""
+    text = dates.dt.strftime(f"{date_format or '%Y-%m-%d %H:%M:%S'}%z")
+    return text.str[:-2] + ":" + text.str[-2:]
 
 
 @contextlib.contextmanager

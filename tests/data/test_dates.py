@@ -178,6 +178,6 @@ def test_one_format_for_all(dates, step, form):
     assert date_format(pd.DatetimeIndex(dates), parse_step(step)) == form
 
 
-def test_no_format_for_what_has_one_form():
+def test_numbers_have_no_format_and_offsets_a_time():
     assert date_format(pd.Index([1, 2]), parse_step("1")) is None
-    assert date_format(pd.DatetimeIndex(["2024-01-01"], tz="UTC"), parse_step("D")) is None
+    assert date_format(pd.DatetimeIndex(["2024-01-01"], tz="UTC"), parse_step("D")) == "%Y-%m-%d %H:%M:%S"
