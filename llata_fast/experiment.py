@@ -15,6 +15,7 @@ from .data.units import forecast_windows
 from .durable import partial_name
 from .errors import InputError
 from .evaluation.baselines import Forecast
+from .evaluation.corpus_task import read_corpus_task
 from .evaluation.tasks import Task, read_task
 from .forecasting import pictures
 from .modeling import LlataForPrediction
@@ -22,6 +23,7 @@ from .ranks import on_first_rank
 from .run_folder import PICTURE, RunFolder
 from .settings import DataSettings, ModelSettings
 from .training.arguments import ForecastTrainingArguments, choose_settings, resolved_settings
+from .training.initial import load_initial
 from .training.parameters import parameter_counts, parameter_table
 from .training.resuming import begin, check_resumes, claimed_run
 from .training.trainer import ForecastTrainer
@@ -70,7 +72,7 @@ def run_experiment(
     Raises:
         InputError: what the settings ask for cannot be had; nothing is written then.
     """
-    task = read_task(data, model)
+    task = _task(model, data, training)
     with claimed_run(model, data, training) as (folder, lines):
         trainer = _prepare(task, folder, model, data, training)
         first = trainer.is_world_process_zero()
@@ -89,7 +91,7 @@ def run_experiment(
             return Outcome(folder, {}, trainer.model, None)
         baselines, forecasts = task.baselines()
         metrics = {
-            "dataset": data.dataset,
+            "dataset": data.corpus or data.dataset,
             "test": test,
             "validation": trainer.kept_validation(),
             "baselines": baselines,
@@ -111,6 +113,13 @@ def run_experiment(
         return Outcome(folder, folder.read_metrics(), trainer.model, picture)
 
 
+def _task(model: ModelSettings, data: DataSettings, training: ForecastTrainingArguments) -> Task:
+    if data.corpus is None:
+        return read_task(data, model)
+    batch_size, num_steps = training.windows_per_step, training.max_steps
+    return read_corpus_task(data, model, batch_size=batch_size, num_steps=num_steps, seed=training.seed)
+
+
 def _prepare(
     task: Task, folder: RunFolder, model: ModelSettings, data: DataSettings, training: ForecastTrainingArguments
 ) -> ForecastTrainer:
@@ -122,7 +131,10 @@ def _prepare(
     forecaster = LlataForPrediction.from_backbone(config, frozen_dtype=training.compute_dtype)
     if training.resume_from_checkpoint:
         check_resumes(forecaster.config, data, training.resume_from_checkpoint)
-    task.start(forecaster)
+    if training.init is None:
+        task.start(forecaster)
+    else:
+        load_initial(forecaster, training.init)
     # more channels than the backbone has positions: found before anything is written
     forecaster.check_shapes(task.splits.train[0]["past_values"][None])
     trainer = ForecastTrainer(forecaster, training, task.splits, task.columns)
@@ -144,7 +156,7 @@ def _save(trainer: ForecastTrainer, folder: RunFolder, task: Task, data: DataSet
 
     def settle():
         folder.take_model(partial)
-        folder.write_preprocessor(task.preprocessor(data.dataset))
+        folder.write_preprocessor(task.preprocessor(data.corpus or data.dataset))
         folder.finish()
         if trainer.checkpoint_limit == 1 and trainer.best_checkpoint:
             folder.keep_only(trainer.best_checkpoint)

@@ -249,6 +249,12 @@ class DataSettings:
     """
 
     dataset: str = _setting("Metro", "name in the registry, or path of a CSV file", "meaning", _SERIES)
+    corpus: str | None = _setting(
+        None,
+        "instead of a dataset, pre-train on a corpus' folder, or on the mixture of corpora that a YAML file lists",
+        "meaning",
+        _SERIES,
+    )
     data_dir: str | None = _setting(
         None, "folder that holds the dataset's file; default $LLATA_DATA, then the cache", "machine", _SERIES
     )
@@ -306,6 +312,9 @@ class TrainingSettings:
         "load whatever a DeepSpeed checkpoint's files hold, which can run any code; false: tensors and its own classes",
         "machine",
         _RUN,
+    )
+    init: str | None = _setting(
+        None, "run, folder or hub id whose trained weights, and model settings, training starts from", "training", _RUN
     )
     seed: int = _setting(2021, "of initialisation, data order and dropout", "training", _RUN, at_least=0)
     batch_size: int = _setting(

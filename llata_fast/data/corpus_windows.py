@@ -41,7 +41,6 @@ class MixtureWindows(Windows):
     """
 
     in_order = True
-    """Drawn at random already: to be taken as they come."""
 
     def __init__(self, mixture: Mixture, batch_size: int, num_batches: int):
         self.mixture, self.batch_size, self.num_batches = mixture, batch_size, num_batches
@@ -60,7 +59,8 @@ class MixtureWindows(Windows):
             self.mixture.batch(int(number), self.batch_size, chosen[numbers == number] % self.batch_size)
             for number in np.unique(numbers)
         ]
-        return in_own_units(RawWindows(*map(np.concatenate, zip(*parts, strict=True))))
+        back = np.argsort(np.argsort(numbers, kind="stable"))
+        return in_own_units(RawWindows(*(np.concatenate(values)[back] for values in zip(*parts, strict=True))))
 
     def to(self, device: torch.device | str) -> "MixtureWindows":
         """Itself: batches are read into the host's memory."""
@@ -128,12 +128,16 @@ class JoinedWindows(Windows):
         return {name: values[0] for name, values in self.__getitems__([range(len(self))[index]]).items()}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        owners = np.searchsorted(self._ends, indices, side="right")
+        chosen = np.asarray(indices)
+        owners = np.searchsorted(self._ends, chosen, side="right")
+        # several ranks are evened out with windows that they have had: sets alternate
+        order = np.argsort(owners, kind="stable")
         parts = []
-        for owner in dict.fromkeys(owners.tolist()):
-            first = int(self._ends[owner - 1]) if owner else 0
-            parts.append(self.sets[owner].__getitems__(np.asarray(indices)[owners == owner] - first))
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        for owner in np.unique(owners):
+            first = self._ends[owner - 1] if owner else 0
+            parts.append(self.sets[owner].__getitems__(chosen[owners == owner] - first))
+        back = torch.from_numpy(np.argsort(order))
+        return {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
 
     def to(self, device: torch.device | str) -> "JoinedWindows":
         return self

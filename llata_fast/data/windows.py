@@ -81,6 +81,9 @@ class StandardScaler:
 class Windows(Dataset):
     """Windows of any source, whose `__getitems__` returns a whole batch."""
 
+    in_order = False
+    """Whether training takes them as they come, since they are drawn at random already."""
+
     def batches(self, batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(past [B, L, C], its observed mask, future [B, H, C]) for every window from `first` on, in order."""
         for start in range(first, len(self), batch_size):

@@ -4,13 +4,13 @@ import pandas as pd
 
 
 def results_table(scores: dict[str, dict]) -> str:
-    """Text from name -> errors {"mse", "mae", "per_channel": {column: {"mse", "mae"}}}, or {"smape", ...} of M4.
+    """Text from name -> errors {"mse", "mae", "per_channel": {column: {"mse", "mae"}}}, or other scores by name.
 
-    Errors overall, then the MSE by channel; null is a score that is none.
+    Errors overall, then the MSE by channel; null is a score that is none. Sets by themselves are in metrics.json.
     """
     rows = {}
     for name, score in scores.items():
-        overall = {error.upper(): value for error, value in score.items() if error != "per_channel"}
+        overall = {error.upper(): value for error, value in score.items() if not error.startswith("per_")}
         by_channel = {f"MSE {column}": errors["mse"] for column, errors in score.get("per_channel", {}).items()}
         rows[name] = overall | by_channel
     table = pd.DataFrame.from_dict(rows, orient="index").astype(float)

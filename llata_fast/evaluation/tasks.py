@@ -18,6 +18,7 @@ from ..linear import LeastSquares, start_at_least_squares
 from ..run_folder import Preprocessor
 from ..settings import DataSettings, ModelSettings
 from .baselines import Forecast, score, seasonal_naive
+from .corpus_task import CorpusTask
 from .m4_scores import linear_forecasts, m4_scores, naive2_forecasts, seasonal_naive_forecasts
 
 WINDOWS_PER_SERIES = 4
@@ -31,6 +32,9 @@ class Predictor(Protocol):
 
     def forecast(self, past_values: Tensor, past_observed_mask: Tensor | None = None) -> Tensor:
         """Lookbacks [B, L, C] in the task's units -> forecasts [B, H, C]."""
+
+    def forecast_quantiles(self, past_values: Tensor, past_observed_mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Lookbacks in units of their own -> forecasts, and quantiles [B, H, C, Q] where the model has them."""
 
     def test(self, windows: Any) -> dict[str, Any]:
         """{"mse", "mae", "per_channel"} over every window."""
@@ -161,7 +165,7 @@ class M4Task:
         }
 
 
-Task = SeriesTask | M4Task
+Task = SeriesTask | M4Task | CorpusTask
 
 M4_BASELINES: dict[str, Callable[[M4Set], np.ndarray]] = {
     "naive2": naive2_forecasts,

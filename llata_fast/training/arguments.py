@@ -16,7 +16,9 @@ from transformers.integrations import get_available_reporting_integrations, is_t
 from ..cli import Parser, training_parser, unknown_option
 from ..errors import InputError
 from ..settings import DataSettings, ModelSettings, TrainingSettings
+from .initial import model_settings_of
 from .presets import preset_for
+from .pretraining import PRETRAINING
 
 # the option's name in transformers, and the one it had before
 _CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
@@ -67,6 +69,12 @@ class ForecastTrainingArguments(TrainingSettings, TrainingArguments):
     def checkpointing(self) -> bool:
         """Whether the backward pass computes the backbone's blocks anew."""
         return any(getattr(self, name, False) for name in _CHECKPOINTING)
+
+    @property
+    def windows_per_step(self) -> int:
+        """Windows of a step, over all ranks and accumulation steps."""
+        ranks = int(os.environ.get("WORLD_SIZE", 1))
+        return self.per_device_train_batch_size * ranks * self.gradient_accumulation_steps
 
     def _settle_checkpointing(self):
         for name in _CHECKPOINTING:
@@ -130,12 +138,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelSettings, DataS
     try:
         settings = _read_yaml(flags["config"], parser) if "config" in flags else {}
         chosen = vars(parser.parse_args([])) | settings | flags
-        preset = preset_for(
-            chosen["dataset"],
-            changed={*settings, *flags},
-            recipe=chosen["recipe"],
-            few_shot=chosen["few_shot_percent"] is not None,
-        )
+        preset = _preset(chosen, changed={*settings, *flags})
         parser.set_defaults(**preset | settings)
         values = vars(parser.parse_args(argv))
         model, data = (_taken(values, kind) for kind in (ModelSettings, DataSettings))
@@ -150,15 +153,21 @@ def choose_settings(given: dict[str, Any]) -> tuple[ModelSettings, DataSettings,
     known = {item.name: item.default for kind in kinds for item in fields(kind) if item.init}
     if unknown := [name for name in given if name not in known]:
         raise InputError(unknown_option(unknown[0], known))
-    chosen = known | given
-    preset = preset_for(
-        chosen["dataset"],
-        changed=set(given),
-        recipe=chosen["recipe"],
-        few_shot=chosen["few_shot_percent"] is not None,
-    )
+    preset = _preset(known | given, changed=set(given))
     model, data, training = (_taken(preset | given, kind) for kind in kinds)
     return model, data, training
+
+
+def _preset(chosen: dict[str, Any], changed: set[str]) -> dict[str, Any]:
+    """What stands between the defaults and the user's own: of pre-training, of a start's model, or of the data set."""
+    if chosen["corpus"] is not None:
+        preset = PRETRAINING
+    else:
+        few_shot = chosen["few_shot_percent"] is not None
+        preset = preset_for(chosen["dataset"], changed=changed, recipe=chosen["recipe"], few_shot=few_shot)
+    if chosen["init"] is not None:
+        return preset | model_settings_of(chosen["init"])
+    return preset
 
 
 def _taken(values: dict, kind: type):

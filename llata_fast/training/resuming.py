@@ -65,7 +65,7 @@ def _choose(
 
 
 def _default(model: ModelSettings, data: DataSettings) -> Path:
-    return Path("runs") / f"{Path(data.dataset).stem}-{model.context_length}-{model.prediction_length}"
+    return Path("runs") / f"{Path(data.corpus or data.dataset).stem}-{model.context_length}-{model.prediction_length}"
 
 
 def _folder(model: ModelSettings, data: DataSettings, training: ForecastTrainingArguments) -> RunFolder | None:

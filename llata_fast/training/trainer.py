@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -31,6 +32,8 @@ from .throughput import EarlyStopping, ThroughputCallback, matmul_rate, micro_st
 
 # the reference trains these at a rate of their own: attention of encoder and cross-attention, alignment projections
 _PROJECTIONS = re.compile(r"alignment\.|(encoder|cross_attention)\.(q|kv|qkv|out)_proj\.")
+_TARGET_TERMS = ("task_loss", "quantile_loss")
+"""Terms that are sums over targets."""
 _LOSS_TERMS = ("task_loss", "quantile_loss", "consistency_loss", "alignment_loss")
 
 
@@ -50,6 +53,7 @@ class ForecastTrainer(Trainer):
         self._terms: dict[str, Tensor] = {}
         self._num_steps = 0.0
         self._micro_steps, self._windows = 1, 1
+        self._target_scale: Tensor | None = None
         # the Trainer deletes old checkpoints before a new one is whole
         self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
         self.run = RunFolder(args.output_dir)
@@ -89,13 +93,32 @@ class ForecastTrainer(Trainer):
         tokens = num_channels * (1 if config.variate_tokens else config.num_patches)
         return ThroughputCallback(args.device, num_ranks=args.world_size, tokens_per_window=tokens, **figures)
 
+    def _get_train_sampler(self, train_dataset=None):
+        # what is drawn at random already is taken as it comes
+        if self.train_dataset.in_order:
+            return SequentialSampler(self.train_dataset)
+        return super()._get_train_sampler(train_dataset)
+
     def get_batch_samples(self, *args, **kwargs):
         if self.state.global_step >= self.state.max_steps:
             # the Trainer counts after a step: a run that is resumed at its end would be trained beyond it
             return [], None
         fetched = self.throughput.fetch(lambda: super(ForecastTrainer, self).get_batch_samples(*args, **kwargs))
         self._micro_steps, self._windows = len(fetched[0]), sum(len(batch["past_values"]) for batch in fetched[0])
+        self._target_scale = self._unobserved_scale(fetched[0])
         return fetched
+
+    def _unobserved_scale(self, batches: list[dict[str, Tensor]]) -> Tensor | None:
+        """Targets of a step over those of them that are observed, all ranks together; None where none is missing.
+
+        The losses divide by all targets: a mixture's step, of which any share may be padding, would have any scale.
+        """
+        if not self.train_dataset.in_order or not batches:
+            return None
+        targets = [batch["future_values"] for batch in batches]
+        counts = torch.tensor([sum(t.numel() for t in targets), sum(int((~t.isnan()).sum()) for t in targets)])
+        total, observed = self.accelerator.reduce(counts.to(self.args.device, torch.float64)).float()
+        return total / observed.clamp(min=1)
 
     def _maybe_log_save_evaluate(self, *args, **kwargs):
         super()._maybe_log_save_evaluate(*args, **kwargs)
@@ -205,6 +228,10 @@ class ForecastTrainer(Trainer):
         loss = outputs.loss
         if model.training:
             # the Trainer takes the mean over micro-batches, of which an epoch's last one may be smaller
+            if self._target_scale is not None:
+                for name in [name for name in _TARGET_TERMS if name in outputs]:
+                    loss = loss + outputs[name] * (self._target_scale - 1)
+                    outputs[name] = outputs[name] * self._target_scale
             share = len(inputs["past_values"]) / self._windows
             loss = loss * (len(inputs["past_values"]) * self._micro_steps / self._windows)
             # an ablation lacks some
@@ -248,6 +275,15 @@ class ForecastTrainer(Trainer):
             past_observed_mask,
             reads_level=self.model.config.skip_level > 0,
         )
+
+    @torch.inference_mode()
+    def forecast_quantiles(self, past_values: Tensor, past_observed_mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Lookbacks [B, L, C] in units of their own -> forecasts [B, H, C], and quantiles [B, H, C, Q] or None."""
+        self.model.eval()
+        inputs = self._prepare_inputs({"past_values": past_values, "past_observed_mask": past_observed_mask})
+        with self.compute_loss_context_manager():
+            outputs = self.model(**inputs)
+        return outputs.prediction_outputs, outputs.quantile_outputs
 
 
 class _OwnBest(TrainerCallback):

@@ -43,6 +43,8 @@ def test_windows_stand_in_their_batches_however_they_are_asked_for(tmp_path):
     for pieces in ([range(0, 40)], [range(0, 3), range(3, 19), range(19, 40)], [[index] for index in range(40)]):
         parts = [windows.__getitems__(piece) for piece in pieces]
         assert_same({name: torch.cat([part[name] for part in parts]) for name in whole}, whole)
+    mixed = [39, 0, 8, 1, 39, 7]
+    assert_same(windows.__getitems__(mixed), {name: values[mixed] for name, values in whole.items()})
     assert_same(windows[37], {name: values[37] for name, values in whole.items()})
     # another number of batches changes none of them
     longer = MixtureWindows(windows.mixture, 8, 9)
@@ -98,7 +100,9 @@ def test_joined_sets_keep_their_order(tmp_path):
     whole = joined.__getitems__(range(5))
     parts = [one.__getitems__(range(len(one))) for one in sets]
     assert_same(whole, {name: torch.cat([part[name] for part in parts]) for name in whole})
-    assert_same(joined.__getitems__(range(2, 4)), {name: values[2:4] for name, values in whole.items()})
+    # as ranks that have too few are given some again
+    for some in ([2, 3], [4, 0, 3, 1, 0, 4]):
+        assert_same(joined.__getitems__(some), {name: values[some] for name, values in whole.items()})
 
 
 @pytest.mark.parametrize("joint", [True, False])

@@ -1,0 +1,106 @@
+"""Pre-training as a task: a mixture of corpora to learn from, the last windows of every set to be scored on."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from torch import Tensor, nn
+
+from ..data import Splits
+from ..data.corpus_windows import JoinedWindows, LastWindows, MixtureWindows
+from ..data.mixture import Mixture, WindowSizes, read_mixture
+from ..errors import InputError
+from ..linear import start_at_least_squares
+from ..run_folder import Preprocessor
+from ..settings import DataSettings, ModelSettings
+from .relative_scores import score_sets, seasonal_naive_windows
+
+if TYPE_CHECKING:
+    from .tasks import Predictor
+
+COLUMN = "target"
+VALIDATION_WINDOWS = 64
+"""Of each set, while it trains."""
+TEST_WINDOWS = 512
+"""Of each set, at the end."""
+_SKIP_WINDOWS = 16_384
+"""What the linear skip's start is fitted to."""
+
+
+class CorpusTask:
+    """Windows of a mixture in units of their own; a set of weight 0 is scored, but never trained on."""
+
+    columns = [COLUMN]
+
+    def __init__(self, mixture: Mixture, batch_size: int, num_steps: int):
+        self.mixture = mixture
+        self.sets = [LastWindows(corpus, mixture.sizes, TEST_WINDOWS) for corpus in mixture.corpora]
+        # a set that is held out whole chooses nothing: its scores are those of series never seen
+        trained = [
+            LastWindows(corpus, mixture.sizes, VALIDATION_WINDOWS)
+            for corpus, entry in zip(mixture.corpora, mixture.entries, strict=True)
+            if entry.weight > 0
+        ]
+        validation = JoinedWindows(trained)
+        if not len(validation):
+            raise InputError("no series of the mixture is long enough to hold steps back for validation")
+        train = MixtureWindows(mixture, batch_size, num_steps)
+        self.splits = Splits(train, validation, JoinedWindows(self.sets), None)
+
+    def start(self, model: nn.Module):
+        """Move the model's linear skip, where it has one, to the least-squares solution of some of the windows."""
+        if model.skip is not None:
+            start_at_least_squares(model, MixtureWindows(self.mixture, _SKIP_WINDOWS, 1), unit="deviation")
+
+    def preprocessor(self, dataset: str) -> Preprocessor:
+        """Of series of every kind: no unit, no level and no date is the model's own."""
+        return Preprocessor(dataset, self.columns, "start", "h", 1, [0.0], [1.0])
+
+    def test(self, predictor: "Predictor") -> dict[str, Any]:
+        """Scores over seasonal naive's, as `score_sets` gives them."""
+        return score_sets(predictor.forecast_quantiles, self.sets)
+
+    def example(self) -> tuple[Tensor, Tensor]:
+        """The first set's first window [1, L, 1], and what of it is observed."""
+        item = self.splits.test.__getitems__([0])
+        return item["past_values"], item["past_observed_mask"]
+
+    def baselines(self) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
+        """Seasonal naive, which scores are relative to."""
+        past, observed = self.example()
+        first = self.splits.test.sets[0]
+        forecast = seasonal_naive_windows(past, observed, first.seasons[:1], first.prediction_length)
+        return {"seasonal_naive": {"relative_mase": 1.0, "relative_wql": 1.0}}, {"seasonal_naive": forecast}
+
+    def picture(self, forecasts: dict[str, Tensor]) -> dict[str, Any]:
+        """The example in units of its past, as `plot_forecast` takes it, by step."""
+        item, name = self.splits.test.__getitems__([0]), self.splits.test.sets[0].name
+        L, H = self.mixture.sizes.context, self.mixture.sizes.horizon
+        past = item["past_values"].where(item["past_observed_mask"], float("nan"))
+
+        def table(values: Tensor, first: int) -> pd.DataFrame:
+            return pd.DataFrame(values[0].double().cpu().numpy(), range(first, first + values.shape[1]), self.columns)
+
+        return {
+            "history": table(past, 0).iloc[-min(L, 4 * H) :],
+            "truth": table(item["future_values"], L),
+            "forecasts": {forecaster: table(forecast, L) for forecaster, forecast in forecasts.items()},
+            "title": f"{Path(name).name}: {H} steps, in deviations of the {L} before",
+        }
+
+
+def read_corpus_task(
+    data: DataSettings, model: ModelSettings, batch_size: int, num_steps: int, seed: int
+) -> CorpusTask:
+    """The task of `data.corpus`. Raises InputError for settings that fit no corpus, and corpora that cannot be read."""
+    if num_steps < 1:
+        raise InputError("a mixture has no end: say how long to train by --max_steps")
+    if model.patch_length in (None, model.context_length):
+        raise InputError("a mixture's channels are series of their own: give --patch_length, and patches become tokens")
+    if model.skip_per_channel or model.skip_level or model.channel_balance:
+        raise InputError("skip_per_channel, skip_level and channel_balance are for the channels of one series")
+    for name in ("columns", "date_column", "few_shot_percent"):
+        if getattr(data, name) is not None:
+            raise InputError(f"{name} is for the file of one series, not for a mixture of corpora")
+    sizes = WindowSizes(model.context_length, model.prediction_length, shortest_context=model.patch_length)
+    return CorpusTask(Mixture(read_mixture(data.corpus), sizes, seed=seed), batch_size, num_steps)

@@ -1,0 +1,30 @@
+"""What `--corpus` alone means: a recipe by steps, for a mixture has no epochs."""
+
+PRETRAINING = {
+    "context_length": 512,
+    "prediction_length": 96,
+    "patch_length": 32,
+    "patch_stride": 32,
+    "quantile_levels": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
+    "num_layers": 6,
+    "intermediate_size": 1024,
+    # errors of a deviation's size: squares would leave the step to a few windows
+    "task_loss": "l1",
+    "consistency_loss": "l1",
+    "alignment_loss": "l1",
+    "consistency_weight": 0.1,
+    # every window is seen once
+    "dropout": 0.0,
+    "lora_dropout": 0.0,
+    "weight_decay": 0.01,
+    "learning_rate": 1e-3,
+    "projection_learning_rate": 1e-3,
+    "batch_size": 64,
+    "max_steps": 1000,
+    "eval_strategy": "steps",
+    "eval_steps": 250,
+    "save_strategy": "steps",
+    "save_steps": 250,
+    "metric_for_best_model": "mae",
+    "patience": 0,
+}

@@ -1,0 +1,192 @@
+"""Training on a mixture of corpora: the same on any number of ranks, under ZeRO, and after an interruption."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny import random_backbone
+from training.distributed_cases import train
+
+from llata_fast.cli import FAILED
+from llata_fast.data.corpus_writer import CorpusLayout, CorpusSeries, new_corpus, write_shards
+from llata_fast.data.synthetic import SyntheticSettings, synthesize
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 4
+
+CASES = {
+    "ddp": [],
+    "zero2": ["--deepspeed", f"{ROOT}/ds_configs/zero2.json"],
+    "zero3": ["--deepspeed", f"{ROOT}/ds_configs/zero3.json"],
+}
+RESUMED = ["zero2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """A module's worth of `plain_ops`: its runs are shared."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llata_fast.kernels._launch.ENABLED", False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A mixture of made-up series, of short ones with gaps, and of a set that is held out whole."""
+    folder = tmp_path_factory.mktemp("pretraining")
+    rng = np.random.default_rng(0)
+    short = []
+    for number in range(30):
+        values = 1e4 * rng.normal(size=(1, int(rng.integers(5, 40)))).cumsum(1)
+        values[rng.random(values.shape) < 0.2] = np.nan
+        short.append(CorpusSeries(f"s{number}", np.datetime64("2020-01-01"), "ME", values.astype(np.float32)))
+    with new_corpus(folder / "short", CorpusLayout()) as partial:
+        write_shards(partial, "data", short, CorpusLayout())
+    synthesize(SyntheticSettings(20, 200), folder / "made")
+    synthesize(SyntheticSettings(5, 200, seed=1), folder / "unseen")
+    mixture = [{"path": "short", "sample": "uniform"}, {"path": "made", "weight": 2}, {"path": "unseen", "weight": 0}]
+    (folder / "mixture.yaml").write_text(yaml.safe_dump(mixture))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(folder):
+    """Settings of a training of a few steps, each logged, checkpointed and validated, on 8 windows a step."""
+    return {
+        "corpus": str(folder / "mixture.yaml"),
+        "backbone": random_backbone(folder, "llama"),
+        "context_length": 32,
+        "prediction_length": 8,
+        "patch_length": 8,
+        "patch_stride": 8,
+        "num_layers": 2,
+        "num_prototypes": 9,
+        "intermediate_size": 20,
+        "batch_size": 8,
+        "max_steps": STEPS,
+        "precision": "fp32",
+        "use_cpu": True,
+        "logging_steps": 1,
+        "eval_steps": 1,
+        "save_steps": 1,
+        "save_total_limit": 9,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def flags(settings, output_dir, *more):
+    return [*(f"--{name}={value}" for name, value in settings.items()), "--output_dir", str(output_dir), *more]
+
+
+@pytest.fixture(scope="module")
+def single(folder, settings):
+    """One process, one micro-batch a step: what all others must equal."""
+    train(flags(settings, folder / "single"))
+    return folder / "single"
+
+
+@pytest.fixture(scope="module")
+def ranks(folder, settings, launch, free_port):
+    """Folder of all runs on two ranks."""
+    cases = []
+    for name, more in CASES.items():
+        cases.append(flags(settings, folder / name, *more))
+        if name in RESUMED:
+            resume = ["--resume_from_checkpoint", str(folder / name / "checkpoint-2")]
+            cases.append(flags(settings, folder / f"{name}, resumed", *more, *resume))
+    (folder / "cases.json").write_text(json.dumps(cases))
+    script = ROOT / "tests" / "training" / "distributed_cases.py"
+    launch("deepspeed", "--num_gpus", 2, "--master_port", free_port, script, folder / "cases.json", timeout=580)
+    return folder
+
+
+def history(run, *names):
+    """[steps, names] of what the Trainer logged while it trained."""
+    state = json.loads(Path(run, f"checkpoint-{STEPS}", "trainer_state.json").read_text())
+    return np.array([[entry[name] for name in names] for entry in state["log_history"] if names[0] in entry])
+
+
+TERMS = ("loss", "task_loss", "quantile_loss", "consistency_loss", "alignment_loss", "grad_norm")
+
+
+def assert_equal_training(run, reference, relative=1e-5):
+    ours = history(run, *TERMS)
+    assert ours.shape == (STEPS, len(TERMS)) and np.isfinite(ours).all()
+    np.testing.assert_allclose(ours, history(reference, *TERMS), rtol=relative)
+    names = ("eval_mse", "eval_mae")
+    np.testing.assert_allclose(history(run, *names), history(reference, *names), rtol=relative)
+
+
+def metrics_of(run):
+    return json.loads((run / "metrics.json").read_text())
+
+
+def test_accumulation_trains_as_one_batch(single, folder, settings):
+    train(flags(settings, folder / "accumulation", "--gradient_accumulation_steps", "2"))
+    assert_equal_training(folder / "accumulation", single)
+
+
+def test_every_set_is_scored_the_one_that_is_held_out_among_them(single):
+    metrics = metrics_of(single)
+    assert set(metrics["test"]["per_set"]) == {"short", "made", "unseen"}
+    assert metrics["test"]["per_set"]["unseen"]["windows"] == 5
+    ratios = [row["mase"] / row["naive_mase"] for row in metrics["test"]["per_set"].values()]
+    assert metrics["test"]["relative_mase"] == pytest.approx(np.exp(np.mean(np.log(ratios))))
+    assert metrics["dataset"].endswith("mixture.yaml")
+
+
+def test_a_step_weighs_its_observed_targets_alike(single):
+    """The loss is a mean over what is observed: were padding counted in, it would be far below an error of one unit."""
+    loss, task, quantile = history(single, "loss", "task_loss", "quantile_loss").T
+    assert (task > 0.3).all() and (quantile > 0.1).all() and (loss > task).all()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_train_as_one(case, ranks, single):
+    assert_equal_training(ranks / case, single)
+    ours, theirs = (metrics_of(run)["test"] for run in (ranks / case, single))
+    for name, row in theirs["per_set"].items():
+        assert ours["per_set"][name] == pytest.approx(row, rel=1e-4)
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_two_ranks_resume_as_if_nothing_had_happened(case, ranks):
+    assert_equal_training(ranks / f"{case}, resumed", ranks / case, relative=1e-6)
+
+
+def test_a_killed_run_goes_on_bit_by_bit(single, folder, settings):
+    """In the middle of a mixture: what a kill after step 2 leaves is that step's checkpoint."""
+    killed = folder / "killed"
+    shutil.copytree(single, killed)
+    for name in ("checkpoint-3", "checkpoint-4"):
+        shutil.rmtree(killed / name)
+    for name in ("metrics.json", "manifest.json", "model.safetensors", "preprocessor_config.json"):
+        (killed / name).unlink()
+    train(flags(settings, killed, "--resume_from_checkpoint", "last"))
+    ours, theirs = (load_file(run / "model.safetensors") for run in (killed, single))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    np.testing.assert_array_equal(history(killed, *TERMS), history(single, *TERMS))
+    assert metrics_of(killed)["test"] == metrics_of(single)["test"]
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"max_steps": -1}, "--max_steps"),
+        ({"patch_length": 32, "patch_stride": 32}, "--patch_length"),
+        ({"linear_skip": True, "skip_level": 0.5}, "skip_level"),
+        ({"corpus": "absent.yaml"}, "cannot read the mixture absent.yaml"),
+    ],
+)
+def test_settings_that_fit_no_mixture_end_in_one_line(changed, message, folder, settings, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train(flags(settings | changed, folder / "refused"))
+    assert stopped.value.code == FAILED
+    assert message in capsys.readouterr().err
+    assert not (folder / "refused").exists()
