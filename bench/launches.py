@@ -36,6 +36,7 @@ from train_step import parse_options as parse_model
 
 from llata_fast.backbone.twin import store_frozen
 from llata_fast.kernels import _launch, configs
+from llata_fast.kernels._operation import Operation
 from llata_fast.modeling import LlataForPrediction
 from llata_fast.planning.trace import as_on_gpu, make_fake
 
@@ -160,8 +161,8 @@ def launcher_of(function) -> Callable:
     """The launcher behind one of our registered operations."""
     for module in kernel_modules():
         for value in vars(module).values():
-            if getattr(value, "_opoverload", None) is function:
-                return value._init_fn
+            if isinstance(value, Operation) and value.registered is function:
+                return value.launcher
     raise LookupError(f"no launcher of {function}")
 
 

@@ -2,12 +2,15 @@
 
 from . import _flops  # noqa: F401
 from .alignment_loss import alignment_loss, alignment_loss_ref
+from .deep_alignment_loss import deep_alignment_loss, deep_alignment_loss_ref
 from .patch_embed import patch_embed, patch_embed_ref
 from .prototype_attention import prototype_attention, prototype_attention_ref
 
 __all__ = [
     "alignment_loss",
     "alignment_loss_ref",
+    "deep_alignment_loss",
+    "deep_alignment_loss_ref",
     "patch_embed",
     "patch_embed_ref",
     "prototype_attention",

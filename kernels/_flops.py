@@ -33,9 +33,15 @@ def _attention_backward_flops(dout, q, k, *args, **kwargs) -> int:
 
 @register_flop_formula(ops.alignment_loss)
 def _alignment_flops(time, text, time_weight, *args, **kwargs) -> int:
-    return 4 * time[0] * time_weight[0] * time_weight[1]
+    return 4 * _aligned_rows(time, text) * time_weight[1] * time_weight[2]
 
 
 @register_flop_formula(ops.alignment_loss_backward)
 def _alignment_backward_flops(dloss, time, text, time_weight, *args, **kwargs) -> int:
-    return 8 * time[0] * time_weight[0] * time_weight[1]
+    return 8 * _aligned_rows(time, text) * time_weight[1] * time_weight[2]
+
+
+def _aligned_rows(time, text) -> int:
+    """Rows of one branch, over all depths; without `text` both are in `time`."""
+    rows = sum(shape[0] for shape in time)
+    return rows if text else rows // 2

@@ -12,7 +12,7 @@ try:
     import triton.language as tl
 except ImportError:
     # without Triton the jit bodies below the references are never called: they only have to be importable
-    triton = types.SimpleNamespace(jit=lambda fn: fn)
+    triton = types.SimpleNamespace(jit=lambda fn=None, **options: fn or (lambda fn: fn))
     tl = types.SimpleNamespace(constexpr=None)
     AVAILABLE = False
 else:

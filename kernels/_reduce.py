@@ -9,7 +9,7 @@ from ._launch import device_guard, tl, triton
 from .configs import config_for
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"])
 def _sum_splits_kernel(
     partial_ptr, first_ptr, second_ptr,
     num_splits, num_first, num_second,

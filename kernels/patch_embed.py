@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ._checks import autocast, check_device, check_dtype, check_shape
 from ._launch import device_guard, dot_options, num_splits, tl, triton, use_triton
+from ._operation import Operation
 from ._reduce import split_outputs
 from .configs import config_for
 
@@ -116,7 +117,7 @@ def _row_stats(x_row, mask_row, in_row, L, eps, stride_xl, stride_ol, HAS_MASK: 
     return loc, loc_rest, tl.sqrt(squares / count + eps)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "tiles_per_program"])
 def _fwd_kernel(
     x_ptr, mask_ptr, weight_ptr, bias_ptr, tokens_ptr, loc_ptr, loc_rest_ptr, scale_ptr,
     R, C, L, N, P, D, first, patch_stride, tiles_per_program,
@@ -170,7 +171,7 @@ def _fwd_kernel(
         tl.store(token_ptrs, tokens, mask=in_patch[:, None] & in_d[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "tiles_per_split"])
 def _bwd_kernel(
     dtokens_ptr, x_ptr, mask_ptr, loc_ptr, loc_rest_ptr, scale_ptr, dweight_ptr, dbias_ptr,
     R, C, N, P, D, first, patch_stride, tiles_per_split,
@@ -248,7 +249,6 @@ def _geometry(x: Tensor, weight: Tensor, patch_stride: int) -> dict:
     }
 
 
-@torch.library.custom_op("llata_fast::patch_embed", mutates_args=())
 def patch_embed_fwd(
     x: Tensor, weight: Tensor, bias: Tensor, observed_mask: Tensor | None, patch_stride: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -273,7 +273,6 @@ def patch_embed_fwd(
     return outputs
 
 
-@patch_embed_fwd.register_fake
 def _empty_outputs(x, weight, bias, observed_mask, patch_stride, eps):
     B, L, C = x.shape
     D, P = weight.shape
@@ -281,7 +280,6 @@ def _empty_outputs(x, weight, bias, observed_mask, patch_stride, eps):
     return tokens, *(x.new_empty(B, C, dtype=torch.float32) for _ in range(3))
 
 
-@torch.library.custom_op("llata_fast::patch_embed_backward", mutates_args=())
 def patch_embed_bwd(
     dtokens: Tensor,
     x: Tensor,
@@ -314,7 +312,6 @@ def patch_embed_bwd(
     return dweight, dbias
 
 
-@patch_embed_bwd.register_fake
 def _empty_grads(dtokens, x, weight, loc, loc_rest, scale, observed_mask, patch_stride):
     return weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
 
@@ -328,11 +325,13 @@ def _save_for_backward(ctx, inputs, output):
 
 def _backward(ctx, dtokens, *_):
     *tensors, observed_mask = ctx.saved_tensors
-    dweight, dbias = patch_embed_bwd(dtokens, *tensors, observed_mask, ctx.patch_stride)
+    dweight, dbias = _backward_op(dtokens, *tensors, observed_mask, ctx.patch_stride)
     return None, dweight, dbias, None, None, None
 
 
-patch_embed_fwd.register_autograd(_backward, setup_context=_save_for_backward)
+_backward_op = Operation("patch_embed_backward", patch_embed_bwd, fake=_empty_grads)
+_op = Operation("patch_embed", patch_embed_fwd, fake=_empty_outputs, setup_context=_save_for_backward,
+                backward=_backward)  # fmt: skip
 
 
 def patch_embed(
@@ -384,7 +383,7 @@ def patch_embed(
         check_dtype("observed_mask", observed_mask, (torch.bool,))
         check_device("observed_mask", observed_mask, x.device)
     if use_triton(x):
-        tokens, loc, _, scale = patch_embed_fwd(x.detach(), weight, bias, observed_mask, patch_stride, eps)
+        tokens, loc, _, scale = _op(x.detach(), weight, bias, observed_mask, patch_stride, eps)
         return tokens, loc, scale
     return patch_embed_ref(
         x, weight, bias, patch_length=patch_length, patch_stride=patch_stride, observed_mask=observed_mask, eps=eps

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ._checks import autocast, check_device, check_dtype, check_shape
 from ._launch import device_guard, dot_options, num_splits, tl, triton, use_triton
+from ._operation import Operation
 from ._reduce import split_outputs
 from .configs import config_for
 
@@ -30,7 +31,7 @@ def _load_head(ptr, offs, size, pid_a, E, stride_row, stride_head, stride_e, DOT
                BLOCK_E: tl.constexpr):  # fmt: skip
     """Rows `offs` of one head [BLOCK, BLOCK_E], 0 beyond `size` rows and beyond E."""
     offs_e = tl.arange(0, BLOCK_E)
-    ptrs = ptr + pid_a * stride_head + offs[:, None].to(tl.int64) * stride_row + offs_e[None, :] * stride_e
+    ptrs = ptr + pid_a * stride_head + offs[:, None].to(tl.int64) * stride_row + offs_e[None, :].to(tl.int64) * stride_e
     return tl.load(ptrs, mask=(offs[:, None] < size) & (offs_e[None, :] < E), other=0.0).to(DOT_DTYPE)
 
 
@@ -42,7 +43,7 @@ def _store_head(ptr, value, offs, size, pid_a, A, E, BLOCK_E: tl.constexpr):
     tl.store(ptrs, value.to(ptr.dtype.element_ty), mask=(offs[:, None] < size) & (offs_e[None, :] < E))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _fwd_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr,
     M, V, A, E,
@@ -76,7 +77,7 @@ def _fwd_kernel(
     tl.store(lse_ptr + pid_a * M + offs_m, row_max + tl.log2(row_sum), mask=offs_m < M)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _bwd_dq_kernel(
     dout_ptr, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, dq_ptr, delta_ptr,
     M, V, A, E,
@@ -110,7 +111,7 @@ def _bwd_dq_kernel(
     _store_head(dq_ptr, dq * scale, offs_m, M, pid_a, A, E, BLOCK_E)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "rows_per_split"])
 def _bwd_dkv_kernel(
     dout_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr,
     M, V, A, E, rows_per_split,
@@ -168,7 +169,6 @@ def _sizes_and_strides(q: Tensor, k: Tensor, v: Tensor) -> dict:
     }  # fmt: skip
 
 
-@torch.library.custom_op("llata_fast::prototype_attention", mutates_args=())
 def prototype_attention_fwd(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """-> out [M, A, E], base-2 log-sum-exp of the scaled scores [A, M] fp32."""
     out, lse = _empty_outputs(q, k, v, scale)
@@ -184,13 +184,11 @@ def prototype_attention_fwd(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tu
     return out, lse
 
 
-@prototype_attention_fwd.register_fake
 def _empty_outputs(q, k, v, scale):
     M, A, _ = q.shape
     return q.new_empty(q.shape), q.new_empty(A, M, dtype=torch.float32)
 
 
-@torch.library.custom_op("llata_fast::prototype_attention_backward", mutates_args=())
 def prototype_attention_bwd(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
                             scale: float) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """-> dq [M, A, E], dk, dv [V, A, E]."""
@@ -226,7 +224,6 @@ def prototype_attention_bwd(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: 
     return dq, dk, dv
 
 
-@prototype_attention_bwd.register_fake
 def _empty_grads(dout, q, k, v, out, lse, scale):
     return tuple(t.new_empty(t.shape) for t in (q, k, v))
 
@@ -238,10 +235,12 @@ def _save_for_backward(ctx, inputs, output):
 
 
 def _backward(ctx, dout, _):
-    return *prototype_attention_bwd(dout, *ctx.saved_tensors, ctx.scale), None
+    return *_backward_op(dout, *ctx.saved_tensors, ctx.scale), None
 
 
-prototype_attention_fwd.register_autograd(_backward, setup_context=_save_for_backward)
+_backward_op = Operation("prototype_attention_backward", prototype_attention_bwd, fake=_empty_grads)
+_op = Operation("prototype_attention", prototype_attention_fwd, fake=_empty_outputs, setup_context=_save_for_backward,
+                backward=_backward)  # fmt: skip
 
 
 def prototype_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
@@ -271,5 +270,5 @@ def prototype_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None 
     if not scale > 0:
         raise ValueError(f"scale: expected a positive number or None, got {scale}")
     if use_triton(q):
-        return prototype_attention_fwd(q, k, v, scale)[0]
+        return _op(q, k, v, scale)[0]
     return prototype_attention_ref(q, k, v, scale=scale)

@@ -29,7 +29,7 @@ from .backbone.quantised import quantised_modules
 from .backbone.twin import PlainBackbone, TwinBackbone
 from .config import LlataConfig
 from .errors import InputError
-from .kernels import alignment_loss, patch_embed, prototype_attention
+from .kernels import deep_alignment_loss, patch_embed, prototype_attention
 from .linear import LinearSkip
 from .losses import forecast_loss
 from .quantiles import QuantileHead, in_order, pinball_loss
@@ -129,23 +129,37 @@ class CrossAttention(nn.Module):
 
 
 class FeatureAlignment(nn.Module):
-    """Distance of the branches' features of one depth, each projected: time, text [B, T, D] -> fp32 scalar.
+    """Distance of the branches' features, each projected, over all depths: [time; text] [2B, T, D] -> fp32 scalar.
 
-    The projections are [rank, D]: each branch has its own map into a space of `rank` dimensions that both share, and
-    there the mean distance is taken. With rank = D it is the method as published. A smaller one compares fewer learned
-    directions; they start like rows of the full map, so the loss starts at the same size. A second factor [D, rank],
-    leading back to D dimensions, would only weigh the same `rank` differences anew.
+    The projections are [depths, rank, D]: at every depth each branch has its own map into a space of `rank` dimensions
+    that both share, and there the mean distance is taken; one `k` steps before the last counts decay**k. With rank = D
+    it is the method as published. A smaller one compares fewer learned directions; they start like rows of the full
+    map, so the loss starts at the same size. A second factor [D, rank], leading back to D dimensions, would only weigh
+    the same `rank` differences anew.
     """
 
-    def __init__(self, hidden_size: int, rank: int, kind: str):
+    def __init__(self, hidden_size: int, rank: int, num_depths: int, kind: str, decay: float):
         super().__init__()
         self.kind = kind
-        self.time_weight = nn.Linear(hidden_size, rank, bias=False).weight
-        self.text_weight = nn.Linear(hidden_size, rank, bias=False).weight
+        self.depth_weights = [decay**k for k in reversed(range(num_depths))]
+        linears = [[nn.Linear(hidden_size, rank, bias=False).weight for _ in range(2)] for _ in range(num_depths)]
+        self.time_weight, self.text_weight = (
+            nn.Parameter(torch.stack(weights).detach()) for weights in zip(*linears, strict=True)
+        )
+        self.register_load_state_dict_pre_hook(_stack_depths)
 
-    def forward(self, time: Tensor, text: Tensor) -> Tensor:
-        time, text = time.flatten(0, 1), text.flatten(0, 1)
-        return alignment_loss(time, text, self.time_weight, self.text_weight, kind=self.kind)
+    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
+        rows = [feature.flatten(0, 1) for feature in features]
+        weights = self.time_weight, self.text_weight
+        return deep_alignment_loss(rows, *weights, depth_weights=self.depth_weights, kind=self.kind)
+
+
+def _stack_depths(module: FeatureAlignment, state: dict[str, Tensor], prefix: str, *args):
+    """Read checkpoints that hold the projections of each depth, "alignment.0.time_weight" and so on."""
+    for name in ("time_weight", "text_weight"):
+        keys = [f"{prefix}{depth}.{name}" for depth in range(len(module.depth_weights))]
+        if all(key in state for key in keys):
+            state[prefix + name] = torch.stack([state.pop(key) for key in keys])
 
 
 def _init_attention(in_proj: nn.Linear, out_proj: nn.Linear):
@@ -192,9 +206,9 @@ class LlataForPrediction(PreTrainedModel):
             self.register_buffer("prototypes", torch.zeros(config.num_prototypes, D))
         self.backbone = self._build_backbone(backbone)
         if two_branches:
-            num_aligned = 0 if config.ablation == "no_alignment" else config.num_layers + 1
-            rank, kind = config.alignment_rank, config.alignment_loss
-            self.alignment = nn.ModuleList(FeatureAlignment(D, rank, kind) for _ in range(num_aligned))
+            sizes = (D, config.alignment_rank, config.num_layers + 1)
+            align = FeatureAlignment(*sizes, config.alignment_loss, config.alignment_decay)
+            self.alignment = None if config.ablation == "no_alignment" else align
         self.post_init()
         if config.merged:
             self.backbone.requires_grad_(False)
@@ -425,10 +439,7 @@ class LlataForPrediction(PreTrainedModel):
             )
             output.loss = output.loss + config.consistency_weight * output.consistency_loss
         if config.ablation != "no_alignment":
-            output.alignment_loss = sum(
-                config.alignment_decay**depth * align(*feature.chunk(2))
-                for depth, (align, feature) in enumerate(zip(self.alignment[::-1], features[::-1], strict=True))
-            )
+            output.alignment_loss = self.alignment(features)
             output.loss = output.loss + config.alignment_weight * output.alignment_loss
         return output
 

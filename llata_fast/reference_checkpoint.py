@@ -106,7 +106,7 @@ def load_reference_checkpoint(
 
 
 def reference_names(keys) -> dict[str, str]:
-    """Reference key -> our state-dict key, for every reference key that is one tensor of ours."""
+    """Reference key -> our state-dict key, for every reference key that is a tensor of ours or a depth of one."""
     names = {}
     for key in keys:
         for pattern, ours in _RENAMES:

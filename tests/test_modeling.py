@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from tiny import BACKBONES, perturb, random_backbone, tiny_config, tiny_model, trained_weights, window
 
 from llata_fast.backbone.loading import load_backbone_weights
@@ -72,21 +73,27 @@ def test_channels(backbone, tokens):
     assert unchanged == ([False, True, True] if tokens else [False, False, False])
 
 
+def projected_features(model, depth, feature):
+    """Of the two branches [B, T, rank] each, from their features [2B, T, D] of one depth."""
+    weights = model.alignment.time_weight[depth], model.alignment.text_weight[depth]
+    return [half @ weight.T for half, weight in zip(feature.chunk(2), weights, strict=True)]
+
+
 def test_loss_is_the_weighted_sum(backbone):
     kinds = {"task_loss": "mse", "consistency_loss": "l1", "alignment_loss": "smooth_l1"}
     weights = {"consistency_weight": 0.3, "alignment_weight": 0.7, "alignment_decay": 0.5}
     model = tiny_model(backbone, **kinds, **weights)
-    distances = []
-    for align in model.alignment:
-        align.register_forward_hook(lambda module, inputs, result: distances.append(result))
+    features = []
+    model.alignment.register_forward_hook(lambda module, inputs, result: features.extend(*inputs))
     past, future = window()
     output = model(past, future)
     time, text = output.prediction_outputs, output.text_outputs
     torch.testing.assert_close(output.task_loss, F.mse_loss(time, future))
     torch.testing.assert_close(output.consistency_loss, F.l1_loss(time, text))
-    # asked from the last feature to the first
-    torch.testing.assert_close(output.alignment_loss, sum(0.5**k * each for k, each in enumerate(distances)))
-    assert len(distances) == model.config.num_layers + 1 and output.alignment_loss > distances[0]
+    distances = [F.smooth_l1_loss(*projected_features(model, depth, feature)) for depth, feature in enumerate(features)]
+    expected = sum(0.5**k * distance for k, distance in enumerate(reversed(distances)))
+    torch.testing.assert_close(output.alignment_loss, expected)
+    assert len(distances) == model.config.num_layers + 1 and output.alignment_loss > distances[-1]
     total = output.task_loss + 0.3 * output.consistency_loss + 0.7 * output.alignment_loss
     torch.testing.assert_close(output.loss, total)
 
@@ -94,25 +101,33 @@ def test_loss_is_the_weighted_sum(backbone):
 def test_alignment_starts_at_the_last_feature(backbone):
     model = tiny_model(backbone, alignment_decay=0.0, consistency_weight=0.0, task_loss="l1")
     model(*window()).alignment_loss.backward()
-    reached = [bool(align.time_weight.grad.any()) for align in model.alignment]
+    reached = model.alignment.time_weight.grad.flatten(1).any(1).tolist()
     assert reached == [False, False, True]
 
 
 def test_low_rank_alignment(backbone, tmp_path):
     """The mean distance between `rank` learned projections of either branch."""
     model = tiny_model(backbone, alignment_rank=7, alignment_loss="mse", alignment_decay=1.0)
-    distances = []
-
-    def note(module, inputs, result):
-        time, text = (feature @ weight.T for feature, weight in zip(inputs, module.parameters(), strict=True))
-        distances.append((time - text).square().mean())
-
-    for align in model.alignment:
-        assert align.time_weight.shape == align.text_weight.shape == (7, 48)
-        align.register_forward_hook(note)
+    assert model.alignment.time_weight.shape == model.alignment.text_weight.shape == (3, 7, 48)
+    features = []
+    model.alignment.register_forward_hook(lambda module, inputs, result: features.extend(*inputs))
     output = model(*window())
+    distances = [F.mse_loss(*projected_features(model, depth, feature)) for depth, feature in enumerate(features)]
     torch.testing.assert_close(output.alignment_loss, sum(distances))
     model.save_pretrained(tmp_path / "run")
+    loaded = LlataForPrediction.from_pretrained(tmp_path / "run")
+    torch.testing.assert_close(loaded.alignment.state_dict(), model.alignment.state_dict(), rtol=0, atol=0)
+
+
+def test_checkpoint_with_the_projections_of_each_depth(backbone, tmp_path):
+    """As they were saved before they were stacked."""
+    model = tiny_model(backbone)
+    model.save_pretrained(tmp_path / "run")
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    for name in ("time_weight", "text_weight"):
+        stacked = weights.pop(f"alignment.{name}")
+        weights |= {f"alignment.{depth}.{name}": weight.clone() for depth, weight in enumerate(stacked)}
+    save_file(weights, tmp_path / "run" / "model.safetensors")
     loaded = LlataForPrediction.from_pretrained(tmp_path / "run")
     torch.testing.assert_close(loaded.alignment.state_dict(), model.alignment.state_dict(), rtol=0, atol=0)
 

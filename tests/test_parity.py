@@ -62,6 +62,10 @@ def test_outputs_losses_and_gradients(fixture, backbone_pass):
 
     output.loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    # stacked here, a projection of each depth there
+    for name in ("time_weight", "text_weight"):
+        stacked = gradients.pop(f"alignment.{name}")
+        gradients |= {f"alignment.{depth}.{name}": gradient for depth, gradient in enumerate(stacked)}
 
     def assert_gradient(key, ours):
         theirs = tensors[f"grad.{key}"]
@@ -81,13 +85,13 @@ def test_projected_features(fixture):
     tensors, metadata = fixture
     model, _ = load(tensors, metadata)
     features = []
-    for align in model.alignment:
-        align.register_forward_hook(lambda module, inputs, output: features.append((module, *inputs)))
+    model.alignment.register_forward_hook(lambda module, inputs, output: features.extend(*inputs))
     model.train()(tensors["x"], tensors["y"])
-    # the loss walks from the last feature to the first
-    for depth, (align, time, text) in enumerate(reversed(features)):
-        assert_close(f"feat_time.{depth}", time @ align.time_weight.T, tensors[f"feat_time.{depth}"])
-        assert_close(f"feat_text.{depth}", text @ align.text_weight.T, tensors[f"feat_text.{depth}"])
+    for branch, half in (("time", 0), ("text", 1)):
+        weights = getattr(model.alignment, f"{branch}_weight")
+        for depth, (weight, feature) in enumerate(zip(weights, features, strict=True)):
+            projected = feature.chunk(2)[half] @ weight.T
+            assert_close(f"feat_{branch}.{depth}", projected, tensors[f"feat_{branch}.{depth}"])
 
 
 def test_evaluation_runs_the_temporal_branch_alone(fixture):

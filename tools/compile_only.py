@@ -162,15 +162,18 @@ def launches(sample: bool = False):
             q, k, lse = empty(10272, 12, E), empty(500, 12, E), empty(12, 10272, dtype=torch.float32)
             yield "", partial(prototype_attention_fwd, q, k, k, 0.1)
             yield "", partial(prototype_attention_bwd, q, q, k, k, q, lse, 0.1)
-        for M, D in ((256, 768),) if sample else ((256, 768), (10272, 4096)):
-            time, weight, loss = empty(M, D), empty(D, D), empty(1, dtype=torch.float32)
-            # l1 keeps its slope in int8, the other kinds in the inputs' dtype
-            for kind, saved in (("l1", empty(M, D, dtype=torch.int8)), ("smooth_l1", empty(M, D))):
-                saved = saved if dtype == torch.bfloat16 else empty(0)
-                yield kind, partial(alignment_loss_fwd, time, time, weight, weight, kind, True)
-                yield kind, partial(alignment_loss_bwd, loss, time, time, weight, weight, saved, kind)
-                if sample:
-                    break
+        for G, M, D in ((1, 256, 768),) if sample else ((1, 256, 768), (7, 10272, 768)):
+            weight, loss, slope = empty(G, D, D), empty(1, dtype=torch.float32), empty(G, M, D)
+            slope = slope if dtype == torch.bfloat16 else empty(0)
+            # a residual stream is fp32 under autocast, too
+            for features_dtype in (dtype,) if sample else {dtype, torch.float32}:
+                features = [empty(2 * M, D, dtype=features_dtype)] * G
+                variant = "" if features_dtype == dtype else ", fp32 features"
+                for kind in ("l1",) if sample else ("l1", "smooth_l1", "mse"):
+                    inputs = features, [], weight, weight
+                    yield kind + variant, partial(alignment_loss_fwd, *inputs, [1.0] * G, kind, True)
+                backward = partial(alignment_loss_bwd, loss, *inputs, slope, [1.0] * G, "l1")
+                yield variant.removeprefix(", "), backward
 
 
 def resource_usage(cubin: bytes) -> str:

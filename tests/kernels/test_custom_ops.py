@@ -47,12 +47,16 @@ def test_opcheck(dtype):
     x, tensors = torch.randn(B, L, C, device=DEVICE), parameters(dtype)
     q = torch.randn(7, A, E, device=DEVICE, dtype=dtype).requires_grad_()
     time, text = (torch.randn(7, D, device=DEVICE, dtype=dtype).requires_grad_() for _ in range(2))
+    both = [torch.randn(14, D, device=DEVICE, dtype=dtype).requires_grad_() for _ in range(2)]
+    weights = [torch.randn(2, F, D, device=DEVICE, dtype=dtype).requires_grad_() for _ in range(2)]
+    one = [torch.randn(1, F, D, device=DEVICE, dtype=dtype).requires_grad_() for _ in range(2)]
     ops = torch.ops.llata_fast
     samples = [
         (ops.patch_embed, (x, tensors["weight"], tensors["bias"], None, S, 1e-5)),
         (ops.patch_embed, (x, tensors["weight"], tensors["bias"], x > 0, S, 1e-5)),
         (ops.prototype_attention, (q, tensors["k"], tensors["v"], 0.3)),
-        (ops.alignment_loss, (time, text, tensors["time"], tensors["text"], "l1", True)),
+        (ops.alignment_loss, ([time], [text], *one, [1.0], "l1", True)),
+        (ops.alignment_loss, (both, [], *weights, [1.0, 0.5], "smooth_l1", True)),
     ]
     for op, args in samples:
         torch.library.opcheck(op.default, args)
