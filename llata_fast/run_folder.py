@@ -9,6 +9,7 @@
     forecast.png              a forecast from the middle of the test split
     log.jsonl                 what the Trainer logged: losses, speed and validation by step, a JSON object a line
     checkpoint-<step>/        what training resumes from, with a manifest of its own
+    nonfinite/                the step at which a training left the finite numbers, for `llata-fast replay`
     .lock                     held while a process trains here
 
 Imports neither torch nor transformers.
@@ -46,6 +47,7 @@ SETTINGS, CONFIG, WEIGHTS = "run.yaml", "config.json", "model.safetensors"
 PREPROCESSOR, METRICS, PICTURE = "preprocessor_config.json", "metrics.json", "forecast.png"
 LOG = "log.jsonl"
 METRICS_VERSION = 2
+NONFINITE = "nonfinite"
 TRAINER_STATE = "trainer_state.json"
 BEST_CHECKPOINT = "best_checkpoint"
 """Under what name a trainer's state holds the name of the best checkpoint so far."""
@@ -199,8 +201,8 @@ class RunFolder:
     def clear(self):
         """Delete what a run has left: its checkpoints would be taken for later ones of the next run here."""
         delete_partials(self.path)
-        for checkpoint in self.checkpoints():
-            delete_folder(checkpoint)
+        for folder in (*self.checkpoints(), *self.path.glob(NONFINITE)):
+            delete_folder(folder)
         for name in (MANIFEST, METRICS, PREPROCESSOR, WEIGHTS, CONFIG, PICTURE, LOG, _SERIES_BEFORE):
             (self / name).unlink(missing_ok=True)
 

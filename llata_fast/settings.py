@@ -356,6 +356,14 @@ class TrainingSettings:
         at_least=0,
         below=1,
     )
+    skip_nonfinite: int = _setting(
+        0,
+        "left out, instead of ending the training, where a loss or gradient is not finite",
+        "training",
+        _OPTIMISATION,
+        unit="steps",
+        at_least=0,
+    )
     patience: int = _setting(
         3,
         "stop after so many without a better validation score; 0: never",

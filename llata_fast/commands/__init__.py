@@ -10,7 +10,19 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-COMMANDS = ("predict", "evaluate", "export", "push", "benchmark", "bundle", "corpus", "plan", "reshard", "doctor")
+COMMANDS = (
+    "predict",
+    "evaluate",
+    "export",
+    "push",
+    "benchmark",
+    "bundle",
+    "corpus",
+    "plan",
+    "reshard",
+    "replay",
+    "doctor",
+)
 
 
 def command(name: str) -> ModuleType:

@@ -27,6 +27,10 @@ def run(options: argparse.Namespace):
 
 def _best_checkpoint(checkpoint: str) -> str | None:
     """The run's best checkpoint so far, where that is another one and still there."""
-    state = Path(checkpoint, "trainer_state.json")
-    best = json.loads(state.read_text()).get("best_model_checkpoint") if state.is_file() else None
-    return best if best and Path(best).is_dir() and Path(best).resolve() != Path(checkpoint).resolve() else None
+    from ..run_folder import BEST_CHECKPOINT, TRAINER_STATE
+
+    state = Path(checkpoint, TRAINER_STATE)
+    name = json.loads(state.read_text())["stateful_callbacks"].get(BEST_CHECKPOINT) if state.is_file() else None
+    # beside this one, wherever the run lay when it was written
+    best = Path(checkpoint).resolve().parent / name if name else None
+    return str(best) if best and best.is_dir() and best != Path(checkpoint).resolve() else None

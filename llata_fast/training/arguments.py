@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
@@ -36,6 +37,11 @@ class ForecastTrainingArguments(TrainingSettings, TrainingArguments):
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.average_decay and self.deepspeed is not None:
             raise InputError("average_decay is not supported under DeepSpeed: give --average_decay 0")
+        if self.skip_nonfinite and self.deepspeed is not None:
+            raise InputError("skip_nonfinite is not supported under DeepSpeed: give --skip_nonfinite 0")
+        for item in fields(self):
+            if isinstance(value := getattr(self, item.name, None), float) and not math.isfinite(value):
+                raise InputError(f"{item.name} must be a finite number, got {value}")
         self._settle_batch_size()
         self._settle_precision()
         self._settle_compilation()

@@ -25,6 +25,7 @@ from ..run_folder import BEST_CHECKPOINT, TRAINER_STATE, UNAVERAGED, RunFolder
 from .arguments import ForecastTrainingArguments
 from .averaging import WeightAverage
 from .deepspeed_state import is_universal, restricted_unpickling, trained_state
+from .finite import WINDOW_INDEX, FiniteGuard, NumberedWindows, check_finite
 from .progress import ProgressLine, TrainingLog
 from .resuming import check_whole
 from .stopping import Stopping
@@ -59,14 +60,15 @@ class ForecastTrainer(Trainer):
         self.run = RunFolder(args.output_dir)
         self.average = WeightAverage(model, args.average_decay) if args.average_decay else None
         self.stopping = Stopping()
-        callbacks = [self.stopping, _OwnBest(self.run), *([self.average] if self.average else [])]
+        self.guard = FiniteGuard(self, args.skip_nonfinite)
+        callbacks = [self.stopping, self.guard, _OwnBest(self.run), *([self.average] if self.average else [])]
         if args.patience and args.load_best_model_at_end:
             callbacks.append(EarlyStopping(early_stopping_patience=args.patience))
         super().__init__(
             model=model,
             args=args,
             data_collator=collate,
-            train_dataset=splits.train,
+            train_dataset=NumberedWindows(splits.train),
             eval_dataset=splits.val,
             compute_metrics=self.metrics,
             callbacks=callbacks,
@@ -125,11 +127,28 @@ class ForecastTrainer(Trainer):
         self.stopping.leave_if_agreed(self.state)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        """Write what is trained, in fp32, and the configuration; every rank calls it."""
+        """Write what is trained, in fp32, and the configuration; every rank calls it.
+
+        Raises:
+            InputError: on every rank, for weights that are not finite.
+        """
+        self._write_model(output_dir, _internal_call, checked=True)
+
+    def write_model(self, output_dir: str):
+        """`save_model`, whatever the weights are."""
+        self._write_model(output_dir, True, checked=False)
+
+    def _write_model(self, output_dir: str | None, internal_call: bool, checked: bool):
+        when = f"step {self.state.global_step}"
         if self.is_deepspeed_enabled:
-            self._save(output_dir, state_dict=trained_state(self.model, keep=self.args.should_save))
+            state = trained_state(self.model, keep=self.args.should_save)
+            if checked:
+                on_first_rank(lambda: check_finite(state, when))
+            self._save(output_dir, state_dict=state)
         else:
-            super().save_model(output_dir, _internal_call)
+            if checked:
+                check_finite({name: p for name, p in self.model.named_parameters() if p.requires_grad}, when)
+            super().save_model(output_dir, internal_call)
 
     def _save_checkpoint(self, model, trial):
         """The Trainer's checkpoint under another name, and its own once a manifest vouches for all of it."""
@@ -224,9 +243,14 @@ class ForecastTrainer(Trainer):
         return data.to(self.args.device) if isinstance(data, Tensor) else super()._prepare_input(data)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = dict(inputs)
+        windows = inputs.pop(WINDOW_INDEX, None)
+        random = self.guard.random_state() if model.training else {}
         outputs = model(**inputs)
         loss = outputs.loss
         if model.training:
+            terms = {name: outputs[name] for name in ("loss", *_LOSS_TERMS) if name in outputs}
+            self.guard.watch(inputs, windows, random, terms)
             # the Trainer takes the mean over micro-batches, of which an epoch's last one may be smaller
             if self._target_scale is not None:
                 for name in [name for name in _TARGET_TERMS if name in outputs]:

@@ -297,6 +297,7 @@ def test_our_option_names():
         "quantile_levels",
         "recipe",
         "skip_level",
+        "skip_nonfinite",
         "skip_per_channel",
         "skip_rows",
         "task_loss",

@@ -1,0 +1,38 @@
+"""Run the step again at which a training left the finite numbers: which term, which windows, which layer.
+
+Such a training leaves the step's weights, batch and random state in its run's folder.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..durable import find_damage
+from ..errors import InputError
+from ..run_folder import NONFINITE
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("run", help="folder of the run whose training stopped")
+
+
+def run(options: argparse.Namespace):
+    from ..training.replay import replay
+
+    folder = Path(options.run, NONFINITE)
+    if not folder.is_dir():
+        raise InputError(f"{options.run} has no {NONFINITE}/: no training in it left the finite numbers")
+    if damage := find_damage(folder):
+        raise InputError(f"{folder} is damaged: {damage}")
+    for batch in replay(folder):
+        _print(batch)
+
+
+def _print(batch: dict[str, Any]):
+    print(f"step {batch['step']}, rank {batch['rank']}, micro-step {batch['micro_step']}")
+    for name, value in batch["terms"].items():
+        print(f"  {name}: {value:g}, in training {batch['recorded'][name]}")
+    if batch["windows"]:
+        print(f"  windows that alone are not finite: {', '.join(map(str, batch['windows']))}")
+    print(f"  first module whose output is not finite: {batch['module'] or 'none'}")
+    print(f"  parameters whose gradient is not finite: {', '.join(batch['parameters'][:5]) or 'none'}")

@@ -1,0 +1,188 @@
+"""A training that leaves the finite numbers stops before its weights do, and keeps what runs that step again.
+
+`nonfinite/` in the run's folder holds the weights before the step, the batch, the random state of its dropout, and
+`nonfinite.json`: the step, the terms of the loss, and the windows by the rows at which they start in the training
+split (of M4: the numbers of the series).
+"""
+
+import json
+import logging
+import math
+import shutil
+from typing import Any, NamedTuple
+
+import torch
+from accelerate.utils import gather_object
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import TrainerCallback
+
+from ..durable import partial_name, settle_folder, write_text
+from ..errors import InputError
+from ..ranks import on_first_rank
+from ..run_folder import NONFINITE
+
+WINDOW_INDEX = "window_index"
+REPORT, BATCHES, MODEL = "nonfinite.json", "batches.safetensors", "model"
+CHANNEL_WEIGHTS = "channel_weights"
+_SKIPPED = "skipped_nonfinite"
+
+_log = logging.getLogger(__name__)
+
+
+class NumberedWindows(Dataset):
+    """The same windows, each batch with their numbers under `WINDOW_INDEX`."""
+
+    def __init__(self, windows: Dataset):
+        self.windows = windows
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.windows[index] | {WINDOW_INDEX: torch.tensor(index)}
+
+    def __getitems__(self, indices) -> dict[str, Tensor]:
+        return self.windows.__getitems__(indices) | {WINDOW_INDEX: torch.as_tensor(indices)}
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "windows":
+            raise AttributeError(name)
+        return getattr(self.windows, name)
+
+
+class _Batch(NamedTuple):
+    inputs: dict[str, Tensor]
+    windows: Tensor
+    random: dict[str, Tensor]
+    terms: dict[str, Tensor]
+
+
+class FiniteGuard(TrainerCallback):
+    """Checks losses and gradients of every step before the optimizer sees them; raises InputError on every rank.
+
+    Under DeepSpeed, whose backward pass takes the step, losses alone are checked, before it.
+    """
+
+    def __init__(self, trainer: Any, tolerated: int):
+        """`tolerated`: so many steps in all are left out instead."""
+        self.trainer, self.tolerated, self.skipped = trainer, tolerated, 0
+        self._batches: list[_Batch] = []
+
+    def random_state(self) -> dict[str, Tensor]:
+        """What dropout draws from."""
+        device = self.trainer.args.device
+        states = {"random.cpu": torch.get_rng_state()}
+        return states | ({"random.cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+    def watch(self, inputs: dict[str, Tensor], windows: Tensor, random: dict[str, Tensor], terms: dict[str, Tensor]):
+        """Take note of a micro-batch and its losses."""
+        # a CUDA graph writes the next step's where these are
+        copies = {name: value.detach().clone() for name, value in terms.items()}
+        self._batches.append(_Batch(inputs, windows, random, copies))
+        if self.trainer.is_deepspeed_enabled:
+            self._check(self.trainer.state, ())
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.skipped = state.stateful_callbacks.get(_SKIPPED, 0)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._batches.clear()
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if self.trainer.is_deepspeed_enabled:
+            return
+        # scaled for fp16 they overflow as a matter of course, and their scaler leaves the step out
+        scaled = getattr(self.trainer.accelerator, "scaler", None) is not None
+        gradients = () if scaled else tuple(p.grad for p in model.parameters() if p.grad is not None)
+        if not self._check(state, gradients):
+            model.zero_grad(set_to_none=True)
+
+    def _check(self, state, gradients: tuple[Tensor, ...]) -> bool:
+        """Whether the step may be taken; False for one that is left out."""
+        terms = torch.stack([value.float() for batch in self._batches for value in batch.terms.values()])
+        finite = terms.isfinite().all()
+        if gradients:
+            finite = finite & torch.stack(torch._foreach_norm(gradients, math.inf)).isfinite().all()
+        accelerator = self.trainer.accelerator
+        # one rank's trouble is everybody's
+        if accelerator.num_processes > 1:
+            finite = accelerator.reduce(finite.float()[None], "sum")[0] == accelerator.num_processes
+        if finite:
+            return True
+        records = gather_object(self._records()) if accelerator.num_processes > 1 else self._records()
+        problem = _problem(records, state.global_step + 1)
+        if self.skipped >= self.tolerated:
+            self._stop(records, problem, state.global_step + 1)
+        self.skipped += 1
+        state.stateful_callbacks[_SKIPPED] = self.skipped
+        if self.trainer.is_world_process_zero():
+            _log.warning("%s: the step is left out, %d of %d", problem, self.skipped, self.tolerated)
+        return False
+
+    def _records(self) -> list[dict[str, Any]]:
+        """This rank's micro-batches of the step, on the CPU."""
+        rank = self.trainer.accelerator.process_index
+        return [
+            {
+                "rank": rank,
+                "micro_step": number,
+                "windows": batch.windows.tolist(),
+                "terms": {name: value.item() for name, value in batch.terms.items()},
+                "tensors": {
+                    name: value.detach().to("cpu", copy=True).contiguous()
+                    for name, value in {**batch.inputs, **batch.random}.items()
+                    if value is not None
+                },
+            }
+            for number, batch in enumerate(self._batches)
+        ]
+
+    def _stop(self, records: list[dict[str, Any]], problem: str, step: int):
+        folder = self.trainer.run / NONFINITE
+        partial = partial_name(folder)
+        on_first_rank(lambda: shutil.rmtree(partial, ignore_errors=True))
+        self.trainer.write_model(str(partial / MODEL))
+
+        def keep():
+            bad = [record for record in records if not _is_finite(record)] or records
+            tensors = {
+                f"{record['rank']}.{record['micro_step']}.{name}": value
+                for record in bad
+                for name, value in record.pop("tensors").items()
+            }
+            if (weights := self.trainer.model.channel_weights) is not None:
+                tensors[CHANNEL_WEIGHTS] = weights.detach().cpu()
+            save_file(tensors, partial / BATCHES)
+            for record in bad:
+                record["terms"] = {name: str(value) for name, value in record["terms"].items()}
+            report = {"version": 1, "step": step, "precision": self.trainer.args.precision, "batches": bad}
+            write_text(partial / REPORT, json.dumps(report) + "\n")
+            settle_folder(partial, folder)
+
+        on_first_rank(keep)
+        hint = "lower the learning rates, or give --skip_nonfinite"
+        raise InputError(f"{problem}; to see it again: llata-fast replay {self.trainer.run}; to go on: {hint}")
+
+
+def _is_finite(record: dict[str, Any]) -> bool:
+    return all(math.isfinite(value) for value in record["terms"].values())
+
+
+def _problem(records: list[dict[str, Any]], step: int) -> str:
+    for record in records:
+        for name, value in record["terms"].items():
+            if not math.isfinite(value):
+                windows = ", ".join(map(str, record["windows"][:3]))
+                return f"step {step}: {name} is {value} on windows {windows}, ..."
+    return f"step {step}: the losses are finite, a gradient is not"
+
+
+@torch.no_grad()
+def check_finite(weights: dict[str, Tensor], when: str):
+    """Raise InputError, with a name, where one of the weights is not finite."""
+    finite = torch.stack([norm.isfinite() for norm in torch._foreach_norm(list(weights.values()), math.inf)])
+    if not finite.all():
+        name = list(weights)[int(finite.logical_not().nonzero()[0])]
+        raise InputError(f"{when}: {name} is not finite, and is not saved: lower the learning rates")
