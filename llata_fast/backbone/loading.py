@@ -89,6 +89,8 @@ def read_backbone_config(source: str, num_layers: int | None = None) -> PreTrain
         raise InputError(f"backbone {source!r}: a {config.model_type!r} model is no decoder language model")
     config.use_cache = False
     config._name_or_path = source
+    with _reported(place, "its config describes no model that can be built"):
+        _empty_decoder(cut_config(config, 1))
     return config if num_layers is None else cut_config(config, num_layers)
 
 
@@ -367,7 +369,10 @@ def _read_prototypes(place: _Place, config: PreTrainedConfig) -> Tensor | None:
 def _files_by_tensor(weights: Path) -> dict[str, str]:
     """Stored tensor's name -> the file that holds it, from an index or from the only file."""
     if weights.suffix == ".json":
-        return json.loads(weights.read_text())["weight_map"]
+        files = json.loads(weights.read_text())["weight_map"]
+        if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+            raise ValueError("weight_map must map names of tensors to names of files")
+        return files
     if weights.suffix == ".safetensors":
         with safe_open(weights, framework="pt") as tensors:
             return dict.fromkeys(tensors.keys(), weights.name)

@@ -16,8 +16,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..cache import cache_folder
@@ -88,7 +88,7 @@ def load_prototypes(word_embeddings: Tensor, num_prototypes: int, *, cache_dir: 
     path = Path(cache_dir, f"{_content_key(word_embeddings, num_prototypes)}.safetensors")
     shape = (num_prototypes, word_embeddings.shape[1])
     try:
-        prototypes = load_file(path)["prototypes"]
+        prototypes = _read(path)
         if prototypes.shape != shape or not prototypes.isfinite().all():
             raise ValueError(f"expected finite values of shape {list(shape)}, got shape {list(prototypes.shape)}")
         return prototypes.to(word_embeddings.device)
@@ -118,13 +118,28 @@ def _content_key(word_embeddings: Tensor, num_prototypes: int) -> str:
     return digest.hexdigest()[:32]
 
 
+def _read(path: Path) -> Tensor:
+    if not path.is_file():
+        raise FileNotFoundError
+    with safe_open(path, framework="pt") as file:
+        prototypes, metadata = file.get_tensor("prototypes"), file.metadata()
+    if (metadata or {}).get("sha256") != _checksum(prototypes):
+        raise ValueError("it is not what was written: its checksum differs")
+    return prototypes
+
+
 def _write(path: Path, prototypes: Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # several ranks may write at once: each its own file, then a rename, which readers see whole or not at all
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
         temporary = Path(file.name)
     try:
-        save_file({"prototypes": prototypes.contiguous()}, temporary)
+        prototypes = prototypes.contiguous()
+        save_file({"prototypes": prototypes}, temporary, {"sha256": _checksum(prototypes)})
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _checksum(prototypes: Tensor) -> str:
+    return hashlib.sha256(prototypes.contiguous().numpy()).hexdigest()

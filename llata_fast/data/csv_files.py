@@ -62,8 +62,8 @@ def load(path: Path, **options) -> pd.DataFrame:
         raise InputError(
             f"{path} can't be read as a CSV: rows have more cells than the header, as decimal commas would make them"
         ) from None
-    except (ValueError, OSError, EOFError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # a damaged file raises whatever its decompressor calls an error
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path} can't be read as a CSV: {reason}") from None
 
 

@@ -17,6 +17,7 @@ from transformers.integrations import get_available_reporting_integrations, is_t
 from ..cli import Parser, training_parser, unknown_option
 from ..errors import InputError
 from ..settings import DataSettings, ModelSettings, TrainingSettings
+from .deepspeed_config import check_deepspeed_config
 from .initial import model_settings_of
 from .presets import preset_for
 from .pretraining import PRETRAINING
@@ -42,6 +43,8 @@ class ForecastTrainingArguments(TrainingSettings, TrainingArguments):
         for item in fields(self):
             if isinstance(value := getattr(self, item.name, None), float) and not math.isfinite(value):
                 raise InputError(f"{item.name} must be a finite number, got {value}")
+        if self.deepspeed is not None:
+            check_deepspeed_config(self.deepspeed)
         self._settle_batch_size()
         self._settle_precision()
         self._settle_compilation()
@@ -202,16 +205,20 @@ def _parser() -> Parser:
 
 def _read_yaml(path: str, parser: Parser) -> dict:
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # recursion: brackets without end
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold a mapping of option names to values")
     known = {action.dest for action in parser._actions} - {"config", "help_all"}
     if unknown := [name for name in values if name not in known]:
         raise InputError(f"{path}: {unknown_option(str(unknown[0]), known)}")
+    own = {name for kind in (ModelSettings, DataSettings, TrainingSettings) for name in get_type_hints(kind)}
+    if mappings := [name for name, value in values.items() if name in own and isinstance(value, dict)]:
+        raise InputError(f"{path}: {mappings[0]} takes no mapping")
     if empty := [name for name, value in values.items() if value is None and name not in _may_be_none()]:
         raise InputError(f"{path}: {empty[0]} has no value")
     parser.source = f"{path}: "

@@ -162,8 +162,8 @@ def test_ranks_may_race(tmp_path, monkeypatch, caplog):
     words = embeddings(100)
     everyone = threading.Barrier(4)
 
-    def save_together(tensors, path):
-        save_file(tensors, path)
+    def save_together(*args):
+        save_file(*args)
         everyone.wait(timeout=30)
 
     monkeypatch.setattr(prototypes, "save_file", save_together)

@@ -1,0 +1,74 @@
+"""What comes of a fault, counted: one clear line, the right result, a traceback, a wrong result in silence, a hang."""
+
+import contextlib
+import io
+import signal
+import traceback
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from llata_fast.errors import InputError
+
+LINE, RIGHT, TRACEBACK, WRONG, HANG = "clear line", "right result", "traceback", "silently wrong", "hang"
+OUTCOMES = (LINE, RIGHT, TRACEBACK, WRONG, HANG)
+BAD = (TRACEBACK, WRONG, HANG)
+
+# far above what any of these takes on a busy machine
+_LIMIT_S = 60
+
+
+class Tally:
+    """Outcomes by what was damaged, and an example of everything that must not be."""
+
+    def __init__(self):
+        self.counts: dict[str, Counter] = defaultdict(Counter)
+        self.examples: list[str] = []
+
+    def add(self, subject: str, outcome: str, example: str = ""):
+        self.counts[subject][outcome] += 1
+        if outcome in BAD:
+            self.examples.append(f"{subject}: {outcome}: {example}")
+
+    @property
+    def bad(self) -> int:
+        return sum(counts[outcome] for counts in self.counts.values() for outcome in BAD)
+
+    def total(self) -> int:
+        return sum(counts.total() for counts in self.counts.values())
+
+
+class _Hang(BaseException):
+    """Nothing catches it."""
+
+
+@contextlib.contextmanager
+def _bounded() -> Iterator[None]:
+    def ring(*_):
+        raise _Hang
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, _LIMIT_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def outcome_of(call: Callable[[], Any], is_right: Callable[[Any], bool]) -> tuple[str, str]:
+    """Which of OUTCOMES comes of `call()`, and what it said."""
+    said = io.StringIO()
+    try:
+        with _bounded(), contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            result = call()
+    except InputError as error:
+        return LINE, str(error)
+    except SystemExit as end:
+        line = said.getvalue().strip()
+        return (LINE if end.code == 2 and "\n" not in line else TRACEBACK), f"exit {end.code}: {line}"
+    except _Hang:
+        return HANG, f"after {_LIMIT_S} s"
+    except Exception:
+        return TRACEBACK, traceback.format_exc(limit=-4)
+    return (RIGHT, "") if is_right(result) else (WRONG, str(result)[:300])

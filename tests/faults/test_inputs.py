@@ -1,0 +1,45 @@
+"""A short run of `inputs.py`: some damage to every file that is read."""
+
+import logging
+
+import pytest
+from faults.inputs import input_cases, try_damage
+from faults.outcomes import BAD, Tally
+
+EACH = 6
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llata_fast.kernels._launch.ENABLED", False)
+        yield input_cases(tmp_path_factory.mktemp("inputs"))
+
+
+def test_damage_ends_in_one_line_or_the_right_result(cases):
+    """Every file is also read whole in between, and gives what it should."""
+    tally = Tally()
+    logging.disable(logging.CRITICAL)
+    try:
+        for case in cases:
+            try_damage(case, EACH, seed=0, tally=tally)
+    finally:
+        logging.disable(logging.NOTSET)
+    assert tally.total() == EACH * len(cases) and len(cases) > 25
+    assert not tally.examples, "\n".join(tally.examples[:5])
+    counts = tally.counts.values()
+    # damage does what it says
+    assert sum(count["clear line"] for count in counts) > tally.total() / 3
+    assert not any(count[outcome] for count in counts for outcome in BAD)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_an_untouched_file_is_right(cases, number):
+    """The judges are no rubber stamps: of what is whole they say so, and not of something else."""
+    for case in cases:
+        if case.name.startswith(("CSV", "run: model", "prototype", "backbone: model.safetensors")):
+            assert case.is_right(case.read())
+    tables = [case for case in cases if case.name.startswith("CSV .")]
+    series = tables[0].read()
+    series.values[number, 0] += 1
+    assert not tables[0].is_right(series)
