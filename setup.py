@@ -35,6 +35,8 @@ setup(
         "tqdm",
     ],
     extras_require={
+        # metrics, and exponential smoothing beside them
+        "backtest": ["statsmodels>=0.15", "utilsforecast>=0.2.10"],
         "export": ["onnx", "onnxruntime", "onnxscript", "peft"],
         "flash-attn": ["flash-attn"],
         "parquet": ["pyarrow"],

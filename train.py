@@ -16,7 +16,7 @@ def train():
     if not run.metrics:
         # another rank than the first
         return
-    print(results_table({"llata": run.metrics["test"], **run.metrics["baselines"]}))
+    print(results_table({"llata": run.metrics["test"] | (run.metrics["intervals"] or {}), **run.metrics["baselines"]}))
     if run.picture:
         print(f"picture: {run.picture}")
     print(f"to forecast: python -m llata_fast predict {run.folder} --input my.csv --output forecast.csv --plot")

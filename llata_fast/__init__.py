@@ -2,8 +2,8 @@
 
     from llata_fast import Forecaster, read_csv
 
-    forecaster = Forecaster.from_run("runs/Metro-336-96")
-    print(forecaster.predict(read_csv("my.csv")))
+    forecaster = Forecaster.from_pretrained("runs/Metro-336-96")
+    print(forecaster.predict_df(read_csv("my.csv")))
 
 The names below are all that everyday use takes. Each is imported when it is first asked for: neither torch nor
 transformers is loaded before.
@@ -28,15 +28,16 @@ _HOMES = {
     "Forecaster": "forecasting.forecaster",
     "LlataConfig": "config",
     "LlataForPrediction": "modeling",
-    "read_csv": "data",
+    "Panel": "data.panel",
+    "read_csv": "data.panel",
     "train": "experiment",
 }
 
-__all__ = ["Forecaster", "LlataConfig", "LlataForPrediction", "__version__", "read_csv", "train"]
+__all__ = ["Forecaster", "LlataConfig", "LlataForPrediction", "Panel", "__version__", "read_csv", "train"]
 
 if TYPE_CHECKING:
     from .config import LlataConfig
-    from .data import read_csv
+    from .data.panel import Panel, read_csv
     from .experiment import train
     from .forecasting.forecaster import Forecaster
     from .modeling import LlataForPrediction

@@ -1,5 +1,6 @@
 """One experiment: typed settings in, a run's folder out. `train.py`, `benchmark` and M4 all go through here."""
 
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -11,13 +12,16 @@ import torch
 from transformers import set_seed
 
 from .config import LlataConfig
+from .data.panel import Panel
 from .data.units import forecast_windows
 from .durable import partial_name
 from .errors import InputError
 from .evaluation.baselines import Forecast
 from .evaluation.corpus_task import read_corpus_task
-from .evaluation.tasks import Task, read_task
+from .evaluation.panel_task import PanelTask
+from .evaluation.tasks import Task, calibrates, read_task
 from .forecasting import pictures
+from .forecasting.calibration import Calibration, interval_scores
 from .modeling import LlataForPrediction
 from .ranks import on_first_rank
 from .run_folder import PICTURE, RunFolder
@@ -47,7 +51,7 @@ def train(dataset: str = "Metro", **settings: Any) -> Outcome:
     """Train a forecaster on a data set's name or a CSV, as `python train.py --dataset ...` does.
 
     >>> outcome = train("my.csv", prediction_length=24, max_steps=200)
-    >>> Forecaster.from_run(outcome.folder).predict(read_csv("my.csv"))
+    >>> Forecaster.from_pretrained(outcome.folder.path).predict_df(read_csv("my.csv"))
 
     Args:
         dataset: as `--dataset`.
@@ -59,20 +63,29 @@ def train(dataset: str = "Metro", **settings: Any) -> Outcome:
     return run_experiment(*choose_settings({"dataset": dataset} | settings))
 
 
+def train_on_panel(panel: Panel, **settings: Any) -> Outcome:
+    """Train on all but the last rows of a panel's items, which validate: as `train`, of whose settings it takes any."""
+    model, data, training = choose_settings({"dataset": panel.name} | settings)
+    data.id_column, data.date_column, data.target = panel.id_column, panel.timestamp_column, list(panel.targets)
+    return run_experiment(model, data, training, task=PanelTask(panel, model))
+
+
 def run_experiment(
     model: ModelSettings,
     data: DataSettings,
     training: ForecastTrainingArguments,
     say: Callable[[str], None] = _log.info,
+    task: Task | None = None,
 ) -> Outcome:
     """Read the data, train on its windows, score every test window once, and write the run's folder.
 
-    Every rank calls it; `say` gets lines about the model and the folder on the first one.
+    Every rank calls it; `say` gets lines about the model and the folder on the first one. `task` is read from the data
+    unless it is given.
 
     Raises:
         InputError: what the settings ask for cannot be had; nothing is written then.
     """
-    task = _task(model, data, training)
+    task = task or _task(model, data, training)
     with claimed_run(model, data, training) as (folder, lines):
         trainer = _prepare(task, folder, model, data, training)
         first = trainer.is_world_process_zero()
@@ -85,7 +98,11 @@ def run_experiment(
         seconds, speed = time.perf_counter() - start, trainer.throughput.summary()
         # before what may still fail: the run can forecast from here on
         _save(trainer, folder, task, data)
+        calibration = _calibrate(trainer, folder, task)
         test = task.test(trainer)
+        intervals = None
+        if calibration is not None:
+            intervals = task.intervals(functools.partial(_score_intervals, trainer, calibration))
         forecast = trainer.forecast(*task.example())
         if not first:
             return Outcome(folder, {}, trainer.model, None)
@@ -93,6 +110,7 @@ def run_experiment(
         metrics = {
             "dataset": data.corpus or data.dataset,
             "test": test,
+            "intervals": intervals,
             "validation": trainer.kept_validation(),
             "baselines": baselines,
             "training": {
@@ -162,6 +180,34 @@ def _save(trainer: ForecastTrainer, folder: RunFolder, task: Task, data: DataSet
             folder.keep_only(trainer.best_checkpoint)
 
     on_first_rank(settle)
+
+
+def _calibrate(trainer: ForecastTrainer, folder: RunFolder, task: Task) -> Calibration | None:
+    """Calibrate quantiles on the validation windows, and keep that in the run; every rank calls it."""
+    if not calibrates(task):
+        return None
+    config = trainer.model.config
+    windows = task.splits.val.to(trainer.args.device)
+    calibration = Calibration.of(trainer.outputs, windows, config.quantile_levels, reads_level=config.skip_level > 0)
+
+    def keep():
+        calibration.save(folder.calibration)
+        folder.finish()
+
+    on_first_rank(keep)
+    return calibration
+
+
+def _score_intervals(trainer: ForecastTrainer, calibration: Calibration, windows: Any, **units: Any):
+    config = trainer.model.config
+    return interval_scores(
+        trainer.outputs,
+        windows.to(trainer.args.device),
+        calibration,
+        config.quantile_levels,
+        reads_level=config.skip_level > 0,
+        **units,
+    )
 
 
 def forecast_of(model: LlataForPrediction) -> Forecast:

@@ -4,7 +4,8 @@
     config.json               the model's own settings
     model.safetensors         what was trained
     preprocessor_config.json  the series' columns, dates and units
-    manifest.json             sizes and checksums of these four, written last: the run can forecast
+    calibration.npz           what quantiles are calibrated by
+    manifest.json             sizes and checksums of these, written last: the run can forecast
     metrics.json              scores, costs and speed (docs in `write_metrics`)
     forecast.png              a forecast from the middle of the test split
     log.jsonl                 what the Trainer logged: losses, speed and validation by step, a JSON object a line
@@ -23,7 +24,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 SETTINGS, CONFIG, WEIGHTS = "run.yaml", "config.json", "model.safetensors"
 PREPROCESSOR, METRICS, PICTURE = "preprocessor_config.json", "metrics.json", "forecast.png"
+CALIBRATION = "calibration.npz"
 LOG = "log.jsonl"
 METRICS_VERSION = 2
 NONFINITE = "nonfinite"
@@ -75,11 +77,17 @@ class Preprocessor:
     seasonality: int
     mean: list[float]
     scale: list[float]
+    id_column: str | None = None
+    """Of a panel; a wide series has none."""
+    other_frequencies: list[str] = field(default_factory=list)
+    """Of a panel's items whose step is not that of most."""
 
     def __post_init__(self):
         texts = [("dataset", self.dataset), ("date_column", self.date_column), ("frequency", self.frequency)]
         if wrong := next((name for name, value in texts if not isinstance(value, str)), None):
             raise InputError(f"{wrong} must be a text")
+        if self.id_column is not None and not isinstance(self.id_column, str):
+            raise InputError("id_column must be a text or null")
         if not isinstance(self.columns, list) or not all(isinstance(name, str) for name in self.columns):
             raise InputError("columns must be a list of names")
         if not _is_number(self.seasonality) or self.seasonality != int(self.seasonality) or self.seasonality < 1:
@@ -108,6 +116,10 @@ class Preprocessor:
         from .data import StandardScaler
 
         return StandardScaler.from_dict({"mean": self.mean, "scale": self.scale})
+
+
+# fields that the version before did not write
+_OF_PANELS = {"id_column", "other_frequencies"}
 
 
 def _is_number(value: Any) -> bool:
@@ -203,7 +215,7 @@ class RunFolder:
         delete_partials(self.path)
         for folder in (*self.checkpoints(), *self.path.glob(NONFINITE)):
             delete_folder(folder)
-        for name in (MANIFEST, METRICS, PREPROCESSOR, WEIGHTS, CONFIG, PICTURE, LOG, _SERIES_BEFORE):
+        for name in (MANIFEST, METRICS, CALIBRATION, PREPROCESSOR, WEIGHTS, CONFIG, PICTURE, LOG, _SERIES_BEFORE):
             (self / name).unlink(missing_ok=True)
 
     def checkpoints(self) -> list[Path]:
@@ -268,7 +280,7 @@ class RunFolder:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             names = {item.name for item in fields(Preprocessor)}
-            if not isinstance(values, dict) or values.keys() != names:
+            if not isinstance(values, dict) or values.keys() | _OF_PANELS != names:
                 raise InputError(f"it must hold {', '.join(sorted(names))} and nothing else")
             return Preprocessor(**values)
         except (OSError, ValueError, InputError) as error:
@@ -279,7 +291,7 @@ class RunFolder:
 
         Scores that an earlier training has left go: they are another model's.
         """
-        for name in (MANIFEST, METRICS, *self._model_files()):
+        for name in (MANIFEST, METRICS, CALIBRATION, *self._model_files()):
             (self / name).unlink(missing_ok=True)
         for path in partial.iterdir():
             path.replace(self / path.name)
@@ -287,7 +299,13 @@ class RunFolder:
 
     def finish(self):
         """Vouch for what a forecast needs, once all of it is there."""
-        write_manifest(self.path, (SETTINGS, PREPROCESSOR, *self._model_files()))
+        calibration = [CALIBRATION] if self.calibration.is_file() else []
+        write_manifest(self.path, (SETTINGS, PREPROCESSOR, *calibration, *self._model_files()))
+
+    @property
+    def calibration(self) -> Path:
+        """Where the calibration lies, or would."""
+        return self / CALIBRATION
 
     def _model_files(self) -> list[str]:
         return [path.name for pattern in (CONFIG, "model*.safetensors*") for path in sorted(self.path.glob(pattern))]
@@ -308,6 +326,8 @@ class RunFolder:
         {"version": 2,
          "dataset": its name,
          "test": {"mse", "mae", "per_channel": {column: {"mse", "mae"}}}, of M4 {"smape", "mase", "owa"},
+         "intervals": {"coverage_80", "interval_score_80", "wql", "mase"} of the test, of a panel the first and "wql",
+         of M4 null,
          "validation": {"step", "mse", "mae", "loss"} of the weights that were kept, null where nothing validated them,
          "baselines": {name: like "test"},
          "training": {"seconds", "steps", "epochs", "loss"} (loss: the mean over all steps),
@@ -357,8 +377,10 @@ class RunFolder:
             write_text(self / LOG, "".join(json.dumps(record) + "\n" for record in kept))
 
     def copy_description(self, target: "RunFolder"):
-        """Write settings and preprocessor into another folder, whose model is there, and finish that."""
+        """Write settings, preprocessor and calibration into another folder, whose model is there, and finish that."""
         shutil.copy2(self / SETTINGS, target.path)
+        if self.calibration.is_file():
+            shutil.copy2(self.calibration, target.path)
         target.write_preprocessor(self.read_preprocessor())
         target.finish()
 

@@ -261,6 +261,12 @@ class DataSettings:
     date_column: str | None = _setting(
         None, "date column; default the first of date, datetime, timestamp, time, ds", "meaning", _SERIES
     )
+    id_column: str | None = _setting(
+        None, "of a long table, whose items it tells apart: a panel; default a wide series", "meaning", _SERIES
+    )
+    target: list[str] | None = _setting(
+        None, "of a long table: what is forecast; default target or y", "meaning", _SERIES
+    )
     columns: list[str] | None = _setting(None, "channels to use; default all but the date", "meaning", _SERIES)
     missing: str | None = _setting(
         None,

@@ -152,7 +152,7 @@ def test_predict_is_the_model_between_the_training_rows_units(run, tmp_path):
     table[["load", "share"]] *= 1.5
     llata_fast("predict", run, "--input", write(tmp_path, table), "--output", tmp_path / "forecast.csv")
     past = (table.drop(columns="date").to_numpy()[-L:] - mean) / scale
-    forecast = Forecaster.from_run(run)(torch.from_numpy(past).float()[None])[0].cpu().numpy() * scale + mean
+    forecast = Forecaster.from_pretrained(run)(torch.from_numpy(past).float()[None])[0].cpu().numpy() * scale + mean
     written = pd.read_csv(tmp_path / "forecast.csv").drop(columns="date").to_numpy()
     np.testing.assert_allclose((written - mean) / scale, (forecast - mean) / scale, atol=1e-4)
 
@@ -165,8 +165,8 @@ def test_predict_draws(run, tmp_path):
 
 def test_forecaster_in_three_lines(run, tmp_path):
     path = run.parent / "series.csv"
-    forecaster = Forecaster.from_run(run)
-    table = forecaster.predict(read_csv(path))
+    forecaster = Forecaster.from_pretrained(run)
+    table = forecaster.wide.predict(read_csv(path))
     assert table.shape == (H, 4)
     llata_fast("predict", run, "--input", path, "--output", tmp_path / "forecast.csv")
     pd.testing.assert_frame_equal(
@@ -180,11 +180,11 @@ def test_merged_run_needs_nothing_else(run, tmp_path):
     train(*tiny_run(run.parent / "series.csv", tmp_path / "run", source))
     llata_fast("export", tmp_path / "run", "--format", "merged", "--output", tmp_path / "merged")
     path = run.parent / "series.csv"
-    expected = Forecaster.from_run(tmp_path / "run").predict(read_csv(path))
+    expected = Forecaster.from_pretrained(tmp_path / "run").wide.predict(read_csv(path))
     words = load_backbone_weights(source, read_backbone_config(source, 2)).word_embeddings
     Path(source.removeprefix("random:")).unlink()
-    forecaster = Forecaster.from_run(tmp_path / "merged")
-    pd.testing.assert_frame_equal(forecaster.predict(read_csv(path)), expected, rtol=1e-5)
+    forecaster = Forecaster.from_pretrained(tmp_path / "merged")
+    pd.testing.assert_frame_equal(forecaster.wide.predict(read_csv(path)), expected, rtol=1e-5)
 
     folder = tmp_path / "merged" / "backbone"
     decoder, report = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
@@ -237,7 +237,7 @@ def test_evaluate_another_series_in_its_own_units(run, tmp_path):
     starts = range(240 - L, 300 - L - H + 1)
     past = np.stack([values[start : start + L] for start in starts])
     future = np.stack([values[start + L : start + L + H] for start in starts])
-    forecast = Forecaster.from_run(run)(torch.from_numpy(past).float()).cpu().numpy()
+    forecast = Forecaster.from_pretrained(run)(torch.from_numpy(past).float()).cpu().numpy()
     assert score["mse"] == pytest.approx(np.square(forecast - future).mean(), rel=1e-5)
     assert list(score["per_channel"]) == list(table.columns[1:])
 
@@ -335,7 +335,7 @@ def test_predict_takes_the_runs_channels_by_name(run, tmp_path):
     pd.testing.assert_frame_equal(every.drop(columns="origin"), plain)
     # in Python too
     series = read_csv(tmp_path / "mixed_series.csv", columns=["temperature", "load", "share"])
-    forecast = Forecaster.from_run(run).predict(series)
+    forecast = Forecaster.from_pretrained(run).wide.predict(series)
     pd.testing.assert_frame_equal(forecast.drop(columns="date"), plain.drop(columns="date"))
 
 
@@ -445,7 +445,7 @@ def test_interrupted(run, backbone, tmp_path, monkeypatch, capfd, program):
 
     path = run.parent / "series.csv"
     monkeypatch.setattr("llata_fast.training.trainer.ForecastTrainer.train", interrupt)
-    monkeypatch.setattr("llata_fast.forecasting.forecaster.Forecaster.predict", interrupt)
+    monkeypatch.setattr("llata_fast.forecasting.wide.WideForecaster.predict", interrupt)
     with pytest.raises(SystemExit) as exit:
         if program == "train":
             train(*tiny_run(path, tmp_path / "new", backbone))

@@ -29,6 +29,11 @@ SCHEMA = {
     "version": int,
     "dataset": str,
     "test": (ERRORS, M4_ERRORS),
+    "intervals": (
+        {name: NUMBER for name in ("coverage_80", "interval_score_80", "wql", "mase")},
+        {name: NUMBER for name in ("coverage_80", "wql")},
+        type(None),
+    ),
     "validation": {"step": int, "mse": NUMBER, "mae": NUMBER, "loss": NUMBER},
     "baselines": {str: (ERRORS, M4_ERRORS)},
     "training": {"seconds": NUMBER, "steps": int, "epochs": NUMBER, "loss": NUMBER},
@@ -41,6 +46,8 @@ SCHEMA = {
 
 def fits(value, schema):
     """Whether a value read from JSON has the schema's form, its keys and no others."""
+    if schema is type(None):
+        return value is None
     if isinstance(schema, tuple) and not all(isinstance(entry, type) for entry in schema):
         return any(fits(value, entry) for entry in schema)
     if not isinstance(schema, dict):
@@ -127,7 +134,7 @@ def test_m4_is_forecast_like_any_series(data_dir, tmp_path):
     settings = SETTINGS | {"backbone": random_backbone(tmp_path), "data_dir": data_dir}
     run = by_command(dataset="M4-Yearly", output_dir=tmp_path / "m4", **settings)
     series = read_csv(write_series(tmp_path / "one.csv", rows=40, channels=1))
-    assert len(Forecaster.from_run(run).predict(series)) == 6
+    assert len(Forecaster.from_pretrained(run).wide.predict(series)) == 6
 
 
 def test_nobody_validated(tmp_path):

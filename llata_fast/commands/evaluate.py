@@ -35,7 +35,7 @@ def run(options: argparse.Namespace):
     how = how_to_read(options, settings if own else {}, dataset)
     how["columns"] = options.columns or settings.get("columns")
     series = read_series(dataset, data_dir=options.data_dir or settings.get("data_dir"), **how)
-    forecaster = Forecaster.from_run(options.run)
+    forecaster = Forecaster.from_pretrained(options.run)
     config = forecaster.model.config
     windows, _ = evaluation_windows(series, config.context_length, config.prediction_length)
     windows = windows.to(forecaster.model.device)

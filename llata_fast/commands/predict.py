@@ -52,10 +52,10 @@ def run(options: argparse.Namespace):
     how = how_to_read(options, settings, info.dataset)
     how["columns"] = options.columns or info.columns
     series = read_csv(options.input, **how, frequency=info.frequency)
-    forecaster = Forecaster.from_run(options.run)
+    forecaster = Forecaster.from_pretrained(options.run)
     if options.every:
         return _predict_all(forecaster, series, options)
-    forecast = _bounded(forecaster.predict(series), series, options)
+    forecast = _bounded(forecaster.wide.predict(series), series, options)
     with open_table(options.output, series.date_format) as write:
         write(forecast)
     print(f"{len(forecast)} rows, {forecast.iloc[0, 0]} to {forecast.iloc[-1, 0]}, written to {options.output}")
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace):
 
 def _bounded(table: "pd.DataFrame", series: "TimeSeries", options: argparse.Namespace) -> "pd.DataFrame":
     """The same forecasts, none below 0 where the options say so."""
-    from ..forecasting.forecaster import ORIGIN
+    from ..forecasting.wide import ORIGIN
 
     if options.nonnegative:
         channels = [name for name in table.columns if name not in (ORIGIN, series.date_column)]
@@ -82,15 +82,15 @@ def _bounded(table: "pd.DataFrame", series: "TimeSeries", options: argparse.Name
 def _predict_all(forecaster: "Forecaster", series: "TimeSeries", options: argparse.Namespace):
     from tqdm import tqdm
 
-    from ..forecasting.forecaster import ORIGIN
     from ..forecasting.table_files import open_table
+    from ..forecasting.wide import ORIGIN
 
-    count = forecaster.num_forecasts(series, options.every)
+    count = forecaster.wide.num_forecasts(series, options.every)
     with (
         open_table(options.output, series.date_format) as write,
         tqdm(total=count, unit="forecast", disable=None) as progress,
     ):
-        for table in forecaster.stream(series, options.every, options.batch_size):
+        for table in forecaster.wide.stream(series, options.every, options.batch_size):
             write(_bounded(table, series, options))
             progress.update(table[ORIGIN].nunique())
     print(f"{count} forecasts of {forecaster.model.config.prediction_length} rows, written to {options.output}")

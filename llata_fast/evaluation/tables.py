@@ -15,4 +15,4 @@ def results_table(scores: dict[str, dict]) -> str:
         rows[name] = overall | by_channel
     table = pd.DataFrame.from_dict(rows, orient="index").astype(float)
     # a wide series would not fit a terminal: its channels are in metrics.json
-    return table.iloc[:, :10].to_string(float_format=lambda value: f"{value:.4f}")
+    return table.iloc[:, :10].to_string(float_format=lambda value: f"{value:.4f}", na_rep="")

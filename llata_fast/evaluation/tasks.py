@@ -11,8 +11,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ..data import Splits, TimeSeries, read_series, split_windows
+from ..data import Splits, TimeSeries, find_dataset, read_series, split_windows
 from ..data.m4 import M4Set, M4Spec, M4Windows, last_lookbacks, m4_spec, read_m4
+from ..data.panel import Panel, read_panel
 from ..errors import InputError
 from ..linear import LeastSquares, start_at_least_squares
 from ..run_folder import Preprocessor
@@ -20,6 +21,7 @@ from ..settings import DataSettings, ModelSettings
 from .baselines import Forecast, score, seasonal_naive
 from .corpus_task import CorpusTask
 from .m4_scores import linear_forecasts, m4_scores, naive2_forecasts, seasonal_naive_forecasts
+from .panel_task import PanelTask
 
 WINDOWS_PER_SERIES = 4
 """Training windows of each of M4's series in an epoch."""
@@ -64,6 +66,19 @@ class SeriesTask:
     def test(self, predictor: Predictor) -> dict[str, Any]:
         """Scores over every test window: {"mse", "mae", "per_channel"}."""
         return predictor.test(self.splits.test)
+
+    def intervals(self, score_intervals: Callable[..., dict[str, float]]) -> dict[str, float]:
+        """{"coverage_80", "interval_score_80", "wql", "mase"} over the test windows."""
+        rows, season = self.splits.train.values, self.series.seasonality
+        steps = (rows[season:] - rows[:-season]).abs().nanmean(0).cpu().numpy() if len(rows) > season else np.nan
+        scaler = self.splits.scaler
+        naive_error = np.where(np.nan_to_num(steps) > 0, steps, np.nan)
+        return score_intervals(
+            self.splits.test,
+            mean=scaler.mean,
+            scale=scaler.scale,
+            naive_error=np.broadcast_to(naive_error, scaler.mean.shape).copy(),
+        )
 
     def example(self) -> tuple[Tensor, Tensor]:
         """The lookback in the middle of the test split [1, L, C], and what of it is observed."""
@@ -165,7 +180,13 @@ class M4Task:
         }
 
 
-Task = SeriesTask | M4Task | CorpusTask
+Task = SeriesTask | M4Task | CorpusTask | PanelTask
+
+
+def calibrates(task: Task) -> bool:
+    """Whether quantiles are calibrated on the task's validation windows: those of its own series."""
+    return isinstance(task, (SeriesTask, PanelTask))
+
 
 M4_BASELINES: dict[str, Callable[[M4Set], np.ndarray]] = {
     "naive2": naive2_forecasts,
@@ -188,6 +209,26 @@ def read_task(data: DataSettings, model: ModelSettings) -> Task:
     lengths = (model.context_length, model.prediction_length)
     splits = split_windows(series, *lengths, few_shot_percent=data.few_shot_percent)
     return SeriesTask(series, splits, few_windows=bool(data.few_shot_percent or model.skip_per_channel))
+
+
+def is_panel(data: DataSettings) -> bool:
+    """Whether the settings ask for a long table: by its id column, or a data set's name."""
+    named = find_dataset(data.dataset)
+    return data.id_column is not None or (named is not None and named.id_column is not None)
+
+
+def _read_panel(data: DataSettings) -> Panel:
+    if data.few_shot_percent is not None or data.columns is not None:
+        name = "columns" if data.columns is not None else "few_shot_percent"
+        raise InputError(f"{name} is not for a panel; --target names what is forecast")
+    return read_panel(
+        data.dataset,
+        data_dir=data.data_dir,
+        id_column=data.id_column,
+        timestamp_column=data.date_column,
+        target=data.target,
+        missing=data.missing,
+    )
 
 
 def _read_m4(spec: M4Spec, data: DataSettings, model: ModelSettings) -> M4Set:

@@ -1,177 +1,427 @@
-"""A trained run as a forecaster of series in their own units."""
+"""A trained run as a forecaster of tables and arrays, in their own units."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from huggingface_hub import snapshot_download
 from torch import Tensor
 
-from ..data import StandardScaler, TimeSeries
-from ..data.units import forecast_windows
-from ..data.windows import own_scaler
-from ..errors import InputError
+from ..data import TimeSeries
+from ..data.long_tables import quoted
+from ..data.panel import Panel
+from ..data.steps import Step, parse_step
+from ..errors import InputError, InputWarning
 from ..modeling import LlataForPrediction
 from ..run_folder import Preprocessor, RunFolder
-
-ORIGIN = "origin"
+from ..settings import check_quantile_levels
+from .backtests import backtest, score_backtest
+from .calibration import Calibration
+from .panel_forecasts import PanelForecaster, forecast_panel, long_frame
+from .wide import WideForecaster
 
 
 class Forecaster:
     """Forecasts with the temporal branch alone, merged into its backbone.
 
-    >>> forecaster = Forecaster.from_run("runs/Metro-336-96")
-    >>> forecaster.predict(read_csv("my.csv"))  # a DataFrame of H rows after the last one, in the file's units
+    >>> f = Forecaster.from_pretrained("runs/x")
+    >>> f.predict_df(df, id_column="item_id", timestamp_column="timestamp", target="target")
+
+    Where a method takes `**columns`, these are `id_column`, `timestamp_column`, `target`, `freq` and `missing` of
+    `Panel.from_df`, by default those of the run; a `Panel` needs none.
     """
 
-    def __init__(self, model: LlataForPrediction, info: Preprocessor):
-        self.model, self.info = model.merge(), info
+    def __init__(
+        self,
+        model: LlataForPrediction,
+        info: Preprocessor,
+        calibration: Calibration | None = None,
+        settings: dict[str, Any] | None = None,
+    ):
+        self.model, self.info, self.settings = model.merge(), info, settings or {}
+        self.calibration = calibration
 
     @classmethod
-    def from_run(cls, run: str | Path, device: str | torch.device | None = None) -> "Forecaster":
-        """Load a run's folder; `device` defaults to the GPU where there is one.
+    def fit(
+        cls,
+        panel: Panel,
+        *,
+        prediction_length: int,
+        context_length: int,
+        quantile_levels: Sequence[float] | None = None,
+        output_dir: str | Path | None = None,
+        device: str | torch.device | None = None,
+        **settings: Any,
+    ) -> "Forecaster":
+        """Train on a panel, calibrate on its validation windows and load the run.
+
+        Args:
+            prediction_length: H, steps to forecast; `context_length`: L, steps to see.
+            quantile_levels: of a quantile head; without, quantiles come from the calibration alone.
+            output_dir: the run's folder; by default a new one under runs.
+            **settings: any option of `train.py` by its name, `backbone` and `max_steps` among them.
 
         Raises:
-            InputError: not a finished run, a damaged one, or its backbone is not to be had.
+            InputError: an unknown setting, a value outside its range, no item that can train, a folder with a run.
         """
-        folder = RunFolder(run)
+        # it imports the Trainer, which a forecast does without
+        from ..experiment import train_on_panel
+
+        given = {"prediction_length": prediction_length, "context_length": context_length, "output_dir": output_dir}
+        given |= {"quantile_levels": None if quantile_levels is None else list(quantile_levels)} | settings
+        if output_dir is not None:
+            given["output_dir"] = str(output_dir)
+        return cls.from_pretrained(train_on_panel(_as_panel(panel), **given).folder.path, device=device)
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, device: str | torch.device | None = None, backbone: str | None = None
+    ) -> "Forecaster":
+        """Load a run, a folder of `save_pretrained` or a hub id; `device` defaults to the GPU where there is one.
+
+        `backbone` says where the frozen base lies if it has moved.
+
+        Raises:
+            InputError: no finished run, a damaged one, or its backbone is not to be had or another one.
+        """
+        if not Path(source).exists() and _is_hub_id(str(source)):
+            try:
+                source = snapshot_download(str(source))
+            except (OSError, ValueError) as error:
+                raise InputError(f"no run at {source}: no such folder, nor on the hub ({error})") from None
+        folder = RunFolder(source)
         folder.check_finished()
         info = folder.read_preprocessor()
         try:
-            model = LlataForPrediction.from_pretrained(run)
+            model = LlataForPrediction.from_pretrained(source, **({"backbone": backbone} if backbone else {}))
         except InputError:
             raise
         # what transformers and safetensors make of damaged files
         except (OSError, ValueError) as error:
-            raise InputError(f"{run} is damaged: {error}") from error
-        return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), info)
+            raise InputError(f"{source} is damaged: {error}") from error
+        calibration = Calibration.load(folder.calibration) if folder.calibration.is_file() else None
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(model.to(device), info, calibration, folder.read_settings())
 
-    def predict(self, series: TimeSeries) -> pd.DataFrame:
-        """The H rows after the last one of `series`, in its units: a date column and one column a channel.
+    def save_pretrained(self, folder: str | Path):
+        """Write a folder that `from_pretrained` loads, its backbone and calibration in it."""
+        target = RunFolder(folder)
+        target.path.mkdir(parents=True, exist_ok=True)
+        self.model.save_pretrained(target.path)
+        target.write_settings(self.settings)
+        target.write_preprocessor(self.info)
+        target.calibration.unlink(missing_ok=True)
+        if self.calibration is not None:
+            self.calibration.save(target.calibration)
+        target.finish()
 
-        Channels are the run's by their names, in the run's order, whatever else the series has. A series without all
-        of these names must have as many channels, and they are taken in their order.
+    def predict_df(
+        self,
+        df: Any,
+        *,
+        prediction_length: int | None = None,
+        quantile_levels: Sequence[float] | None = None,
+        batch_size: int | None = None,
+        **columns: Any,
+    ) -> pd.DataFrame:
+        """What follows each item of a long table or a `Panel`: id, timestamp, target_name, predictions, "0.1", ...
+
+        Args:
+            prediction_length: by default the run's; a longer one is unrolled, with a warning.
+            quantile_levels: by default those of the run's head; [] for none.
+            batch_size: items at a time, by default bounded by tokens; no result depends on it.
 
         Raises:
-            InputError: other channels than the run's, or fewer rows than its context.
+            InputError: names item, column and row of what cannot be forecast.
         """
-        series = self._channels_of(series)
-        windows = self._lookbacks(series)
-        forecast = windows.scaler.inverse_transform(self(*windows.ending_at(np.array([len(series) - 1]))).cpu().numpy())
-        _warn_of_empty(series, np.isnan(forecast).all((0, 1)))
-        table = pd.DataFrame(forecast[0], columns=list(series.columns))
-        table.insert(0, series.date_column, series.future_dates(self.model.config.prediction_length))
-        return table
-
-    def stream(self, series: TimeSeries, every: int = 1, batch_size: int = 1024) -> Iterator[pd.DataFrame]:
-        """Forecasts after every `every`-th row, the last row among them, as tables of up to `batch_size` forecasts.
-
-        A table has H rows for each forecast, in order: "origin", the date of the last row seen, then what `predict`
-        gives. Memory does not grow with their number, and the next batch is computed while one is handed out.
-
-        Raises:
-            InputError: as `predict`; a channel that is called "origin".
-        """
-        config = self.model.config
-        series = self._channels_of(series)
-        if ORIGIN in (*series.columns, series.date_column):
-            raise InputError(f"{series.name} has a column called {ORIGIN}, which is where the origin's date goes")
-        windows = self._lookbacks(series)
-        dates = series.dates.append(series.future_dates(config.prediction_length))
-        steps = np.arange(1, config.prediction_length + 1)
-        origins = np.arange(len(series) - 1, config.context_length - 2, -every)[::-1]
-        chunks = [origins[start : start + batch_size] for start in range(0, len(origins), batch_size)]
-        empty = np.zeros(len(series.columns), dtype=bool)
-        for rows, forecasts in _one_ahead(chunks, lambda rows: self(*windows.ending_at(rows))):
-            values = windows.scaler.inverse_transform(forecasts.numpy())  # [B, H, C]
-            empty |= np.isnan(values).any((0, 1))
-            table = pd.DataFrame(values.reshape(-1, values.shape[-1]), columns=list(series.columns))
-            table.insert(0, ORIGIN, np.repeat(series.dates[rows], len(steps)))
-            table.insert(1, series.date_column, dates[(rows[:, None] + steps).ravel()])
-            yield table
-        _warn_of_empty(series, empty)
-
-    def num_forecasts(self, series: TimeSeries, every: int = 1) -> int:
-        """How many forecasts `stream` makes."""
-        return max(0, -(-(len(series) - self.model.config.context_length + 1) // every))
-
-    def _channels_of(self, series: TimeSeries) -> TimeSeries:
-        expected = self.info.columns
-        if set(expected) <= set(series.columns):
-            return series.select(expected)
-        if len(series.columns) != len(expected):
-            raise InputError(
-                f"{series.name} has {len(series.columns)} channels ({', '.join(series.columns)}), "
-                f"the run was trained on {len(expected)} ({', '.join(expected)})"
+        tables = list(
+            self.stream_df(
+                df,
+                prediction_length=prediction_length,
+                quantile_levels=quantile_levels,
+                batch_size=batch_size,
+                **columns,
             )
-        return series
+        )
+        return pd.concat(tables, ignore_index=True)
 
-    def _lookbacks(self, series: TimeSeries) -> "_Lookbacks":
-        config = self.model.config
-        scaler = own_scaler(series) if config.skip_level else StandardScaler.identity(len(series.columns))
-        return _Lookbacks(series, config.context_length, scaler, self.model.device)
+    def stream_df(
+        self,
+        df: Any,
+        *,
+        prediction_length: int | None = None,
+        quantile_levels: Sequence[float] | None = None,
+        batch_size: int | None = None,
+        share: tuple[int, int] = (0, 1),
+        **columns: Any,
+    ) -> Iterator[pd.DataFrame]:
+        """`predict_df` batch by batch, in memory that does not grow with the number of items.
 
-    @torch.inference_mode()
-    def __call__(self, past_values: Tensor, observed: Tensor) -> Tensor:
-        """Lookbacks [B, L, C] -> forecasts [B, H, C] in their units, float64, on the model's device.
-
-        Of any unit and level, unless the run returns to a level (`skip_level`): then standardised.
+        `share` (k, n) is the k-th of n equal shares of the items, in their order.
         """
-        return forecast_windows(
-            lambda inputs: self.model(**inputs).prediction_outputs,
-            past_values.to(self.model.device),
-            observed.to(self.model.device),
-            reads_level=self.model.config.skip_level > 0,
+        panel = self.panel_of(df, **columns)
+        horizon = self._horizon(prediction_length)
+        levels = self._levels(quantile_levels)
+        rank, ranks = share
+        first, end = (len(panel) * part // ranks for part in (rank, rank + 1))
+        mine = panel if ranks == 1 else panel.at(np.arange(first, end))
+        return self._frames(mine, horizon, levels, batch_size)
+
+    def _frames(
+        self, panel: Panel, horizon: int, levels: list[float], batch_size: int | None
+    ) -> Iterator[pd.DataFrame]:
+        unknown: list = []
+        for items, points, quantiles in forecast_panel(self.core, panel, horizon, levels, batch_size):
+            unknown += panel.ids[items[np.isnan(points).any((1, 2))]].tolist()
+            yield long_frame(panel, items, points, quantiles, levels)
+        _warn_of_unknown(panel, unknown)
+
+    def predict(
+        self,
+        arrays: Sequence[Any],
+        *,
+        prediction_length: int | None = None,
+        quantile_levels: Sequence[float] | None = None,
+        batch_size: int | None = None,
+    ) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+        """What follows each array [steps] or [steps, C], NaN for missing: points [H, C] and quantiles [H, C, Q].
+
+        Quantiles are None where the run has none and none are asked for. Arguments as in `predict_df`.
+
+        Raises:
+            InputError: arrays of different C, of no rows, or not of numbers.
+        """
+        if isinstance(arrays, (pd.DataFrame, Panel, TimeSeries)):
+            raise InputError(
+                "predict takes a list of arrays; for tables there is predict_df: predict_df(read_csv(path))"
+            )
+        panel = _panel_of_arrays(arrays, self.info)
+        levels = self._levels(quantile_levels)
+        points: list[np.ndarray] = []
+        quantiles: list[np.ndarray] = []
+        for _, values, spread in forecast_panel(self.core, panel, self._horizon(prediction_length), levels, batch_size):
+            points += list(values)
+            quantiles += [] if spread is None else list(spread)
+        return points, quantiles if levels else None
+
+    def cross_validation(
+        self,
+        df: Any,
+        *,
+        n_windows: int = 3,
+        step_size: int | None = None,
+        refit: bool = False,
+        prediction_length: int | None = None,
+        quantile_levels: Sequence[float] | None = None,
+        batch_size: int | None = None,
+        **columns: Any,
+    ) -> pd.DataFrame:
+        """Forecasts of the last `n_windows` windows of every item, `step_size` (default: the horizon) apart.
+
+        A row holds id, timestamp, cutoff (the last timestamp seen), target_name, the value observed (under the target's
+        name; "target" where there are several), predictions and quantiles. `refit` trains anew before every window, by
+        the run's settings, on nothing but what lies before it.
+        """
+        panel = self.panel_of(df, **columns)
+        refitted = (lambda before: self._refitted(before)) if refit else None
+        horizon = self._horizon(prediction_length)
+        levels = self._levels(quantile_levels)
+        return backtest(self.core, panel, horizon, levels, n_windows, step_size or horizon, batch_size, refitted)
+
+    def evaluate(
+        self,
+        df: Any,
+        *,
+        metrics: Sequence[str] = ("MASE", "WQL"),
+        n_windows: int = 1,
+        step_size: int | None = None,
+        baselines: Sequence[str] | None = None,
+        prediction_length: int | None = None,
+        batch_size: int | None = None,
+        **columns: Any,
+    ) -> pd.DataFrame:
+        """Scores of the model and of baselines on the last `n_windows` windows: a row each, a column a metric.
+
+        Args:
+            metrics: of MASE, WQL, sMAPE, coverage (of the interval between the levels 0.1 and 0.9), MSE and MAE.
+            baselines: of seasonal_naive, linear and exponential_smoothing; by default those that can be had here.
+
+        Raises:
+            InputError: an unknown metric, too few rows for the windows.
+        """
+        panel = self.panel_of(df, **columns)
+        horizon = self._horizon(prediction_length)
+        return score_backtest(
+            self.core, panel, horizon, metrics, n_windows, step_size or horizon, baselines, batch_size=batch_size
         )
 
+    def calibrate(self, df: Any, *, n_windows: int = 10, step_size: int | None = None, **columns: Any) -> "Forecaster":
+        """Calibrate quantiles on the last `n_windows` windows of every item, which the model was not trained on.
 
-def _warn_of_empty(series: TimeSeries, empty: np.ndarray):
-    """One warning that names the channels that are `empty` [C]."""
-    if empty.any():
-        names = ", ".join(repr(column) for column, lacks in zip(series.columns, empty, strict=True) if lacks)
-        warnings.warn(f"{series.name}: no value in the context of {names}: nothing is forecast for it", stacklevel=3)
+        Of all items and windows together, by horizon step and target; `save_pretrained` keeps it.
+        """
+        panel = self.panel_of(df, **columns)
+        from .backtests import window_cuts
+
+        horizon = self.model.config.prediction_length
+        windows = window_cuts(self.core, panel, horizon, n_windows, step_size or horizon)
+        config = self.model.config
+        self.calibration = Calibration.of(
+            self.core.outputs, windows, config.quantile_levels, reads_level=config.skip_level > 0
+        )
+        return self
+
+    @property
+    def core(self) -> PanelForecaster:
+        """Model and calibration."""
+        return PanelForecaster(self.model, self.calibration)
+
+    @property
+    def wide(self) -> WideForecaster:
+        """Forecasts of wide series, a column a channel."""
+        return WideForecaster(self.model, self.info)
+
+    def __call__(self, past_values: Tensor, observed: Tensor | None = None) -> Tensor:
+        """As `WideForecaster.__call__`."""
+        return self.wide(past_values, observed)
+
+    def panel_of(self, df: Any, **columns: Any) -> Panel:
+        """The panel in a long table, by the run's columns where none are given; of the run's targets, and step.
+
+        Raises InputError for targets, or a step between rows, that are not the run's.
+        """
+        if isinstance(df, TimeSeries):
+            df = Panel.of_series(df)
+        if not isinstance(df, Panel):
+            own = self.info.id_column is not None
+            defaults = {"id_column": self.info.id_column, "timestamp_column": self.info.date_column}
+            defaults["target"] = self.info.columns if len(self.info.columns) > 1 else self.info.columns[0]
+            if own and hasattr(df, "columns"):
+                names = list(getattr(df, "column_names", df.columns))
+                columns = {
+                    name: value
+                    for name, value in defaults.items()
+                    if set([value] if isinstance(value, str) else value) <= set(names)
+                } | columns
+            df = Panel.from_df(df, **columns)
+        panel = self._targets_of(df)
+        steps = [parse_step(text) for text in (self.info.frequency, *self.info.other_frequencies)]
+        for number, step in enumerate(panel.steps):
+            if (panel.step_of == number).any() and not any(_alike(step, known) for known in steps):
+                item = int((panel.step_of == number).argmax())
+                raise InputError(
+                    f"{panel.name}, item {quoted(panel.ids[item])}, column {panel.timestamp_column!r}: the step is "
+                    f"{step.alias(panel.origins[item])}, the run was trained on {self.info.frequency}"
+                )
+        return panel
+
+    def _targets_of(self, panel: Panel) -> Panel:
+        expected = self.info.columns
+        if set(expected) <= set(panel.targets) and list(panel.targets) != list(expected):
+            return panel.with_targets(expected)
+        if len(panel.targets) != len(expected):
+            raise InputError(
+                f"{panel.name} has {len(panel.targets)} targets ({', '.join(panel.targets)}), the run was trained on "
+                f"{len(expected)} ({', '.join(expected)})"
+            )
+        return panel
+
+    def _horizon(self, given: int | None) -> int:
+        trained = self.model.config.prediction_length
+        if given is None:
+            return trained
+        if isinstance(given, bool) or not isinstance(given, (int, np.integer)) or given < 1:
+            raise InputError(f"prediction_length must be at least 1, got {given!r}")
+        if given > trained:
+            warnings.warn(
+                f"prediction_length {given} is longer than the run's {trained}: forecasts are made of forecasts",
+                InputWarning,
+                stacklevel=3,
+            )
+        return int(given)
+
+    def _levels(self, given: Sequence[float] | None) -> list[float]:
+        if given is None:
+            return list(self.model.config.quantile_levels or [])
+        levels = [float(level) for level in given]
+        if levels:
+            check_quantile_levels(levels)
+            if not self.core.has_quantiles:
+                raise InputError("this run has neither a quantile head nor a calibration: calibrate it first")
+        return levels
+
+    def _refitted(self, panel: Panel) -> PanelForecaster:
+        import tempfile
+
+        own = {name: value for name, value in self.settings.items() if name not in _OF_THE_PANEL}
+        with tempfile.TemporaryDirectory(prefix="llata_fast_") as folder:
+            return Forecaster.fit(panel, output_dir=Path(folder, "run"), device=self.model.device, **own).core
 
 
-class _Lookbacks:
-    """Every lookback of a series, one overlapping view of its values [rows, C] on a device, in units of `scaler`."""
-
-    def __init__(self, series: TimeSeries, context_length: int, scaler: StandardScaler, device: torch.device):
-        if len(series) < context_length:
-            raise InputError(f"{series.name} has {len(series)} rows, the context takes {context_length}")
-        self.scaler = scaler
-        self.context_length = context_length
-        values = torch.from_numpy(scaler.transform(series.values)).to(device)
-        self.windows = values.unfold(0, context_length, 1)  # [rows - L + 1, C, L]
-
-    def ending_at(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Lookbacks [B, L, C] whose last rows are `rows` [B], and which of their values are observed."""
-        starts = torch.from_numpy(rows - self.context_length + 1).to(self.windows.device, non_blocking=True)
-        past = self.windows.index_select(0, starts).transpose(1, 2).contiguous()
-        return past, ~past.isnan()
+_OF_THE_PANEL = ("dataset", "id_column", "target", "columns", "date_column", "data_dir", "missing", "output_dir")
 
 
-def _one_ahead(chunks: list, compute: Callable[[Any], Tensor]) -> Iterator[tuple[Any, Tensor]]:
-    """(chunk, its result on the host) for every chunk; a GPU is given the next one before one is waited for."""
-    pending = None
-    for chunk in chunks:
-        result = compute(chunk)
-        host, copied = result, None
-        if result.is_cuda:
-            host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
-            host.copy_(result, non_blocking=True)
-            copied = torch.cuda.Event()
-            copied.record()
-        if pending is not None:
-            yield _settled(*pending)
-        pending = chunk, host, copied
-    if pending is not None:
-        yield _settled(*pending)
+def _as_panel(panel: Any) -> Panel:
+    if isinstance(panel, TimeSeries):
+        return Panel.of_series(panel)
+    if not isinstance(panel, Panel):
+        raise InputError(f"fit takes a Panel, got {type(panel).__name__}: Panel.from_df(df, ...) makes one")
+    return panel
 
 
-def _settled(chunk: Any, host: Tensor, copied: torch.cuda.Event | None) -> tuple[Any, Tensor]:
-    if copied is not None:
-        copied.synchronize()
-    return chunk, host
+def _is_hub_id(source: str) -> bool:
+    return source.count("/") == 1 and not source.startswith((".", "/", "~"))
+
+
+def _alike(step: Step, known: Step) -> bool:
+    return step.same_length(known)
+
+
+def _panel_of_arrays(arrays: Sequence[Any], info: Preprocessor) -> Panel:
+    """Arrays as items that are counted from 0."""
+    values = []
+    for place, array in enumerate(arrays):
+        try:
+            item = np.asarray(array.cpu() if isinstance(array, Tensor) else array, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise InputError(f"array {place} does not hold numbers") from None
+        item = item[:, None] if item.ndim == 1 else item
+        if item.ndim != 2 or not len(item) or item.shape[1] != len(info.columns):
+            raise InputError(
+                f"array {place} must be [steps] or [steps, {len(info.columns)}] of one step at least, got "
+                f"{list(np.shape(array))}"
+            )
+        if np.isinf(item).any():
+            raise InputError(f"array {place}, row {np.argwhere(np.isinf(item))[0][0]}: the value is infinite")
+        values.append(item)
+    if not values:
+        raise InputError("no array to forecast")
+    lengths = [len(item) for item in values]
+    return Panel(
+        name="arrays",
+        ids=pd.RangeIndex(len(values)),
+        offsets=np.concatenate(([0], np.cumsum(lengths))),
+        values=np.concatenate(values),
+        origins=np.zeros(len(values), dtype=np.int64),
+        steps=(parse_step("1"),),
+        step_of=np.zeros(len(values), dtype=np.int64),
+        targets=tuple(info.columns),
+        id_column="item_id",
+        timestamp_column="timestamp",
+        times=pd.Series([], dtype=np.int64),
+    )
+
+
+def _warn_of_unknown(panel: Panel, unknown: list):
+    if unknown:
+        names = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+        warnings.warn(
+            f"{panel.name}: {len(unknown)} items have no value in the context of a target, for which nothing is "
+            f"forecast: {names}",
+            InputWarning,
+            stacklevel=4,
+        )

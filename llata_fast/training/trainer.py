@@ -301,13 +301,18 @@ class ForecastTrainer(Trainer):
         )
 
     @torch.inference_mode()
+    def outputs(self, inputs: dict[str, Tensor | None]) -> tuple[Tensor, ...]:
+        """The model's forecasts [B, H, C] and, where it has the head, quantiles [B, H, C, Q]; every rank calls it."""
+        self.model.eval()
+        with self.compute_loss_context_manager():
+            output = self.model(**self._prepare_inputs(inputs))
+        both = (output.prediction_outputs, output.quantile_outputs)
+        return both if output.quantile_outputs is not None else both[:1]
+
     def forecast_quantiles(self, past_values: Tensor, past_observed_mask: Tensor) -> tuple[Tensor, Tensor | None]:
         """Lookbacks [B, L, C] in units of their own -> forecasts [B, H, C], and quantiles [B, H, C, Q] or None."""
-        self.model.eval()
-        inputs = self._prepare_inputs({"past_values": past_values, "past_observed_mask": past_observed_mask})
-        with self.compute_loss_context_manager():
-            outputs = self.model(**inputs)
-        return outputs.prediction_outputs, outputs.quantile_outputs
+        result = self.outputs({"past_values": past_values, "past_observed_mask": past_observed_mask})
+        return result[0], result[1] if len(result) > 1 else None
 
 
 class _OwnBest(TrainerCallback):

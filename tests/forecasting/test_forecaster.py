@@ -12,7 +12,7 @@ from tiny import perturb, random_backbone, tiny_config, write_series
 
 from llata_fast.__main__ import main
 from llata_fast.data import evaluation_windows, read_csv, split_windows
-from llata_fast.forecasting import forecaster as forecaster_module
+from llata_fast.forecasting import wide as wide_module
 from llata_fast.forecasting.forecaster import Forecaster
 from llata_fast.forecasting.table_files import open_table
 from llata_fast.modeling import LlataForPrediction
@@ -106,14 +106,13 @@ def test_predict_and_evaluate_know_no_unit_and_no_level(linear_run, tmp_path, k,
     assert np.square(errors).mean() == pytest.approx(scores[1], rel=1e-4)
 
 
-def test_a_channel_without_a_value_in_the_context_stays_empty(run, tmp_path):
+def test_a_channel_without_a_value_in_the_context_stays_empty(run, tmp_path, capsys):
     table = pd.read_csv(write_series(tmp_path / "series.csv", ROWS))
     table.loc[ROWS - L :, "c1"] = np.nan
     table.to_csv(tmp_path / "series.csv", index=False)
     for argv in ([], ["--every", "1"]):
-        with pytest.warns(UserWarning, match="no value in the context of 'c1'") as warned:
-            forecasts = predict(run, tmp_path / "series.csv", tmp_path / "all.csv", "--missing", "mask", *argv)
-        assert len(warned) == 1
+        forecasts = predict(run, tmp_path / "series.csv", tmp_path / "all.csv", "--missing", "mask", *argv)
+        assert capsys.readouterr().err.count("no value in the context of 'c1'") == 1
         assert forecasts["c1"].tail(H).isna().all() and not forecasts[["c0", "c2"]].isna().any(axis=None)
     assert not forecasts["c1"].head(H).isna().any()
 
@@ -126,10 +125,10 @@ def test_each_forecast_is_that_of_the_rows_before_it(run, tmp_path, every, batch
     assert list(table.columns) == ["origin", *series.columns]
     origins = [row for row in range(ROWS) if row >= L - 1 and (ROWS - 1 - row) % every == 0]
     assert list(table["origin"]) == [date for date in series["date"][origins] for _ in range(H)]
-    forecaster = Forecaster.from_run(run)
+    forecaster = Forecaster.from_pretrained(run)
     for row in (origins[0], origins[len(origins) // 2], origins[-1]):
         series[: row + 1].to_csv(tmp_path / "past.csv", index=False)
-        expected = forecaster.predict(read_csv(tmp_path / "past.csv"))
+        expected = forecaster.wide.predict(read_csv(tmp_path / "past.csv"))
         got = table[table["origin"] == series["date"][row]].drop(columns="origin")
         assert list(got["date"]) == list(expected["date"])
         np.testing.assert_allclose(got.iloc[:, 1:], expected.iloc[:, 1:], rtol=1e-5)
@@ -187,7 +186,7 @@ def test_an_interrupted_table_leaves_nothing(run, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return torch.zeros(5, H, 3, dtype=torch.float64)
 
-    monkeypatch.setattr(forecaster_module.Forecaster, "__call__", interrupted)
+    monkeypatch.setattr(wide_module.WideForecaster, "__call__", interrupted)
     with pytest.raises(SystemExit):
         predict(run, path, output, "--every", 1, "--batch_size", 5)
     # it was being written elsewhere meanwhile

@@ -254,7 +254,7 @@ def test_the_run_that_was_saved_is_the_one_that_was_scored(case, ranks, single):
     assert rounded and not any(rounded)
     # a weight that was lost on the way shows in the forecasts
     test = split_windows(series_of(ranks), L, H).test
-    again = score(Forecaster.from_run(ranks / case), test, ["c0", "c1", "c2"])
+    again = score(Forecaster.from_pretrained(ranks / case), test, ["c0", "c1", "c2"])
     assert again["mse"] == pytest.approx(scores(ranks / case)["mse"], rel=1e-5 if case in CASES else 0.02)
 
 

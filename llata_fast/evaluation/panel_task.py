@@ -1,0 +1,108 @@
+"""What an experiment on a panel learns and is scored on: windows of all its items, in units of their own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from ..data.panel import Panel
+from ..data.panel_windows import TEST_SHARE, panel_splits
+from ..errors import InputError
+from ..linear import LeastSquares, start_at_least_squares
+from ..run_folder import Preprocessor
+from ..settings import ModelSettings
+from .baselines import score, seasonal_naive
+
+
+class PanelTask:
+    """Windows of a panel's items, split by time within each of them.
+
+    Errors count in deviations of a window or of its item's training rows, whichever are larger.
+    """
+
+    def __init__(self, panel: Panel, model: ModelSettings, *, with_test: bool = False):
+        """Without `with_test` nothing is held back for a test: scores are those of validation."""
+        if model.skip_level:
+            raise InputError("skip_level is for one series: the items of a panel are measured by their windows alone")
+        self.panel = panel
+        self.columns = list(panel.targets)
+        share = TEST_SHARE if with_test else 0.0
+        self.splits = panel_splits(panel, model.context_length, model.prediction_length, test_share=share)
+
+    def start(self, model: nn.Module):
+        """Move the model's linear skip, where it has one, to the least-squares solution."""
+        start_at_least_squares(model, self.splits.train, unit="deviation")
+
+    def preprocessor(self, dataset: str) -> Preprocessor:
+        panel = self.panel
+        first = {number: int((panel.step_of == number).argmax()) for number in np.unique(panel.step_of)}
+        steps = [panel.steps[number].alias(panel.origins[item]) for number, item in first.items()]
+        return Preprocessor(
+            dataset,
+            self.columns,
+            panel.timestamp_column,
+            panel.frequency,
+            panel.seasonality,
+            [0.0] * len(self.columns),
+            [1.0] * len(self.columns),
+            id_column=panel.id_column,
+            other_frequencies=[step for step in steps if step != panel.frequency],
+        )
+
+    def test(self, predictor: Any) -> dict[str, Any]:
+        """Scores over every test window: {"mse", "mae", "per_channel"}."""
+        return predictor.test(self.splits.test)
+
+    def intervals(self, score_intervals: Callable[..., dict[str, float]]) -> dict[str, float]:
+        """{"coverage_80", "wql"} over the test windows, in the series' units."""
+        one = np.ones(len(self.columns))
+        scores = score_intervals(self.splits.test, mean=0 * one, scale=one, naive_error=one)
+        return {name: scores[name] for name in ("coverage_80", "wql")}
+
+    def example(self) -> tuple[Tensor, Tensor]:
+        """The lookback in the middle of the test split [1, L, C], and what of it is observed."""
+        past, observed, _ = self._middle()
+        return past, observed
+
+    def baselines(self) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
+        """What a forecaster must beat, by name: scores, and forecasts of the example."""
+        scores, forecasts = {}, {}
+        past, observed = self.example()
+        windows = self.splits.test
+        for name, baseline in {
+            "seasonal_naive": seasonal_naive(self.panel.seasonality, windows.prediction_length),
+            "linear": LeastSquares(unit="deviation").fit(self.splits.train),
+        }.items():
+            scores[name] = score(baseline, windows, self.columns)
+            forecasts[name] = baseline(past, observed)
+        return scores, forecasts
+
+    def picture(self, forecasts: dict[str, Tensor]) -> dict[str, Any]:
+        """The example, in its units, as `plot_forecast` takes it: history, truth, forecasts and a title."""
+        windows, middle = self.splits.test, len(self.splits.test) // 2
+        item, cut = int(windows.items[middle]), int(windows.cuts[middle])
+        past, _, future = self._middle()
+        history = np.arange(max(0, cut - 3 * windows.prediction_length), cut)
+        ahead = np.arange(cut, cut + windows.prediction_length)
+
+        def table(values: Tensor, rows: np.ndarray) -> pd.DataFrame:
+            index = pd.Index(self.panel.dates(np.full(len(rows), item), rows))
+            if pd.api.types.is_string_dtype(index.dtype):
+                index = pd.to_datetime(index)
+            return pd.DataFrame(values[-len(rows) :].double().cpu().numpy(), index=index, columns=self.columns)
+
+        known = torch.from_numpy(self.panel.item(item)[history])
+        units, unit = windows.units_of([middle])
+        back = lambda values: (values.cpu() * unit.cpu() + units.level.cpu())[0]
+        return {
+            "history": table(known, history),
+            "truth": table(back(future), ahead),
+            "forecasts": {name: table(back(forecast), ahead) for name, forecast in forecasts.items()},
+            "title": f"{self.panel.ids[item]}: {windows.prediction_length} steps",
+        }
+
+    def _middle(self) -> tuple[Tensor, Tensor, Tensor]:
+        return next(self.splits.test.batches(1, first=len(self.splits.test) // 2))

@@ -1,0 +1,300 @@
+"""Backtests: forecasts of the last windows of a panel's items, and scores of them beside baselines.
+
+Metrics are those of utilsforecast (Nixtla, Apache-2.0); exponential smoothing is statsmodels' (BSD-3).
+"""
+
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ..data.panel import Panel
+from ..data.panel_windows import PanelWindows
+from ..errors import InputError
+from ..linear import LeastSquares
+from .calibration import Calibration
+from .panel_forecasts import PanelForecaster, forecast_panel, long_frame
+
+CUTOFF = "cutoff"
+METRICS = ("MASE", "WQL", "sMAPE", "coverage", "MSE", "MAE")
+BASELINES = ("seasonal_naive", "linear", "exponential_smoothing")
+LEVELS = tuple(round(0.1 * step, 1) for step in range(1, 10))
+"""Of WQL, and the first and last of them of coverage."""
+
+# a season of more rows would be as many parameters
+_LONGEST_SEASON = 24
+
+_Forecast = Callable[[Panel], tuple[np.ndarray, np.ndarray]]
+"""Panel that ends at a cutoff -> points [items, H, C] and quantiles [items, H, C, LEVELS]."""
+
+
+def _before(panel: Panel, horizon: int, n_windows: int, step_size: int) -> Iterator[tuple[Panel, Panel]]:
+    """(what is known, what comes) of each window, the earliest first; items too short for all of them are left out."""
+    for name, value in (("n_windows", n_windows), ("step_size", step_size)):
+        if isinstance(value, bool) or value < 1:
+            raise InputError(f"{name} must be at least 1, got {value!r}")
+    longest = horizon + (n_windows - 1) * step_size
+    long_enough = np.flatnonzero(panel.lengths >= longest + 2)
+    if not long_enough.size:
+        raise InputError(
+            f"{panel.name}: no item has the {longest + 2} rows that {n_windows} windows of {horizon} steps take"
+        )
+    panel = panel.at(long_enough)
+    for window in reversed(range(n_windows)):
+        yield panel.until(horizon + window * step_size), panel.until(window * step_size)
+
+
+def backtest(
+    forecaster: PanelForecaster,
+    panel: Panel,
+    horizon: int,
+    levels: Sequence[float],
+    n_windows: int,
+    step_size: int,
+    batch_size: int | None = None,
+    refitted: Callable[[Panel], PanelForecaster] | None = None,
+) -> pd.DataFrame:
+    """As `Forecaster.cross_validation`; `refitted` makes the forecaster of each window from what lies before it."""
+    tables = []
+    for known, whole in _before(panel, horizon, n_windows, step_size):
+        one = forecaster if refitted is None else refitted(known)
+        for items, points, quantiles in forecast_panel(one, known, horizon, levels, batch_size):
+            tables.append(
+                _with_truth(long_frame(known, items, points, quantiles, levels), known, whole, items, horizon)
+            )
+    return pd.concat(tables, ignore_index=True)
+
+
+def _with_truth(frame: pd.DataFrame, known: Panel, whole: Panel, items: np.ndarray, horizon: int) -> pd.DataFrame:
+    rows = whole.offsets[items + 1][:, None] - horizon + np.arange(horizon)
+    channels = len(known.targets)
+    cutoffs = known.dates(items, known.lengths[items] - 1)
+    frame.insert(2, CUTOFF, cutoffs.repeat(horizon * channels).to_numpy())
+    frame.insert(4, truth_column(known), whole.values[rows].transpose(0, 2, 1).ravel())
+    return frame
+
+
+def truth_column(panel: Panel) -> str:
+    """Name of the observed values: the target's own where there is one."""
+    return panel.targets[0] if len(panel.targets) == 1 else "target"
+
+
+def window_cuts(
+    forecaster: PanelForecaster, panel: Panel, horizon: int, n_windows: int, step_size: int
+) -> PanelWindows:
+    """The last `n_windows` windows of every item that is long enough for them, as `Calibration.of` takes them."""
+    windows = list(_before(panel, horizon, n_windows, step_size))
+    _, last = windows[-1]
+    cuts = np.concatenate([known.lengths for known, _ in windows])
+    items = np.tile(np.arange(len(last)), n_windows)
+    none = np.zeros((len(last), len(panel.targets)))
+    return PanelWindows(last, items, cuts, none, forecaster.model.config.context_length, horizon)
+
+
+def score_backtest(
+    forecaster: PanelForecaster,
+    panel: Panel,
+    horizon: int,
+    metrics: Sequence[str],
+    n_windows: int,
+    step_size: int,
+    baselines: Sequence[str] | None = None,
+    *,
+    batch_size: int | None = None,
+) -> pd.DataFrame:
+    """As `Forecaster.evaluate`."""
+    names = {name.lower(): name for name in METRICS}
+    if unknown := [name for name in metrics if name.lower() not in names]:
+        raise InputError(f"unknown metric {unknown[0]!r}: choose from {', '.join(METRICS)}")
+    baselines = available_baselines() if baselines is None else tuple(baselines)
+    if unknown := [name for name in baselines if name not in BASELINES]:
+        raise InputError(f"unknown baseline {unknown[0]!r}: choose from {', '.join(BASELINES)}")
+    levels = LEVELS if forecaster.has_quantiles else ()
+    splits = list(_before(panel, horizon, n_windows, step_size))
+    models: dict[str, _Forecast] = {"llata": lambda known: _of_model(forecaster, known, horizon, levels, batch_size)}
+    models |= {name: _MAKERS[name](splits[0][0], horizon, panel.seasonality) for name in baselines}
+    frame, train = _long_for_metrics(splits, horizon, models)
+    result = _score(frame, train, list(models), [names[name.lower()] for name in metrics], panel.seasonality)
+    return result
+
+
+def available_baselines() -> tuple[str, ...]:
+    """The baselines whose packages are installed."""
+    smoothing = importlib.util.find_spec("statsmodels") is not None
+    return BASELINES if smoothing else BASELINES[:2]
+
+
+def _of_model(
+    forecaster: PanelForecaster, panel: Panel, horizon: int, levels: Sequence[float], batch_size: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    parts = list(forecast_panel(forecaster, panel, horizon, levels, batch_size))
+    points = np.concatenate([part[1] for part in parts])
+    if not levels:
+        return points, np.repeat(points[..., None], len(LEVELS), -1)
+    return points, np.concatenate([part[2] for part in parts])
+
+
+def _seasonal_naive(known: Panel, horizon: int, seasonality: int) -> _Forecast:
+    """The last season again; its quantiles are those of the errors that it made inside each item, by season ahead."""
+
+    def forecast(panel: Panel) -> tuple[np.ndarray, np.ndarray]:
+        points, spreads = [], []
+        ahead = np.sqrt(np.arange(horizon) // seasonality + 1)[:, None]
+        for item in range(len(panel)):
+            values = pd.DataFrame(panel.item(item)).ffill().to_numpy()
+            period = min(seasonality, len(values))
+            points.append(values[len(values) - period + np.arange(horizon) % period])
+            errors = values[period:] - values[:-period] if len(values) > period else np.zeros((1, values.shape[1]))
+            spread = np.nanquantile(np.nan_to_num(errors), LEVELS, axis=0)
+            spreads.append(ahead[..., None] * spread.T[None])
+        return np.stack(points), np.stack(points)[..., None] + np.stack(spreads)
+
+    return forecast
+
+
+def _linear(known: Panel, horizon: int, seasonality: int) -> _Forecast:
+    """A least-squares map of what came before, fitted to all rows before the first cutoff and calibrated on them."""
+    context = int(min(max(2 * seasonality, 3 * horizon), max(known.lengths.max() // 3, 2)))
+    first = np.minimum(context, np.maximum(known.lengths - horizon, 0))
+    counts = np.maximum(known.lengths - horizon - first + 1, 0)
+    items = np.repeat(np.arange(len(known)), counts)
+    cuts = np.arange(len(items)) - np.repeat(np.cumsum(counts) - counts, counts) + first[items]
+    windows = PanelWindows(
+        known, items[cuts > 1], cuts[cuts > 1], np.zeros((len(known), len(known.targets))), context, horizon
+    )
+    fitted = LeastSquares().fit(windows)
+
+    def outputs(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        past, mask = inputs["past_values"].double(), inputs["past_observed_mask"]
+        return (fitted(past, torch.ones_like(past, dtype=torch.bool) if mask is None else mask),)
+
+    calibration = Calibration.of(outputs, windows, None)
+
+    def forecast(panel: Panel) -> tuple[np.ndarray, np.ndarray]:
+        from ..data.units import run_windows
+        from .calibration import calibrated_quantiles
+        from .panel_forecasts import last_rows
+
+        past = torch.from_numpy(last_rows(panel, np.arange(len(panel)), context))
+        units, result = run_windows(outputs, past, ~past.isnan())
+        quantiles = calibrated_quantiles(units, result, None, calibration, LEVELS)
+        return units.restore(result[0]).numpy(), quantiles.numpy()
+
+    return forecast
+
+
+def _exponential_smoothing(known: Panel, horizon: int, seasonality: int) -> _Forecast:
+    """Additive exponential smoothing of each item (with a season where it is short enough), normal quantiles."""
+    if importlib.util.find_spec("statsmodels") is None:
+        raise InputError("exponential_smoothing needs statsmodels: pip install llata-fast[backtest]")
+
+    def forecast(panel: Panel) -> tuple[np.ndarray, np.ndarray]:
+        parts = [
+            [_smoothed(channel, horizon, seasonality) for channel in panel.item(item).T] for item in range(len(panel))
+        ]
+        points = np.array([[mean for mean, _ in item] for item in parts]).transpose(0, 2, 1)
+        deviation = np.array([[spread for _, spread in item] for item in parts]).transpose(0, 2, 1)
+        normal = torch.special.ndtri(torch.tensor(LEVELS, dtype=torch.float64)).numpy()
+        return points, points[..., None] + deviation[..., None] * normal
+
+    return forecast
+
+
+def _smoothed(values: np.ndarray, horizon: int, seasonality: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation [horizon] of what follows one series [rows]."""
+    import warnings
+
+    from statsmodels.tsa.exponential_smoothing.ets import ETSModel
+
+    values = pd.Series(values).interpolate(limit_direction="both").to_numpy()
+    if np.isnan(values).all() or np.ptp(values) == 0 or len(values) < 4:
+        return np.full(horizon, values[-1]), np.zeros(horizon)
+    season = "add" if 1 < seasonality <= _LONGEST_SEASON and len(values) >= 2 * seasonality + 4 else None
+    scale = values.std()
+    with warnings.catch_warnings():
+        # that an item has not converged, or has few rows
+        warnings.simplefilter("ignore")
+        model = ETSModel(
+            pd.Series(values / scale), error="add", seasonal=season, seasonal_periods=seasonality if season else None
+        )
+        prediction = model.fit(disp=False).get_prediction(len(values), len(values) + horizon - 1)
+    return scale * np.asarray(prediction.predicted_mean), scale * np.sqrt(np.asarray(prediction.forecast_variance))
+
+
+_MAKERS: dict[str, Callable[[Panel, int, int], _Forecast]] = {
+    "seasonal_naive": _seasonal_naive,
+    "linear": _linear,
+    "exponential_smoothing": _exponential_smoothing,
+}
+
+
+def _long_for_metrics(
+    splits: list[tuple[Panel, Panel]], horizon: int, models: dict[str, _Forecast]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What utilsforecast takes: a row for every item, target, cutoff and step; and the rows before the first cutoff."""
+    frames = []
+    for number, (known, whole) in enumerate(splits):
+        rows = whole.offsets[1:][:, None] - horizon + np.arange(horizon)
+        truth = whole.values[rows].transpose(0, 2, 1)  # [items, C, H]
+        frame = pd.DataFrame(
+            {
+                "unique_id": np.repeat(np.arange(truth.shape[0] * truth.shape[1]), horizon),
+                "cutoff": number,
+                "ds": np.tile(np.arange(horizon), truth.shape[0] * truth.shape[1]),
+                "y": truth.ravel(),
+            }
+        )
+        columns: dict[str, Any] = {}
+        for name, forecast in models.items():
+            points, quantiles = forecast(known)
+            columns[name] = points.transpose(0, 2, 1).ravel()
+            for place, level in enumerate(LEVELS):
+                columns[f"{name} {level}"] = quantiles[..., place].transpose(0, 2, 1).ravel()
+        frames.append(frame.assign(**columns))
+    first = splits[0][0]
+    items = np.repeat(np.arange(len(first)), first.lengths)
+    channels = len(first.targets)
+    train = pd.DataFrame(
+        {
+            "unique_id": (items[:, None] * channels + np.arange(channels)).T.ravel(),
+            "ds": np.tile(np.arange(len(items)), channels),
+            "y": first.values.T.ravel(),
+        }
+    ).sort_values(["unique_id", "ds"])
+    return pd.concat(frames, ignore_index=True).dropna(subset="y"), train
+
+
+def _score(
+    frame: pd.DataFrame, train: pd.DataFrame, models: list[str], metrics: list[str], seasonality: int
+) -> pd.DataFrame:
+    """A row for each model, a column for each metric: means over items and cutoffs, WQL over all values together."""
+    from utilsforecast import losses
+
+    quantile_columns = {name: [f"{name} {level}" for level in LEVELS] for name in models}
+    intervals = frame.rename(
+        columns={f"{name} {LEVELS[0]}": f"{name}-lo-80" for name in models}
+        | {f"{name} {LEVELS[-1]}": f"{name}-hi-80" for name in models}
+    )
+    together = frame.assign(unique_id=0).drop(columns="cutoff")
+    each = frame.drop(columns="cutoff")
+    table: dict[str, pd.Series] = {}
+    for metric in metrics:
+        if metric == "MASE":
+            lengths = train.groupby("unique_id")["y"].transform("size")
+            usable = train[lengths > seasonality].dropna(subset="y")
+            scores = losses.mase(each[each["unique_id"].isin(usable["unique_id"])], models, seasonality, usable)
+            # an item that has not moved from season to season has no scale
+            table[metric] = scores[models].replace(np.inf, np.nan).mean()
+        elif metric == "WQL":
+            table[metric] = losses.scaled_crps(together, quantile_columns, np.array(LEVELS))[models].iloc[0]
+        elif metric == "coverage":
+            table[metric] = losses.coverage(intervals.drop(columns="cutoff"), models, 80)[models].mean()
+        elif metric == "sMAPE":
+            # utilsforecast counts from 0 to 1
+            table[metric] = 200 * losses.smape(each, models)[models].mean()
+        else:
+            table[metric] = getattr(losses, metric.lower())(each, models)[models].mean()
+    return pd.DataFrame(table).rename_axis("model")

@@ -1,0 +1,167 @@
+"""Forecasts of a panel's items, in batches bounded by tokens, at any horizon: points, and quantiles where asked for."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..data.panel import Panel
+from ..data.units import run_windows
+from ..errors import InputError
+from ..modeling import LlataForPrediction
+from .calibration import Calibration, calibrated_quantiles
+
+TOKENS_PER_BATCH = 8192
+VALUES_PER_BATCH = 2**23
+
+PATH_LEVELS = tuple(round(0.05 + 0.1 * step, 2) for step in range(10))
+"""Beyond the trained horizon every one of these quantiles, a tenth of what may happen each, goes on as a past."""
+
+POINTS, TARGET_NAME = "predictions", "target_name"
+
+
+@dataclass(frozen=True)
+class PanelForecaster:
+    """A model, and what its quantiles are calibrated by."""
+
+    model: LlataForPrediction
+    calibration: Calibration | None
+
+    @property
+    def has_quantiles(self) -> bool:
+        return self.calibration is not None or bool(self.model.config.quantile_levels)
+
+    def batch_size(self, num_channels: int, horizon: int) -> int:
+        """Items at a time, bounded by tokens and by values."""
+        config = self.model.config
+        tokens = num_channels * (1 if config.variate_tokens else config.num_patches)
+        values = num_channels * max(config.context_length, horizon)
+        if horizon > config.prediction_length:
+            tokens, values = tokens * len(PATH_LEVELS), values * len(PATH_LEVELS)
+        return max(1, min(TOKENS_PER_BATCH // tokens, VALUES_PER_BATCH // values))
+
+    @torch.inference_mode()
+    def __call__(
+        self, past: Tensor, horizon: int, levels: Sequence[float], own: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Points [B, horizon, C] and quantiles [B, horizon, C, levels] of windows [B, L, C], float64, NaN for missing.
+
+        `own` are level and deviation [B, 1, C] of each series' own rows, which a run that returns to a level measures
+        by. Beyond the trained horizon forecasts become the past: points go on from points, quantiles from each of
+        PATH_LEVELS, of whose outcomes they are the quantiles.
+        """
+        if own is not None:
+            past = (past - own[0]) / own[1]
+        points, quantiles = self._unrolled(past.to(self.model.device), horizon, levels)
+        if own is None:
+            return points, quantiles
+        level, scale = (part.to(points.device) for part in own)
+        if quantiles is not None:
+            quantiles = level[..., None] + scale[..., None] * quantiles
+        return level + scale * points, quantiles
+
+    def _unrolled(self, past: Tensor, horizon: int, levels: Sequence[float]) -> tuple[Tensor, Tensor | None]:
+        L, H = past.shape[1], self.model.config.prediction_length
+        first, spread = self._block(past, [*levels, *PATH_LEVELS] if horizon > H and levels else levels)
+        points, quantiles = [first], [spread[..., : len(levels)]] if levels else []
+        paths = None if spread is None else spread[..., len(levels) :]
+        known = past
+        branches = past[:, None].expand(-1, len(PATH_LEVELS), -1, -1) if horizon > H and levels else None
+        for _ in range(H, horizon, H):
+            known = torch.cat((known, points[-1]), 1)[:, -L:]
+            points.append(self._block(known, ())[0])
+            if levels:
+                branches = torch.cat((branches, paths.permute(0, 3, 1, 2)), 2)[:, :, -L:]
+                _, spread = self._block(branches.flatten(0, 1), PATH_LEVELS)  # [B * paths, H, C, paths]
+                outcomes = spread.unflatten(0, branches.shape[:2]).permute(0, 2, 3, 1, 4).flatten(3)
+                wanted = torch.tensor([*levels, *PATH_LEVELS], dtype=outcomes.dtype, device=outcomes.device)
+                spread = torch.quantile(outcomes, wanted, dim=-1).permute(1, 2, 3, 0)
+                quantiles.append(spread[..., : len(levels)])
+                paths = spread[..., len(levels) :]
+        return torch.cat(points, 1)[:, :horizon], torch.cat(quantiles, 1)[:, :horizon] if levels else None
+
+    def outputs(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """The model's forecasts [B, H, C] and, where it has the head, quantiles [B, H, C, Q]."""
+        device = self.model.device
+        moved = {name: value if value is None else value.to(device) for name, value in inputs.items()}
+        with torch.inference_mode():
+            output = self.model(**moved)
+        both = (output.prediction_outputs, output.quantile_outputs)
+        return both if self.model.config.quantile_levels else both[:1]
+
+    def _block(self, past: Tensor, levels: Sequence[float]) -> tuple[Tensor, Tensor | None]:
+        config = self.model.config
+        units, result = run_windows(self.outputs, past, ~past.isnan(), reads_level=config.skip_level > 0)
+        if not levels:
+            return units.restore(result[0]), None
+        quantiles = calibrated_quantiles(units, result, config.quantile_levels, self.calibration, levels)
+        return units.restore(result[0]), quantiles
+
+
+def forecast_panel(
+    forecaster: PanelForecaster, panel: Panel, horizon: int, levels: Sequence[float], batch_size: int | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+    """(items [n], points [n, horizon, C], quantiles [n, horizon, C, levels] or None) of all items, in their order.
+
+    Memory does not grow with the number of items. Raises InputError for quantiles of a run that has none.
+    """
+    if levels and not forecaster.has_quantiles:
+        raise InputError("this run has neither a quantile head nor a calibration: calibrate it on a panel first")
+    batch_size = batch_size or forecaster.batch_size(len(panel.targets), horizon)
+    reads_level = forecaster.model.config.skip_level > 0
+    for start in range(0, len(panel), batch_size):
+        items = np.arange(start, min(start + batch_size, len(panel)))
+        past = torch.from_numpy(last_rows(panel, items, forecaster.model.config.context_length))
+        own = own_levels(panel, items) if reads_level else None
+        points, quantiles = forecaster(past, horizon, levels, own)
+        yield items, points.cpu().numpy(), None if quantiles is None else quantiles.cpu().numpy()
+
+
+def last_rows(panel: Panel, items: np.ndarray, count: int) -> np.ndarray:
+    """The last `count` rows [items, count, C] of each item, NaN before its first one."""
+    rows = panel.offsets[items + 1][:, None] + np.arange(-count, 0)
+    inside = rows >= panel.offsets[items][:, None]
+    values = panel.values[np.maximum(rows, 0)]
+    return np.where(inside[..., None], values, np.nan)
+
+
+def own_levels(panel: Panel, items: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Mean and deviation [items, 1, C] of the first 70 percent of each item's rows, as `evaluate` standardises by.
+
+    Where these have no value all rows count; what is constant has deviation 1.
+    """
+    levels, scales = [], []
+    for item in items:
+        values = panel.item(item)
+        rows = values[: int(len(values) * 0.7)]
+        if not len(rows) or np.isnan(rows).all(0).any():
+            rows = values
+        rows = np.where(np.isnan(rows).all(0), 0.0, rows)
+        deviation = np.nanstd(rows, 0)
+        levels.append(np.nanmean(rows, 0))
+        scales.append(np.where(np.nanmin(rows, 0) == np.nanmax(rows, 0), 1.0, deviation))
+    return tuple(torch.from_numpy(np.stack(parts))[:, None] for parts in (levels, scales))
+
+
+def long_frame(
+    panel: Panel, items: np.ndarray, points: np.ndarray, quantiles: np.ndarray | None, levels: Sequence[float]
+) -> pd.DataFrame:
+    """Forecasts as a long table under the caller's names: id, timestamp, target_name, predictions, "0.1", ..."""
+    count, horizon, channels = points.shape
+    rows = np.repeat(items, channels * horizon)
+    steps = np.tile(np.arange(horizon), count * channels)
+    frame = pd.DataFrame(
+        {
+            panel.id_column: panel.ids[rows],
+            panel.timestamp_column: panel.dates(rows, panel.lengths[rows] + steps),
+            TARGET_NAME: np.tile(np.repeat(np.asarray(panel.targets, dtype=object), horizon), count),
+            POINTS: points.transpose(0, 2, 1).ravel(),
+        }
+    )
+    if quantiles is not None:
+        columns = quantiles.transpose(0, 2, 1, 3).reshape(len(frame), len(levels))
+        frame = frame.assign(**{f"{level:g}": columns[:, place] for place, level in enumerate(levels)})
+    return frame

@@ -1,0 +1,157 @@
+"""Forecasts of one wide series, by date and channel: what follows its last row, or every row of it."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..data import StandardScaler, TimeSeries
+from ..data.units import forecast_windows
+from ..data.windows import own_scaler
+from ..errors import InputError, InputWarning
+from ..modeling import LlataForPrediction
+from ..run_folder import Preprocessor
+
+ORIGIN = "origin"
+
+
+class WideForecaster:
+    """A run's model on series of its channels."""
+
+    def __init__(self, model: LlataForPrediction, info: Preprocessor):
+        self.model, self.info = model, info
+
+    def predict(self, series: TimeSeries) -> pd.DataFrame:
+        """The H rows after the last one of `series`, in its units: a date column and one column a channel.
+
+        Channels are the run's by their names, in the run's order, whatever else the series has. A series without all
+        of these names must have as many channels, and they are taken in their order.
+
+        Raises:
+            InputError: other channels than the run's, or fewer rows than its context.
+        """
+        series = self._channels_of(series)
+        windows = self._lookbacks(series)
+        forecast = windows.scaler.inverse_transform(self(*windows.ending_at(np.array([len(series) - 1]))).cpu().numpy())
+        _warn_of_empty(series, np.isnan(forecast).all((0, 1)))
+        table = pd.DataFrame(forecast[0], columns=list(series.columns))
+        table.insert(0, series.date_column, series.future_dates(self.model.config.prediction_length))
+        return table
+
+    def stream(self, series: TimeSeries, every: int = 1, batch_size: int = 1024) -> Iterator[pd.DataFrame]:
+        """Forecasts after every `every`-th row, the last row among them, as tables of up to `batch_size` forecasts.
+
+        A table has H rows for each forecast, in order: "origin", the date of the last row seen, then what `predict`
+        gives. Memory does not grow with their number, and the next batch is computed while one is handed out.
+
+        Raises:
+            InputError: as `predict`; a channel that is called "origin".
+        """
+        config = self.model.config
+        series = self._channels_of(series)
+        if ORIGIN in (*series.columns, series.date_column):
+            raise InputError(f"{series.name} has a column called {ORIGIN}, which is where the origin's date goes")
+        windows = self._lookbacks(series)
+        dates = series.dates.append(series.future_dates(config.prediction_length))
+        steps = np.arange(1, config.prediction_length + 1)
+        origins = np.arange(len(series) - 1, config.context_length - 2, -every)[::-1]
+        chunks = [origins[start : start + batch_size] for start in range(0, len(origins), batch_size)]
+        empty = np.zeros(len(series.columns), dtype=bool)
+        for rows, forecasts in _one_ahead(chunks, lambda rows: self(*windows.ending_at(rows))):
+            values = windows.scaler.inverse_transform(forecasts.numpy())  # [B, H, C]
+            empty |= np.isnan(values).any((0, 1))
+            table = pd.DataFrame(values.reshape(-1, values.shape[-1]), columns=list(series.columns))
+            table.insert(0, ORIGIN, np.repeat(series.dates[rows], len(steps)))
+            table.insert(1, series.date_column, dates[(rows[:, None] + steps).ravel()])
+            yield table
+        _warn_of_empty(series, empty)
+
+    def num_forecasts(self, series: TimeSeries, every: int = 1) -> int:
+        """How many forecasts `stream` makes."""
+        return max(0, -(-(len(series) - self.model.config.context_length + 1) // every))
+
+    def _channels_of(self, series: TimeSeries) -> TimeSeries:
+        expected = self.info.columns
+        if set(expected) <= set(series.columns):
+            return series.select(expected)
+        if len(series.columns) != len(expected):
+            raise InputError(
+                f"{series.name} has {len(series.columns)} channels ({', '.join(series.columns)}), "
+                f"the run was trained on {len(expected)} ({', '.join(expected)})"
+            )
+        return series
+
+    def _lookbacks(self, series: TimeSeries) -> "_Lookbacks":
+        config = self.model.config
+        scaler = own_scaler(series) if config.skip_level else StandardScaler.identity(len(series.columns))
+        return _Lookbacks(series, config.context_length, scaler, self.model.device)
+
+    @torch.inference_mode()
+    def __call__(self, past_values: Tensor, observed: Tensor | None = None) -> Tensor:
+        """Lookbacks [B, L, C] -> forecasts [B, H, C] in their units, float64, on the model's device.
+
+        `observed` [B, L, C], bool: which values are there; by default all of them.
+
+        Of any unit and level, unless the run returns to a level (`skip_level`): then standardised.
+        """
+        return forecast_windows(
+            lambda inputs: self.model(**inputs).prediction_outputs,
+            past_values.to(self.model.device),
+            (torch.ones_like(past_values, dtype=torch.bool) if observed is None else observed).to(self.model.device),
+            reads_level=self.model.config.skip_level > 0,
+        )
+
+
+def _warn_of_empty(series: TimeSeries, empty: np.ndarray):
+    """One warning that names the channels that are `empty` [C]."""
+    if empty.any():
+        names = ", ".join(repr(column) for column, lacks in zip(series.columns, empty, strict=True) if lacks)
+        warnings.warn(
+            f"{series.name}: no value in the context of {names}: nothing is forecast for it", InputWarning, stacklevel=3
+        )
+
+
+class _Lookbacks:
+    """Every lookback of a series, one overlapping view of its values [rows, C] on a device, in units of `scaler`."""
+
+    def __init__(self, series: TimeSeries, context_length: int, scaler: StandardScaler, device: torch.device):
+        if len(series) < context_length:
+            raise InputError(f"{series.name} has {len(series)} rows, the context takes {context_length}")
+        self.scaler = scaler
+        self.context_length = context_length
+        values = torch.from_numpy(scaler.transform(series.values)).to(device)
+        self.windows = values.unfold(0, context_length, 1)  # [rows - L + 1, C, L]
+
+    def ending_at(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Lookbacks [B, L, C] whose last rows are `rows` [B], and which of their values are observed."""
+        starts = torch.from_numpy(rows - self.context_length + 1).to(self.windows.device, non_blocking=True)
+        past = self.windows.index_select(0, starts).transpose(1, 2).contiguous()
+        return past, ~past.isnan()
+
+
+def _one_ahead(chunks: list, compute: Callable[[Any], Tensor]) -> Iterator[tuple[Any, Tensor]]:
+    """(chunk, its result on the host) for every chunk; a GPU is given the next one before one is waited for."""
+    pending = None
+    for chunk in chunks:
+        result = compute(chunk)
+        host, copied = result, None
+        if result.is_cuda:
+            host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
+            host.copy_(result, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+        if pending is not None:
+            yield _settled(*pending)
+        pending = chunk, host, copied
+    if pending is not None:
+        yield _settled(*pending)
+
+
+def _settled(chunk: Any, host: Tensor, copied: torch.cuda.Event | None) -> tuple[Any, Tensor]:
+    if copied is not None:
+        copied.synchronize()
+    return chunk, host
