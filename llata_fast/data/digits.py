@@ -40,7 +40,7 @@ def read_numbers(text: pd.Series, name: str, expected: Step | None = None) -> pd
             raise DateError(f"{text.iloc[row]!r} is not a date like {text[valid].iloc[0]!r}{hint}", row)
     if unit := _epoch_unit(numbers, width, name):
         return pd.DatetimeIndex(numbers.astype(f"M8[{unit}]").astype("M8[us]"), tz="UTC")
-    if width == 6 and ((numbers % 100 <= 53) & (numbers % 100 > 0) & (numbers // 190000 == 1)).all():
+    if width == 6 and ((numbers % 100 <= 53) & (numbers % 100 > 0) & (numbers // 100 >= 1900) & (numbers // 100 <= 2099)).all():
         raise DateError(f"{text.iloc[0]!r} can be a week and a number: write weeks as 2019-W13", 0)
     return pd.Index(numbers)
 
@@ -58,7 +58,7 @@ _LAYOUTS = {
 
 def _from_digits(numbers: np.ndarray, layout: str) -> tuple[np.ndarray, np.ndarray]:
     """Moments (datetime64[us]) that numbers of digits in `layout` stand for, and which of them the calendar has, from
-    1900 to 2099."""
+    1600 to 2399."""
 
     def part(letter: str, default: int) -> np.ndarray:
         first, length = layout.find(letter), layout.count(letter)
@@ -70,7 +70,7 @@ def _from_digits(numbers: np.ndarray, layout: str) -> tuple[np.ndarray, np.ndarr
     if layout.count("Y") == 2:
         year = year + 2000
     hour, minute, second = part("h", 0), part("m", 0), part("s", 0)
-    valid = (1900 <= year) & (year <= 2099) & (1 <= month) & (month <= 12) & (hour < 24) & (minute < 60) & (second < 60)
+    valid = (1600 <= year) & (year <= 2399) & (1 <= month) & (month <= 12) & (hour < 24) & (minute < 60) & (second < 60)
     months = (np.where(valid, year - 1970, 0) * 12 + np.where(valid, month - 1, 0)).astype("M8[M]")
     if "J" in layout:
         day = part("J", 1)
