@@ -40,7 +40,10 @@ def read_numbers(text: pd.Series, name: str, expected: Step | None = None) -> pd
             raise DateError(f"{text.iloc[row]!r} is not a date like {text[valid].iloc[0]!r}{hint}", row)
     if unit := _epoch_unit(numbers, width, name):
         return pd.DatetimeIndex(numbers.astype(f"M8[{unit}]").astype("M8[us]"), tz="UTC")
-    if width == 6 and ((numbers % 100 <= 53) & (numbers % 100 > 0) & (numbers // 100 >= 1900) & (numbers // 100 <= 2099)).all():
+    if (
+        width == 6
+        and ((numbers % 100 <= 53) & (numbers % 100 > 0) & (numbers // 100 >= 1900) & (numbers // 100 <= 2099)).all()
+    ):
         raise DateError(f"{text.iloc[0]!r} can be a week and a number: write weeks as 2019-W13", 0)
     return pd.Index(numbers)
 
