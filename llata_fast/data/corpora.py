@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import InputError
-from .frequencies import read_frequency
+from .steps import parse_step
 
 REQUIRED = ("item_id", "start", "freq", "target")
 OPTIONAL = ("feat_dynamic_real", "past_feat_dynamic_real")
@@ -335,6 +335,6 @@ def check_frequencies(corpus: Corpus):
     """Raise InputError where a series' frequency is none."""
     for text in set(corpus.frequencies().tolist()):
         try:
-            read_frequency(str(text))
+            parse_step(str(text))
         except InputError as error:
             raise InputError(f"{corpus.name}: {error}") from None

@@ -6,7 +6,6 @@ A source is read series by series, in bounded memory; nothing that a folder hold
 import gzip
 import json
 import lzma
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,14 +14,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pandas.tseries.frequencies import to_offset
 
 from ..errors import InputError
 from .corpora import OPTIONAL
 from .corpus_writer import CorpusSeries
-from .frequencies import read_frequency
+from .grids import find_grid, fit
 from .monash import read_tsf
 from .series import read_csv
+from .steps import parse_step
 
 _TABLES = (".csv", ".txt", ".zip")
 _JSON = (".json", ".jsonl")
@@ -103,7 +102,7 @@ def _checked(source: Path, first: CorpusSeries, rest: Iterator[CorpusSeries]) ->
 def _finite(source: Path, series: CorpusSeries) -> CorpusSeries:
     """The same in float32; raises InputError for an infinity, one that float32 makes, or no frequency."""
     try:
-        read_frequency(series.freq)
+        parse_step(series.freq)
     except InputError as error:
         raise InputError(f"{source}, series {series.item_id!r}: {error}") from None
     arrays = {}
@@ -242,42 +241,38 @@ def _rows_of_lists(
                 raise InputError(f"{where}: its channels differ in length")
             number += 1
             if rows:
-                series = read_row(row, where, times, options)
+                series = read_row(row, np.stack(rows), where, times, options)
                 names = tuple(channels) if read_row is _chronos_row and len(rows) == len(channels) > 1 else None
-                yield replace(series, item_id=item_id, target=np.stack(rows), channel_names=names)
+                yield replace(series, item_id=item_id, channel_names=names)
 
 
-def _corpus_row(row: dict[str, pa.Scalar], where: str, times: list[str], options: SourceOptions) -> CorpusSeries:
+def _corpus_row(
+    row: dict[str, pa.Scalar], values: np.ndarray, where: str, times: list[str], options: SourceOptions
+) -> CorpusSeries:
     freq = row["freq"].as_py() if "freq" in row else options.freq
     if freq is None:
         raise InputError(f"{where} states no freq: give --freq")
     covariates = {name: np.stack(_matrix(row[name])) for name in OPTIONAL if name in row and row[name].is_valid}
-    start = row["start"].as_py()
-    return CorpusSeries("", _timestamp(start, where), str(freq), np.zeros((0, 0)), **covariates)
+    return CorpusSeries("", _timestamp(row["start"].as_py(), where), str(freq), values, **covariates)
 
 
-def _chronos_row(row: dict[str, pa.Scalar], where: str, times: list[str], options: SourceOptions) -> CorpusSeries:
+def _chronos_row(
+    row: dict[str, pa.Scalar], values: np.ndarray, where: str, times: list[str], options: SourceOptions
+) -> CorpusSeries:
+    """Values [C, T] at a list of timestamps, on the grid that these make; NaN where it has others."""
     stamps = row[times[0]].values
-    if stamps is None or not len(stamps):
-        raise InputError(f"{where} has no timestamp")
-    dates = pd.DatetimeIndex(stamps.to_numpy(zero_copy_only=False))
-    freq = options.freq or _regular_step(dates)
-    if freq is None:
-        raise InputError(f"{where}: its timestamps have no regular step: give --freq")
-    return CorpusSeries("", _seconds(dates[0]), freq, np.zeros((0, 0)))
-
-
-def _regular_step(dates: pd.DatetimeIndex) -> str | None:
-    """The step that gives every one of `dates`, or None."""
-    if len(dates) < 3:
-        return None
-    with warnings.catch_warnings():
-        # it gives text, later versions of pandas an offset, and say so
-        warnings.simplefilter("ignore")
-        step = to_offset(pd.infer_freq(dates))
-    if step is None or not (pd.date_range(dates[0], periods=len(dates), freq=step) == dates).all():
-        return None
-    return step.freqstr
+    if stamps is None or len(stamps) != values.shape[1]:
+        raise InputError(f"{where}: {values.shape[1]} values at {0 if stamps is None else len(stamps)} timestamps")
+    dates = stamps.to_numpy(zero_copy_only=False).astype("datetime64[us]")
+    if (np.diff(dates) <= np.timedelta64(0)).any():
+        raise InputError(f"{where}: its timestamps are not in order")
+    grid = find_grid(dates) if options.freq is None else fit(parse_step(options.freq), dates)
+    if grid is None:
+        hint = "give --freq" if options.freq is None else f"{options.freq} does not lead to all of them"
+        raise InputError(f"{where}: its timestamps have no regular step: {hint}")
+    placed = np.full((len(values), len(grid)), np.nan)
+    placed[:, grid.index] = values
+    return CorpusSeries("", dates[0], options.freq or grid.step.alias(grid.origin), placed)
 
 
 def _matrix(value: pa.Scalar) -> list[np.ndarray]:

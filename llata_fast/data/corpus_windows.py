@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .corpora import Corpus
-from .frequencies import seasonality
 from .mixture import Mixture, RawWindows, WindowSizes, evenly, training_lengths
+from .steps import parse_step
 from .units import WindowUnits
 from .windows import Windows
 
@@ -89,7 +89,7 @@ class LastWindows(Windows):
         self._corpus, self._rows = corpus, first[:, None] + np.arange(width)
         self._origins = usable[series]
         words = corpus.frequencies()[series]
-        self.seasons = np.array([seasonality(str(word)) for word in words], dtype=np.int64)
+        self.seasons = np.array([parse_step(str(word)).seasonality for word in words], dtype=np.int64)
         """[windows] steps of each series' season"""
 
     def __len__(self) -> int:

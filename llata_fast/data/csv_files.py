@@ -194,7 +194,8 @@ def read_headerless(path: Path, spec: DatasetSpec, date_column: str | None, colu
 
 def _shortened(names: Sequence[str], limit: int = 12) -> str:
     rest = f", ... ({len(names)} in all)" if len(names) > limit else ""
-    return ", ".join(map(str, names[:limit])) + rest
+    # a quote that is never closed makes several lines one name
+    return " ".join(", ".join(map(str, names[:limit])).split()) + rest
 
 
 def parse_values(table: CsvTable, missing: str) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Monash's .tsf: a header of @ lines, then a series a line, `T1:1979-01-01 00-00-00:1.5,?,2.5`."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,12 +9,23 @@ import pandas as pd
 
 from ..errors import InputError
 
+_WORDS = {
+    "yearly": "YE",
+    "quarterly": "QE",
+    "monthly": "ME",
+    "weekly": "W",
+    "daily": "D",
+    "hourly": "h",
+    "half_hourly": "30min",
+    "minutely": "min",
+}
+_UNITS = {"second": "s", "minute": "min", "hour": "h", "day": "D", "week": "W", "month": "ME", "year": "YE"}
 _EPOCH = "1970-01-01 00-00-00"
 """Start of series whose file dates none."""
 
 
 def read_tsf(path: Path) -> tuple[str | None, Iterator[tuple[str, pd.Timestamp, np.ndarray]]]:
-    """The file's @frequency (None if it states none), and name, start and values [T] float64 of every series.
+    """The file's @frequency as a step (None if it states none), and name, start and values [T] float64 of every series.
 
     "?" is a missing value, NaN. Raises InputError, with the line, for what is no .tsf file.
     """
@@ -29,12 +41,19 @@ def read_tsf(path: Path) -> tuple[str | None, Iterator[tuple[str, pd.Timestamp, 
                 raise InputError(f"{path}, line {number}: @attribute takes a name and string, numeric or date")
             attributes.append(tuple(parts))
         elif word == "@frequency":
-            frequency = rest.strip()
+            frequency = _step(rest.strip())
         elif not word.startswith("@"):
             raise InputError(f"{path}, line {number} stands before @data but is no @ line")
     else:
         raise InputError(f"{path} has no @data line: not a .tsf file, or one that was cut short")
     return frequency, (_read_line(path, number, line, attributes) for number, line in lines)
+
+
+def _step(words: str) -> str:
+    """half_hourly -> 30min, 4_seconds -> 4s; what is no such word stays as it is."""
+    if (counted := re.fullmatch(r"(\d+)_([a-z]+?)s?", words)) and counted[2] in _UNITS:
+        return counted[1] + _UNITS[counted[2]]
+    return _WORDS.get(words, words)
 
 
 def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -196,7 +196,7 @@ def _step_of_rows(table: CsvTable, dates: pd.Index, expected: Step | None) -> tu
         return expected, last
     if len(moments) < 2:
         raise InputError(
-            f"{table.path}, column {table.date_column!r}: all dates are the same, it takes two to know a step"
+            f"{table.path}, column {table.date_column!r}: one date alone does not say how far rows are apart"
         )
     grid = find_grid(moments)
     return (grid.step if grid else usual_step(moments)[0]), last

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..errors import InputError
 from .corpora import Corpus, open_corpus
 from .corpus_writer import CorpusLayout, CorpusSeries, new_corpus, write_shards
-from .frequencies import seasonality
+from .steps import parse_step
 
 CHUNK = 2_000
 """Series that one process makes at a time, a file of the corpus each."""
@@ -93,7 +93,7 @@ def make_series(settings: SyntheticSettings, number: int) -> CorpusSeries:
     rng = np.random.Generator(np.random.Philox(key=[settings.seed, number]))
     kind = settings.made[rng.integers(len(settings.made))]
     frequency = str(rng.choice(list(_FREQUENCIES)))
-    grid = _Grid(settings.length, seasonality(frequency), _FREQUENCIES[frequency])
+    grid = _Grid(settings.length, parse_step(frequency).seasonality, _FREQUENCIES[frequency])
     if kind == "mixup":
         values, frequency = _mixup(rng, settings.length, _open_all(settings.mix))
     else:

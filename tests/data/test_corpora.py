@@ -259,7 +259,7 @@ def test_damaged_arrow_files_end_in_one_line_or_read_within_their_values(tmp_pat
 def test_a_frequency_that_is_none_names_its_corpus(tmp_path):
     write(tmp_path / "corpus", [(1, 5)])
     rewrite(tmp_path / "corpus", table_with(freq=pa.array(["often"])))
-    with pytest.raises(InputError, match="corpus: 'often' is not a frequency"):
+    with pytest.raises(InputError, match="corpus: 'often' is no step"):
         check_frequencies(open_corpus(tmp_path / "corpus"))
 
 

@@ -12,7 +12,6 @@ import pytest
 from llata_fast.data.corpora import open_corpus
 from llata_fast.data.corpus_builder import build_corpus
 from llata_fast.data.corpus_sources import SourceOptions
-from llata_fast.data.frequencies import seasonality
 from llata_fast.errors import InputError
 
 TSF = """# a comment
@@ -48,15 +47,15 @@ def write(path, text):
 
 def test_tsf(tmp_path):
     one, two = built(tmp_path, write(tmp_path / "toys.tsf", TSF))
-    assert one[:3] == ("T1", "1979-01-01 00:30:00", "half_hourly")
+    assert one[:3] == ("T1", "1979-01-01 00:30:00", "30min")
     np.testing.assert_array_equal(one[3], [[1.5, np.nan, 3]])
-    assert two == ("T2", "1980-02-03 00:00:00", "half_hourly", [[4, 5]])
+    assert two == ("T2", "1980-02-03 00:00:00", "30min", [[4, 5]])
 
 
 def test_wide_table(tmp_path):
     path = write(tmp_path / "w.csv", "date,a,b\n2020-01-01,1,2\n2020-01-02,3,\n2020-01-04,5,6\n2020-01-05,7,8\n")
     a, b = built(tmp_path, path)
-    assert (a[:2], seasonality(a[2])) == (("w/a", "2020-01-01 00:00:00"), 7)
+    assert a[:3] == ("w/a", "2020-01-01 00:00:00", "D")
     np.testing.assert_array_equal(a[3], [[1, 3, np.nan, 5, 7]])
     np.testing.assert_array_equal(b[3], [[2, np.nan, np.nan, 6, 8]])
 
@@ -103,6 +102,27 @@ def test_chronos_sets(tmp_path):
     np.testing.assert_array_equal(x[3], [[1, np.nan, 3, 4]])
 
 
+def test_gaps_between_timestamps_are_missing_values(tmp_path):
+    stamps = [[0, 3600, 4 * 3600, 5 * 3600, 6 * 3600], [0, 1, 2]]
+    table = chronos_table(
+        timestamp=pa.array(stamps, pa.list_(pa.timestamp("s"))), target=[[1.0, 2.0, 3.0, 4.0, 5.0], [6.0, 7.0, 8.0]]
+    )
+    pq.write_table(table, tmp_path / "set.parquet")
+    x, y = built(tmp_path, tmp_path / "set.parquet")
+    assert (x[2], y[2]) == ("h", "s")
+    np.testing.assert_array_equal(x[3], [[1, 2, np.nan, np.nan, 3, 4, 5]])
+
+
+@pytest.mark.parametrize(
+    "words, step",
+    [("hourly", "h"), ("half_hourly", "30min"), ("10_minutes", "10min"), ("4_seconds", "4s"), ("monthly", "ME")]
+    + [("weekly", "W"), ("quarterly", "QE"), ("yearly", "YE"), ("minutely", "min"), ("daily", "D"), ("H", "H")],
+)
+def test_monash_words_become_steps(tmp_path, words, step):
+    path = write(tmp_path / "toys.tsf", TSF.replace("half_hourly", words))
+    assert {row[2] for row in built(tmp_path, path)} == {step}
+
+
 def test_chronos_sets_of_several_channels(tmp_path):
     pq.write_table(chronos_table(load=[[9, 9, 9, 9], [8, 8, 8]]), tmp_path / "set.parquet")
     assert [row[0] for row in built(tmp_path, tmp_path / "set.parquet")] == ["x/target", "x/load", "y/target", "y/load"]
@@ -144,7 +164,7 @@ BAD_SOURCES = {
     "deep.jsonl": ("[" * 100_000, "line 1 is not JSON"),
     "list.jsonl": (LINE + "[1]", "line 2 is no object"),
     "no_freq.jsonl": ('{"start": "2020-01-01", "target": [1]}', "give --freq"),
-    "bad_freq.jsonl": (LINE.replace('"D"', '"often"'), "'often' is not a frequency"),
+    "bad_freq.jsonl": (LINE.replace('"D"', '"often"'), "'often' is no step"),
     "bad_start.jsonl": (LINE.replace("2020-01-01", "soon"), "start 'soon' is no date"),
     "words.jsonl": (LINE.replace("[1, 2]", '["a"]'), "target is not a list of numbers"),
     "ragged.jsonl": (LINE.replace("[1, 2]", "[[1], [1, 2]]"), "target is not a list of numbers"),
@@ -179,8 +199,16 @@ def test_bad_sources_end_in_one_line_and_leave_nothing(tmp_path, name):
 BAD_PARQUET = {
     "irregular": (chronos_table(timestamp=[[0, 1, 9, 11], [0, 1, 5]]), "no lists of numbers with a start"),
     "no_step": (
-        chronos_table(timestamp=pa.array([[0, 10, 90, 110], [0, 1, 5]], pa.list_(pa.timestamp("s")))),
+        chronos_table(timestamp=pa.array([[0, 1, 90_000, 90_001], [0, 1, 5]], pa.list_(pa.timestamp("s")))),
         "no regular step",
+    ),
+    "unsorted": (
+        chronos_table(timestamp=pa.array([[0, 90, 10, 110], [0, 1, 5]], pa.list_(pa.timestamp("s")))),
+        "not in order",
+    ),
+    "fewer_timestamps": (
+        chronos_table(timestamp=pa.array([[0, 1], [0, 1, 5]], pa.list_(pa.timestamp("s")))),
+        "4 values at 2 timestamps",
     ),
     "uneven": (chronos_table(load=[[1.0], [1.0]]), "channels differ in length"),
     "table": (pa.table({"date": ["2020-01-01"], "a": [1.0]}), "no lists of numbers with a start among date, a"),

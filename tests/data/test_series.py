@@ -1,10 +1,13 @@
 """CSV reading: what is taken, and the one line for what is not."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from llata_fast.data import read_csv, read_series
+from llata_fast.data.steps import parse_step
 from llata_fast.errors import InputError
 
 HOURS = [f"2024-03-01 {hour:02}:00" for hour in range(6)]
@@ -219,3 +222,129 @@ def test_file_that_is_none(tmp_path):
     binary = tmp_path / "binary.csv"
     binary.write_bytes(bytes(range(128, 256)))
     refused(binary, "can't be read", "not UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("step", "hole"),
+    [
+        ("h", "2021-01-01 07:00:00"),
+        ("D", "2021-01-08 00:00:00"),
+        ("B", "2021-01-12 00:00:00"),
+        ("MS", "2021-08-01 00:00:00"),
+        ("BME", "2021-08-31 00:00:00"),
+        ("QS", "2022-10-01 00:00:00"),
+        ("YS", "2028-01-01 00:00:00"),
+        ("M@15", "2021-08-15 00:00:00"),
+        ("h@Mon-Fri 08:00-15:00", "2021-01-01 15:00:00"),
+    ],
+)
+def test_a_hole_is_named_by_its_date(write, step, hole):
+    step = parse_step(step)
+    start = np.datetime64("2021-01-01T08:00" if step.days < 1 and hasattr(step, "hours") else "2021-01-01", "us")
+    dates = step.dates(step.dates(start, np.array([0]))[0], np.arange(120))
+    table = write.table(pd.DatetimeIndex(np.delete(dates, [7, 60])))
+    refused(table, "line 9", hole + " is missing, the first of 2", "--missing mask")
+    assert list(read_csv(table, missing="mask").dates) == list(pd.DatetimeIndex(dates))
+
+
+def caught(call):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        result = call()
+    return result, [str(warning.message) for warning in seen]
+
+
+@pytest.mark.parametrize(
+    ("dates", "frequency", "following"),
+    [
+        (pd.bdate_range("2022-03-07", periods=5), "B", "2022-03-14"),
+        (pd.date_range("2022-03-11 08:00", periods=8, freq="h"), "h@Mon-Fri 08:00-15:00", "2022-03-14 08:00"),
+        (pd.date_range("2022-03-12", periods=1), "MS", None),
+        (pd.date_range("2022-03-01", periods=1), "MS", "2022-04-01"),
+        (pd.date_range("2021-02-28", periods=3, freq="YE-FEB"), "YE-FEB", "2024-02-29"),
+        (pd.date_range("2022-03-07", periods=1), "h", "2022-03-07 01:00"),
+    ],
+)
+def test_the_expected_step_is_taken_where_the_dates_fit_it(write, dates, frequency, following):
+    table = write.table(dates)
+    if following is None:
+        refused(table, "too few", frequency=frequency)
+        return
+    series, said = caught(lambda: read_csv(table, frequency=frequency))
+    assert not said
+    assert series.future_dates(1)[0] == pd.Timestamp(following)
+
+
+@pytest.mark.parametrize(
+    ("step", "frequency", "warned"),
+    [("D", "h", True), ("B", "D", True), ("D", "B", True), ("15min", "h", True), ("1", "h", True), ("h", "1", True)]
+    + [("MS", "ME", False), ("W-TUE", "W-SUN", False), ("QS", "QE", False), ("h", "h", False), ("1", "1", False)],
+)
+def test_another_step_than_expected_is_a_warning(write, step, frequency, warned):
+    kind = parse_step(step)
+    start = np.int64(0) if step == "1" else kind.dates(np.datetime64("2022-03-07", "us"), np.array([0]))[0]
+    dates = kind.dates(start, np.arange(20))
+    table = write.table(dates if step == "1" else pd.DatetimeIndex(dates))
+    for missing in ("error", "mask"):
+        series, said = caught(lambda: read_csv(table, missing=missing, frequency=frequency))  # noqa: B023
+        assert parse_step(series.frequency).same_length(kind)
+        assert len(series) == 20 and (series.future_dates(1)[0] == kind.after(dates[-1], 1)[0])
+        assert bool(said) is warned and all(frequency in text for text in said)
+
+
+def test_rows_that_are_trusted(write):
+    """Sessions at their own times, an hour that is there twice: rows one after the other, whatever their dates say."""
+    sessions = [
+        f"2024-03-{day:02} {hour:02}:{minute:02}" for day in (4, 5, 7, 8) for hour in (9, 10) for minute in (0, 5, 10)
+    ]
+    series = read_csv(write.table(sessions), trust_rows=True)
+    assert (series.frequency, len(series)) == ("5min", 24)
+    assert list(series.dates.strftime("%Y-%m-%d %H:%M")) == sessions
+    assert series.future_dates(1)[0] == pd.Timestamp("2024-03-08 10:15")
+    twice = [*HOURS[:3], HOURS[2], *HOURS[3:]]
+    assert read_csv(write.table(twice), trust_rows=True).frequency == "h"
+    assert read_csv(write.table(twice), trust_rows=True, frequency="15min").frequency == "15min"
+    assert read_csv(write.table(["1", "3", "4", "5"]), trust_rows=True).future_dates(1)[0] == 6
+    refused(write.table(HOURS[:1]), "one date alone", trust_rows=True)
+
+
+def test_a_grid_that_is_mostly_empty_is_a_warning(write):
+    hours = pd.date_range("2024-03-04 09:00", periods=4, freq="h")
+    dates = [date + pd.Timedelta(days=day) for day in (0, 1, 3) for date in hours]
+    refused(write.table(dates), "2024-03-04 13:00:00 is missing", "--trust_rows")
+    series, said = caught(lambda: read_csv(write.table(dates), missing="mask"))
+    assert len(series) == 76 and "84% of its dates are missing" in said[0] and "--trust_rows" in said[0]
+
+
+def test_what_summer_time_does_to_local_hours(write):
+    hours = pd.date_range("2024-10-25", "2024-10-29", freq="h", tz="Europe/Berlin")
+    local = hours.tz_localize(None).strftime("%Y-%m-%d %H:%M")
+    refused(write.table(local), "2024-10-27 02:00:00 is a duplicate", "summer time", "--trust_rows", "+02:00")
+    assert len(read_csv(write.table(local), trust_rows=True)) == len(hours)
+    spring = pd.date_range("2024-03-30", "2024-04-02", freq="h", tz="Europe/Berlin").tz_localize(None)
+    refused(write.table(spring), "2024-03-31 02:00:00 is missing", "summer time")
+    series = read_csv(write.table([date.isoformat() for date in hours]))
+    assert series.frequency == "h" and list(series.dates) == list(hours)
+
+
+def test_local_days(write):
+    days = pd.date_range("2024-03-01", periods=60, tz="Europe/Berlin")
+    series = read_csv(write.table([date.isoformat() for date in days]))
+    assert series.frequency == "D" and series.future_dates(1)[0] == pd.Timestamp("2024-04-30")
+    refused(write.table([date.isoformat() for date in days.tz_convert("UTC")]), "days of local time", "2024-03-31")
+
+
+def test_numbers_go_on_as_numbers(write):
+    series = read_csv(write.table(range(1500, 2100)))
+    assert series.frequency == "1" and series.date_format is None
+    assert series.future_dates(2).tolist() == [2100, 2101]
+    refused(write.table([1, 2, 4, 5]), "line 4", "3 is missing")
+    assert read_csv(write.table([1, 2, 4, 5]), missing="mask").dates.tolist() == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("year", [1066, 1600, 2300, 9000])
+def test_any_year(write, year):
+    dates = pd.date_range(f"{year}-12-30", periods=20, unit="s")
+    series = read_csv(write.table(dates))
+    assert list(series.dates) == list(dates)
+    assert series.future_dates(1)[0] == pd.Timestamp(f"{year + 1}-01-19")

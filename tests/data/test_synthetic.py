@@ -7,7 +7,7 @@ from llata_fast.data import synthetic
 from llata_fast.data.corpora import open_corpus
 from llata_fast.data.corpus_pictures import draw_series
 from llata_fast.data.corpus_writer import CorpusLayout, CorpusSeries, new_corpus, write_shards
-from llata_fast.data.frequencies import seasonality
+from llata_fast.data.steps import parse_step
 from llata_fast.data.synthetic import KINDS, SyntheticSettings, make_series, synthesize
 from llata_fast.errors import InputError
 
@@ -46,7 +46,7 @@ def test_every_kind_is_made_and_none_is_broken(real):
     settings = SyntheticSettings(300, 96, mix=(real,))
     series = [make_series(settings, number) for number in range(300)]
     assert {one.item_id.rpartition("-")[0] for one in series} == set(KINDS)
-    assert len({one.freq for one in series}) == 8 and all(seasonality(one.freq) >= 1 for one in series)
+    assert len({one.freq for one in series}) == 8 and all(parse_step(one.freq).seasonality >= 1 for one in series)
     for one in series:
         assert one.target.shape == (1, 96) and one.target.dtype == np.float32
         assert np.isfinite(one.target).sum() >= 90
@@ -93,7 +93,7 @@ def test_composed_series_repeat_shift_and_trend():
     """Among many there are ones of each nature."""
     settings = SyntheticSettings(200, 512, 0, ("composed",))
     series = [make_series(settings, number) for number in range(200)]
-    lags = [max(seasonality(one.freq), 2) for one in series]
+    lags = [max(parse_step(one.freq).seasonality, 2) for one in series]
     season = [np.corrcoef(one.target[0, m:], one.target[0, :-m])[0, 1] for one, m in zip(series, lags, strict=True)]
     trend = [abs(np.corrcoef(one.target[0], np.arange(512))[0, 1]) for one in series]
     assert np.mean(np.array(season) > 0.8) > 0.25 and np.mean(np.array(trend) > 0.7) > 0.1
