@@ -16,7 +16,11 @@ setup(
     packages=find_packages(include=["llata_fast", "llata_fast.*"]) + ["llata_fast.kernels"],
     # a top-level "kernels" would collide with Hugging Face's package of that name
     package_dir={"llata_fast.kernels": "kernels"},
-    package_data={"llata_fast": ["py.typed"], "llata_fast.kernels": ["*.csv"]},
+    package_data={
+        "llata_fast": ["py.typed"],
+        "llata_fast.report": ["templates/*.html"],
+        "llata_fast.kernels": ["*.csv"],
+    },
     entry_points={"console_scripts": ["llata-fast = llata_fast.__main__:main"]},
     install_requires=[
         "torch>=2.7",
@@ -27,6 +31,7 @@ setup(
         "deepspeed",
         "gguf",
         "huggingface-hub",
+        "jinja2",
         "numpy",
         "pandas",
         "pyarrow",

@@ -13,6 +13,9 @@ from types import ModuleType
 COMMANDS = (
     "predict",
     "evaluate",
+COMMANDS = (
+    "report",
+)
     "export",
     "push",
     "benchmark",
@@ -20,7 +23,10 @@ COMMANDS = (
     "corpus",
     "plan",
     "reshard",
+<<<<<<< HEAD
     "replay",
+=======
+>>>>>>> 082711d ([Docs] report writes a run as one HTML page: scores, losses, errors, forecasts, features, prototypes)
     "doctor",
 )
 

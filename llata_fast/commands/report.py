@@ -1,0 +1,24 @@
+"""Write a run's report: one HTML page with scores, losses, errors, forecasts, features and settings.
+
+The page needs no network and nothing beside it. The run's test windows are forecast again for it.
+"""
+
+import argparse
+from pathlib import Path
+
+from .inputs import check_writable
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("run", help="folder of a finished run")
+    parser.add_argument("--output", help="HTML file to write; default report.html in the run's folder")
+
+
+def run(options: argparse.Namespace):
+    from ..report.page import write_report
+    from ..run_folder import RunFolder
+
+    output = options.output or str(Path(options.run, "report.html"))
+    RunFolder(options.run).check_finished(weights=False)
+    check_writable(output, source=options.run)
+    print(f"report: {write_report(options.run, output)}")

@@ -1,0 +1,156 @@
+"""A run's report: one page, readable anywhere, nothing fetched, no name taken for markup."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+from tiny import random_backbone, write_series
+
+from llata_fast.errors import InputError
+from llata_fast.experiment import train
+from llata_fast.report import measures
+from llata_fast.report.page import write_report
+from llata_fast.run_folder import METRICS, RunFolder
+
+pytestmark = pytest.mark.usefixtures("plain_ops")
+pytest.importorskip("matplotlib")
+
+NAMES = ["<script>alert(1)</script>", "a $$ & b", "c2"]
+TINY = {
+    "num_layers": 1,
+    "context_length": 12,
+    "prediction_length": 5,
+    "num_prototypes": 9,
+    "intermediate_size": 20,
+    "max_steps": 4,
+    "logging_steps": 1,
+    "eval_strategy": "steps",
+    "save_strategy": "steps",
+    "eval_steps": 2,
+    "save_steps": 2,
+    "batch_size": 8,
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    path = write_series(folder / "series.csv", rows=120)
+    table = pd.read_csv(path).set_axis(["date", *NAMES], axis=1)
+    table.to_csv(path, index=False)
+    train(str(path), backbone=random_backbone(folder), output_dir=str(folder / "run"), **TINY)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    return write_report(run, run / "report.html").read_text(encoding="utf-8")
+
+
+class Elements(HTMLParser):
+    """Every tag with its attributes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+
+def test_page_has_every_section(page):
+    titles = [
+        "Scores",
+        "Training",
+        "Error by step",
+        "Error by channel",
+        "Forecasts",
+        "How far apart",
+        "prototypes",
+        "Cost",
+    ]
+    headings = " ".join(re.findall(r"<h2>(.*?)</h2>", page))
+    assert all(title in headings for title in titles)
+    assert all(f"The {label} window" in page for label in ("best", "median", "worst"))
+
+
+def test_scores_are_those_of_the_run(run, page):
+    metrics = json.loads((run / METRICS).read_text())
+    for scores in (metrics["test"], *metrics["baselines"].values()):
+        assert f"{scores['mse']:.4f}" in page and f"{scores['mae']:.4f}" in page
+
+
+def test_names_are_text(page):
+    tags = Elements(page).tags
+    assert not [tag for tag, _ in tags if tag == "script"]
+    assert html.escape(NAMES[0]) in page and "$$" in page
+
+
+def test_nothing_is_fetched(page):
+    for tag, attributes in Elements(page).tags:
+        for name in ("src", "href", "xlink:href", "action", "data"):
+            # within the page, or nothing at all
+            assert attributes.get(name, "#")[:1] == "#" or attributes[name] == "data:,", (tag, attributes)
+    assert "@import" not in page and "url(http" not in page
+
+
+def test_chromium_shows_it_without_a_complaint(run, page, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    flags += ["--disable-component-update", "--disable-sync", "--enable-logging=stderr", f"--user-data-dir={tmp_path}"]
+    for width in (1280, 400):
+        picture = tmp_path / f"{width}.png"
+        command = [
+            browser,
+            *flags,
+            f"--window-size={width},3000",
+            f"--screenshot={picture}",
+            (run / "report.html").as_uri(),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        assert picture.stat().st_size > 10_000
+        assert not re.findall(r"CONSOLE.*", done.stderr)
+
+
+def test_data_that_is_gone_is_said(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    moved = run.parent / "series.csv"
+    moved.rename(tmp_path / "elsewhere.csv")
+    try:
+        text = write_report(copy, tmp_path / "report.html").read_text(encoding="utf-8")
+    finally:
+        (tmp_path / "elsewhere.csv").rename(moved)
+    assert "The test windows are not shown" in text and "<h2>Scores</h2>" in text
+
+
+def test_errors_by_step_average_to_the_score(run):
+    from llata_fast.evaluation.tasks import read_task
+
+    from llata_fast.forecasting.forecaster import Forecaster
+    from llata_fast.settings import DataSettings, ModelSettings
+
+    folder = RunFolder(run)
+    settings = folder.read_settings()
+    lengths = {"context_length": 12, "prediction_length": 5}
+    task = read_task(DataSettings(dataset=settings["dataset"]), ModelSettings(**lengths))
+    errors = measures.test_errors(Forecaster.from_run(run), task)
+    assert errors.by_step.mean() == pytest.approx(folder.read_metrics()["test"]["mae"], rel=1e-5)
+    best, median, worst = (window.error for window in errors.examples)
+    assert best < median < worst
+
+
+def test_only_a_finished_run_has_one(tmp_path):
+    with pytest.raises(InputError, match="not the folder of a finished run"):
+        write_report(tmp_path, tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
