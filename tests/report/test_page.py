@@ -35,6 +35,8 @@ TINY = {
     "save_steps": 2,
     "batch_size": 8,
     "report_to": "none",
+    # a forecast is computed in fp32: the scores are to agree
+    "precision": "fp32",
     "disable_tqdm": True,
 }
 
