@@ -13,9 +13,7 @@ from types import ModuleType
 COMMANDS = (
     "predict",
     "evaluate",
-COMMANDS = (
     "report",
-)
     "export",
     "push",
     "benchmark",
@@ -23,10 +21,7 @@ COMMANDS = (
     "corpus",
     "plan",
     "reshard",
-<<<<<<< HEAD
     "replay",
-=======
->>>>>>> 082711d ([Docs] report writes a run as one HTML page: scores, losses, errors, forecasts, features, prototypes)
     "doctor",
 )
 

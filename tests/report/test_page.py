@@ -138,7 +138,6 @@ def test_data_that_is_gone_is_said(run, tmp_path):
 
 def test_errors_by_step_average_to_the_score(run):
     from llata_fast.evaluation.tasks import read_task
-
     from llata_fast.forecasting.forecaster import Forecaster
     from llata_fast.settings import DataSettings, ModelSettings
 
