@@ -17,7 +17,7 @@ from .data.units import forecast_windows
 from .durable import partial_name
 from .errors import InputError
 from .evaluation.baselines import Forecast
-from .evaluation.corpus_task import read_corpus_task
+from .evaluation.corpus_task import CorpusTask, read_corpus_task
 from .evaluation.panel_task import PanelTask
 from .evaluation.tasks import Task, calibrates, read_task
 from .forecasting import pictures
@@ -143,12 +143,15 @@ def _prepare(
 ) -> ForecastTrainer:
     """A new model around its backbone and what trains it, ready to; the run's settings are written into its folder."""
     set_seed(training.seed)
+    mixture = task.mixture.description() if isinstance(task, CorpusTask) else None
     config = LlataConfig(**asdict(model), num_channels=len(task.columns))
     if training.checkpointing and not config.has_language_model:
         raise InputError(f"gradient_checkpointing: ablation {config.ablation} has no blocks whose activations it drops")
     forecaster = LlataForPrediction.from_backbone(config, frozen_dtype=training.compute_dtype)
     if training.resume_from_checkpoint:
         check_resumes(forecaster.config, data, training.resume_from_checkpoint)
+        if mixture is not None:
+            folder.check_mixture(mixture)
     if training.init is None:
         task.start(forecaster)
     else:
@@ -156,7 +159,13 @@ def _prepare(
     # more channels than the backbone has positions: found before anything is written
     forecaster.check_shapes(task.splits.train[0]["past_values"][None])
     trainer = ForecastTrainer(forecaster, training, task.splits, task.columns)
-    on_first_rank(lambda: begin(folder, training, resolved_settings(forecaster, data, training)))
+
+    def start():
+        begin(folder, training, resolved_settings(forecaster, data, training))
+        if mixture is not None:
+            folder.write_mixture(mixture)
+
+    on_first_rank(start)
     return trainer
 
 

@@ -5,7 +5,8 @@
     model.safetensors         what was trained
     preprocessor_config.json  the series' columns, dates and units
     calibration.npz           what quantiles are calibrated by
-    manifest.json             sizes and checksums of these, written last: the run can forecast
+    mixture.json              of a pre-training, what its corpora are known by
+    manifest.json             sizes and checksums of what a forecast needs, written last: the run can forecast
     metrics.json              scores, costs and speed (docs in `write_metrics`)
     forecast.png              a forecast from the middle of the test split
     log.jsonl                 what the Trainer logged: losses, speed and validation by step, a JSON object a line
@@ -48,6 +49,7 @@ SETTINGS, CONFIG, WEIGHTS = "run.yaml", "config.json", "model.safetensors"
 PREPROCESSOR, METRICS, PICTURE = "preprocessor_config.json", "metrics.json", "forecast.png"
 CALIBRATION = "calibration.npz"
 LOG = "log.jsonl"
+MIXTURE = "mixture.json"
 METRICS_VERSION = 2
 NONFINITE = "nonfinite"
 TRAINER_STATE = "trainer_state.json"
@@ -215,7 +217,8 @@ class RunFolder:
         delete_partials(self.path)
         for folder in (*self.checkpoints(), *self.path.glob(NONFINITE)):
             delete_folder(folder)
-        for name in (MANIFEST, METRICS, CALIBRATION, PREPROCESSOR, WEIGHTS, CONFIG, PICTURE, LOG, _SERIES_BEFORE):
+        files = (MANIFEST, METRICS, CALIBRATION, PREPROCESSOR, WEIGHTS, CONFIG, PICTURE, LOG, MIXTURE, _SERIES_BEFORE)
+        for name in files:
             (self / name).unlink(missing_ok=True)
 
     def checkpoints(self) -> list[Path]:
@@ -268,6 +271,23 @@ class RunFolder:
         if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
             raise InputError(f"cannot read the run's settings {path}: it holds no mapping of option names to values")
         return settings
+
+    def write_mixture(self, description: list[dict[str, Any]]):
+        write_text(self / MIXTURE, json.dumps(description, indent=2) + "\n")
+
+    def check_mixture(self, description: list[dict[str, Any]]):
+        """Raise InputError where the run was begun on other corpora, or on other shares of them."""
+        if not (self / MIXTURE).is_file():
+            return
+        try:
+            theirs = json.loads((self / MIXTURE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read {self / MIXTURE}: {error}") from None
+        if theirs == description:
+            return
+        differs = [ours for ours in description if not isinstance(theirs, list) or ours not in theirs]
+        what = f"not on {differs[0]['corpus']} as it is" if differs else "on other corpora, or in another order"
+        raise InputError(f"{self} was begun {what}: a resumed training goes on with the mixture that it began with")
 
     def write_preprocessor(self, preprocessor: Preprocessor):
         write_text(self / PREPROCESSOR, json.dumps(asdict(preprocessor), indent=2) + "\n")

@@ -7,7 +7,7 @@ slice, sees the same sequence, and a resumed training goes on with the batch tha
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import yaml
@@ -148,6 +148,19 @@ class Mixture:
             raise InputError("the mixture holds every corpus out: give one a weight above 0")
         counts = [stratum.num_channels or 1 for stratum in self._strata]
         self._groups = {count: [s for s, c in zip(self._strata, counts, strict=True) if c == count] for count in counts}
+
+    def description(self) -> list[dict[str, Any]]:
+        """What batches depend on beside the seed, an entry a corpus: wherever its folder lies."""
+        return [
+            {
+                "corpus": Path(entry.path).name,
+                "weight": float(entry.weight),
+                "sample": entry.sample,
+                "max_series": entry.max_series,
+                "fingerprint": corpus.fingerprint(),
+            }
+            for entry, corpus in zip(self.entries, self.corpora, strict=True)
+        ]
 
     def batch(self, number: int, size: int, part: slice | np.ndarray = slice(None)) -> RawWindows:
         """Windows `part`, or those at such places, of global batch `number`, which has `size`; only they are read."""

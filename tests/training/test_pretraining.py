@@ -9,15 +9,17 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny import random_backbone
+from tiny import random_backbone, write_series
 from training.distributed_cases import train
 
 from llata_fast.cli import FAILED
 from llata_fast.data.corpus_writer import CorpusLayout, CorpusSeries, new_corpus, write_shards
+from llata_fast.data.mixture import Mixture, WindowSizes, read_mixture
 from llata_fast.data.synthetic import SyntheticSettings, synthesize
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 4
+SIZES = WindowSizes(context=32, horizon=8, shortest_context=8)
 
 CASES = {
     "ddp": [],
@@ -173,6 +175,49 @@ def test_a_killed_run_goes_on_bit_by_bit(single, folder, settings):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     np.testing.assert_array_equal(history(killed, *TERMS), history(single, *TERMS))
     assert metrics_of(killed)["test"] == metrics_of(single)["test"]
+
+
+def test_a_run_goes_on_with_the_mixture_that_it_began_with(single, folder, settings, capsys):
+    """Its corpora may have moved; another weight or another corpus of the same name is another mixture."""
+    moved, other = folder / "moved", folder / "other"
+    for copy in (moved, other):
+        copy.mkdir()
+        for name in ("short", "made", "unseen"):
+            shutil.copytree(folder / name, copy / name)
+        shutil.copy(folder / "mixture.yaml", copy)
+    shutil.rmtree(other / "made")
+    synthesize(SyntheticSettings(20, 200, seed=2), other / "made")
+    weights = folder / "weights.yaml"
+    weights.write_text((folder / "mixture.yaml").read_text().replace("weight: 2", "weight: 3"))
+    for corpus, names in ((weights, "not on made as it is"), (other / "mixture.yaml", "not on made as it is")):
+        run = folder / "resumed elsewhere"
+        shutil.copytree(single, run, dirs_exist_ok=True)
+        written = yaml.safe_load((run / "run.yaml").read_text()) | {"corpus": str(corpus)}
+        (run / "run.yaml").write_text(yaml.safe_dump(written))
+        with pytest.raises(SystemExit) as stopped:
+            train(flags(settings | {"corpus": str(corpus)}, run, "--resume_from_checkpoint", "last"))
+        assert stopped.value.code == FAILED and names in capsys.readouterr().err
+    descriptions = [
+        Mixture(read_mixture(path / "mixture.yaml"), SIZES, seed=0).description() for path in (folder, moved)
+    ]
+    assert descriptions[0] == descriptions[1]
+
+
+def test_fine_tuning_starts_from_the_trained_weights(single, folder, capsys):
+    """The model's settings come with them; a rate of 0 leaves them as they are."""
+    series = write_series(folder / "series.csv", rows=200)
+    common = ["--dataset", str(series), "--max_steps", "1", "--report_to", "none", "--precision", "fp32", "--use_cpu"]
+    common += ["--init", str(single), "--learning_rate", "0", "--projection_learning_rate", "0"]
+    train([*common, "--output_dir", str(folder / "tuned")])
+    ours, theirs = (load_file(run / "model.safetensors") for run in (folder / "tuned", single))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    for changed, message in (
+        (["--context_length", "64"], "context_length 32, not 64"),
+        (["--init", "absent/x"], "absent/x"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            train([*common, *changed, "--output_dir", str(folder / "refused")])
+        assert stopped.value.code == FAILED and message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
