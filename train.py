@@ -3,8 +3,7 @@
 # first: why says llata_fast/__init__.py
 import llata_fast  # noqa: F401, I001
 
-from llata_fast.cli import INTERRUPTED, report_and_exit, show_warnings_in_one_line, training_parser
-from llata_fast.errors import InputError
+from llata_fast.cli import one_line_errors, report_and_exit, show_warnings_in_one_line, training_parser
 
 
 def train():
@@ -33,12 +32,9 @@ def main():
     from llata_fast.training.throughput import memory_hint
 
     try:
-        with leaving_in_order(), stopping_on_sigterm():
-            train()
-    except InputError as error:
-        report_and_exit(error)
-    except KeyboardInterrupt:
-        report_and_exit(f"interrupted; {where_it_stands()}", status=INTERRUPTED)
+        with one_line_errors(interrupted=lambda: f"interrupted; {where_it_stands()}"):
+            with leaving_in_order(), stopping_on_sigterm():
+                train()
     except torch.OutOfMemoryError as error:
         report_and_exit(memory_hint(error), every_rank=True)
 

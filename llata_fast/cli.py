@@ -7,7 +7,7 @@ import difflib
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from types import UnionType
@@ -96,7 +96,9 @@ def show_warnings_in_one_line():
 
 
 @contextlib.contextmanager
-def one_line_errors(program: str | None = None, interrupted: str = "interrupted") -> Iterator[None]:
+def one_line_errors(
+    program: str | None = None, interrupted: Callable[[], str] = lambda: "interrupted"
+) -> Iterator[None]:
     """End the program with one line for what a user can mend: wrong input, a full disk, Ctrl-C."""
     try:
         yield
@@ -107,7 +109,7 @@ def one_line_errors(program: str | None = None, interrupted: str = "interrupted"
         where = f"{error.filename}: " if error.filename else ""
         report_and_exit(f"{where}{error.strerror or error}", program)
     except KeyboardInterrupt:
-        report_and_exit(interrupted, program, status=INTERRUPTED)
+        report_and_exit(interrupted(), program, status=INTERRUPTED)
 
 
 def training_parser(**kwargs: Any) -> Parser:

@@ -13,6 +13,8 @@ import time
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
+from .errors import InputError
+
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
 """How names end of what is still being written, or being deleted; they begin with a dot."""
@@ -35,8 +37,29 @@ def replacing(path: str | Path) -> Iterator[Path]:
         sync(partial)
         partial.replace(path)
         sync(path.parent)
+    except OSError as error:
+        # a full disk does not say what was being written
+        error.filename = error.filename or str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(partial: Path) -> Iterator[None]:
+    """Turn what a full disk, a limit or a folder that is gone does to writing into an InputError; `partial` goes."""
+    try:
+        yield
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        where = error.filename or partial.parent
+        raise InputError(f"cannot write {where}: {error.strerror or error}") from error
+    except Exception as error:
+        # safetensors and torch have errors of their own for these
+        if type(error).__name__ != "SafetensorError" and "inline_container" not in str(error):
+            raise
+        shutil.rmtree(partial, ignore_errors=True)
+        raise InputError(f"cannot write into {partial.parent}: {error}") from error
 
 
 def write_text(path: str | Path, text: str):

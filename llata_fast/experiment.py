@@ -14,7 +14,7 @@ from transformers import set_seed
 from .config import LlataConfig
 from .data.panel import Panel
 from .data.units import forecast_windows
-from .durable import partial_name
+from .durable import partial_name, writing
 from .errors import InputError
 from .evaluation.baselines import Forecast
 from .evaluation.corpus_task import CorpusTask, read_corpus_task
@@ -179,7 +179,8 @@ def _description(trainer: ForecastTrainer, counts: dict[str, int]) -> list[str]:
 def _save(trainer: ForecastTrainer, folder: RunFolder, task: Task, data: DataSettings):
     """Write what a forecast needs into the run's folder, the manifest last; every rank calls it."""
     partial = partial_name(folder / "model")
-    trainer.save_model(str(partial))
+    with writing(partial):
+        trainer.save_model(str(partial))
 
     def settle():
         folder.take_model(partial)

@@ -182,7 +182,8 @@ class RunFolder:
             yield
         finally:
             # before the lock is let go: whoever waits for it finds another file, or none
-            (self / _LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (self / _LOCK).unlink()
             os.close(lock)
             for path in made:
                 with contextlib.suppress(OSError):
@@ -373,8 +374,12 @@ class RunFolder:
 
     def append_log(self, record: dict[str, Any]):
         """Append a record of training, with its "step", to the log."""
-        with (self / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite_or_null(record), allow_nan=False) + "\n")
+        try:
+            with (self / LOG).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(_finite_or_null(record), allow_nan=False) + "\n")
+        except OSError as error:
+            error.filename = error.filename or str(self / LOG)
+            raise
 
     def read_log(self) -> list[dict[str, Any]]:
         """The log's records in order, [] where there is none; a line that a kill has cut short is left out."""

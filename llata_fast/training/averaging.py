@@ -66,3 +66,16 @@ class WeightAverage(TrainerCallback):
         if (control.should_evaluate or control.should_save or control.should_training_stop) and self.saved is None:
             self.saved = [weight.clone() for weight in self.weights]
             torch._foreach_copy_(self.weights, self.average)
+
+
+class UnaveragedWeights(TrainerCallback):
+    """A run that is resumed without averaging goes on from the weights, not from the average that was shown of them."""
+
+    def __init__(self, model: nn.Module):
+        self.weights = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    @torch.no_grad()
+    def on_train_begin(self, args, state, control, **kwargs):
+        if args.resume_from_checkpoint and (path := Path(args.resume_from_checkpoint, UNAVERAGED)).is_file():
+            for name, value in load_file(path).items():
+                self.weights[name].copy_(value)

@@ -18,12 +18,12 @@ from ..backbone.placing import finish_partitioning, whole_models
 from ..data import Splits, collate
 from ..data.units import forecast_windows
 from ..data.windows import Windows
-from ..durable import partial_name, settle_folder
+from ..durable import partial_name, settle_folder, writing
 from ..metrics import ForecastMetrics
 from ..ranks import on_first_rank
 from ..run_folder import BEST_CHECKPOINT, TRAINER_STATE, UNAVERAGED, RunFolder
 from .arguments import ForecastTrainingArguments
-from .averaging import WeightAverage
+from .averaging import UnaveragedWeights, WeightAverage
 from .deepspeed_state import is_universal, restricted_unpickling, trained_state
 from .finite import WINDOW_INDEX, FiniteGuard, NumberedWindows, check_finite
 from .progress import ProgressLine, TrainingLog
@@ -59,9 +59,10 @@ class ForecastTrainer(Trainer):
         self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
         self.run = RunFolder(args.output_dir)
         self.average = WeightAverage(model, args.average_decay) if args.average_decay else None
+        weights = self.average or UnaveragedWeights(model)
         self.stopping = Stopping()
         self.guard = FiniteGuard(self, args.skip_nonfinite)
-        callbacks = [self.stopping, self.guard, _OwnBest(self.run), *([self.average] if self.average else [])]
+        callbacks = [self.stopping, self.guard, _OwnBest(self.run), weights]
         if args.patience and args.load_best_model_at_end:
             callbacks.append(EarlyStopping(early_stopping_patience=args.patience))
         super().__init__(
@@ -156,23 +157,24 @@ class ForecastTrainer(Trainer):
         partial = partial_name(self.run / name)
         on_first_rank(lambda: shutil.rmtree(partial, ignore_errors=True))
         args.output_dir = str(partial)
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            args.output_dir = str(self.run)
-        best = self.best_checkpoint
-        if args.should_save:
-            # a path would lead a run that was moved to another's weights
-            state.best_model_checkpoint, state.stateful_callbacks[BEST_CHECKPOINT] = None, best
-            state.save_to_json(str(partial / name / TRAINER_STATE))
-            if self.average is not None:
-                self.average.save(partial / name / UNAVERAGED)
-        self.accelerator.wait_for_everyone()
-        if args.should_save:
-            settle_folder(partial / name, self.run / name)
-            partial.rmdir()
-            self.run.rotate(self.checkpoint_limit, best)
-        self.accelerator.wait_for_everyone()
+        with writing(partial):
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                args.output_dir = str(self.run)
+            best = self.best_checkpoint
+            if args.should_save:
+                # a path would lead a run that was moved to another's weights
+                state.best_model_checkpoint, state.stateful_callbacks[BEST_CHECKPOINT] = None, best
+                state.save_to_json(str(partial / name / TRAINER_STATE))
+                if self.average is not None:
+                    self.average.save(partial / name / UNAVERAGED)
+            self.accelerator.wait_for_everyone()
+            if args.should_save:
+                settle_folder(partial / name, self.run / name)
+                partial.rmdir()
+                self.run.rotate(self.checkpoint_limit, best)
+            self.accelerator.wait_for_everyone()
         state.best_model_checkpoint = best and str(self.run / best)
 
     @property
