@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -212,6 +213,25 @@ class ForecastTrainer(Trainer):
                 group["lr"] = rate
             for state in self.optimizer.state.values():
                 state["step"] = copy.deepcopy(state["step"])
+        if checkpoint is not None:
+            self._take_over_rates()
+
+    def _take_over_rates(self):
+        """Put the settings' rates, decay and beta2 in the place of the checkpoint's: they may differ on resume."""
+        args, groups = self.args, self.optimizer.param_groups
+        rates = [args.learning_rate, args.projection_learning_rate]
+        for group in groups:
+            group["weight_decay"] = args.weight_decay
+            if "betas" in group:
+                group["betas"] = (args.adam_beta1, args.adam_beta2)
+        # accelerate wraps it for DeepSpeed
+        schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
+        if isinstance(schedule, LambdaLR):
+            schedule.base_lrs = rates
+            factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+            schedule._last_lr = [rate * factor for rate, factor in zip(rates, factors, strict=True)]
+            for group, rate, start in zip(groups, schedule._last_lr, rates, strict=True):
+                group["lr"], group["initial_lr"] = rate, start
 
     def _load_best_model(self):
         best = Path(self.state.best_model_checkpoint)
