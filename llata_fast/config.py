@@ -17,6 +17,7 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
         merged: LoRA and tuned norms are folded into the backbone, which the checkpoint then holds itself.
         includes_backbone: the checkpoint holds the frozen base, too.
         num_channels: C of the series that it is trained on; a skip for each channel needs it.
+        backbone_fingerprint: what the frozen base is known by (`backbone/fingerprint.py`); taken as it is first read.
         **kwargs: fields of `ModelSettings`, then those of `PreTrainedConfig`.
     """
 
@@ -37,6 +38,7 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
         merged: bool = False,
         includes_backbone: bool = False,
         num_channels: int | None = None,
+        backbone_fingerprint: dict | None = None,
         **kwargs,
     ):
         # written by the version before: the number of channels, 0 for one skip of all
@@ -53,6 +55,7 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
         self.merged = merged
         self.includes_backbone = includes_backbone
         self.num_channels = num_channels
+        self.backbone_fingerprint = backbone_fingerprint
         super().__init__(**kwargs)
         if backbone_config is not None:
             self._resolve()

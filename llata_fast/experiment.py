@@ -4,7 +4,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers import set_seed
 
 from .config import LlataConfig
 from .data.panel import Panel
+from .data.sources import settled_dataset
 from .data.units import forecast_windows
 from .durable import partial_name, writing
 from .errors import InputError
@@ -85,6 +86,12 @@ def run_experiment(
     Raises:
         InputError: what the settings ask for cannot be had; nothing is written then.
     """
+    # a run is found again from any folder, and finds what it was made of
+    data = replace(
+        data,
+        dataset=settled_dataset(data.dataset),
+        data_dir=data.data_dir and str(Path(data.data_dir).expanduser().resolve()),
+    )
     task = task or _task(model, data, training)
     with claimed_run(model, data, training) as (folder, lines):
         trainer = _prepare(task, folder, model, data, training)

@@ -23,7 +23,7 @@ from transformers.utils import ModelOutput
 from .ablations import AttentionBlock, StandIn
 from .backbone.attention import choose_attention
 from .backbone.base import load_base
-from .backbone.loading import build_backbone, max_tokens, read_backbone_config
+from .backbone.loading import build_backbone, max_tokens, read_backbone_config, settled_source
 from .backbone.prototypes import backbone_prototypes
 from .backbone.quantised import quantised_modules
 from .backbone.twin import PlainBackbone, TwinBackbone
@@ -243,7 +243,8 @@ class LlataForPrediction(PreTrainedModel):
 
     @classmethod
     def from_backbone(cls, config: LlataConfig, *, frozen_dtype: torch.dtype = torch.float32) -> "LlataForPrediction":
-        """A new forecaster around the pre-trained `config.backbone`; fills in `config.backbone_config`.
+        """A new forecaster around the pre-trained `config.backbone`, whose configuration, fingerprint and lasting name
+        (`settled_source`) the model's config then holds.
 
         The backbone's projections are kept in `frozen_dtype`: autocast to it need not cast them anew each step; with
         `config.base_precision` in fewer bits, for products in `frozen_dtype`. While TrainingArguments with a ZeRO-3
@@ -254,7 +255,8 @@ class LlataForPrediction(PreTrainedModel):
         """
         backbone_config = read_backbone_config(config.backbone, config.num_layers)
         # through the constructor, which settles what depends on the backbone's width
-        config = LlataConfig(**(config.to_dict() | {"backbone_config": backbone_config.to_dict()}))
+        settled = {"backbone_config": backbone_config.to_dict(), "backbone": settled_source(config.backbone)}
+        config = LlataConfig(**(config.to_dict() | settled))
         if not config.has_frozen_base:
             return cls(config)
         backbone, weights = load_base(config, frozen_dtype)

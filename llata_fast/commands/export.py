@@ -13,12 +13,14 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..run_folder import RunFolder
+from .inputs import add_backbone_argument
 
 FORMATS = ("merged", "adapter", "onnx")
 
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("run", help="folder of a finished run")
+    add_backbone_argument(parser)
     parser.add_argument("--format", choices=FORMATS, required=True, help="what to write")
     parser.add_argument("--output", required=True, help="folder to write, new or empty")
 
@@ -31,7 +33,9 @@ def run(options: argparse.Namespace):
     from ..modeling import LlataForPrediction
 
     try:
-        model = LlataForPrediction.from_pretrained(options.run)
+        model = LlataForPrediction.from_pretrained(
+            options.run, **({"backbone": options.backbone} if options.backbone else {})
+        )
     # what transformers and safetensors make of damaged files
     except (OSError, ValueError) as error:
         raise InputError(f"{options.run} is damaged: {error}") from error

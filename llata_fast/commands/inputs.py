@@ -12,11 +12,17 @@ from ..settings import READING
 def add_run_arguments(parser: argparse.ArgumentParser):
     """The run, and how a series is read for it."""
     parser.add_argument("run", help="folder of a finished run")
+    add_backbone_argument(parser)
     parser.add_argument(
         "--date_column", help="default: as the run did, else the first of date, datetime, timestamp, time, ds"
     )
     parser.add_argument("--columns", nargs="+", help="channels, in the order of the run's; default its own, by name")
     add_reading_arguments(parser, default="as the run did")
+
+
+def add_backbone_argument(parser: argparse.ArgumentParser):
+    """Where the run's frozen base lies if it has moved."""
+    parser.add_argument("--backbone", help="where the run's language model is, if it has moved; others are refused")
 
 
 def add_reading_arguments(parser: argparse.ArgumentParser, default: str):

@@ -52,7 +52,7 @@ def run(options: argparse.Namespace):
     how = how_to_read(options, settings, info.dataset)
     how["columns"] = options.columns or info.columns
     series = read_csv(options.input, **how, frequency=info.frequency)
-    forecaster = Forecaster.from_pretrained(options.run)
+    forecaster = Forecaster.from_pretrained(options.run, backbone=options.backbone)
     if options.every:
         return _predict_all(forecaster, series, options)
     forecast = _bounded(forecaster.wide.predict(series), series, options)

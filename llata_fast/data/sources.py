@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from ..cache import cache_folder
 from ..errors import InputError
-from .registry import DatasetSpec
+from .registry import DatasetSpec, find_dataset
 
 DOWNLOAD_TIMEOUT = 15
 """Seconds without an answer after which a download counts as unreachable."""
@@ -20,6 +20,12 @@ DOWNLOAD_TIMEOUT = 15
 def cache_dir() -> Path:
     """Folder of downloaded files: `$XDG_CACHE_HOME/llata_fast/data`, by default below `~/.cache`."""
     return cache_folder("data")
+
+
+def settled_dataset(dataset: str) -> str:
+    """The same data set under a name that means it from anywhere: a registry's name, or an absolute path."""
+    path = Path(dataset).expanduser()
+    return str(path.resolve()) if find_dataset(dataset) is None and path.exists() else dataset
 
 
 def locate(spec: DatasetSpec, data_dir: str | os.PathLike | None = None) -> Path:

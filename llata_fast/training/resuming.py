@@ -6,7 +6,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..backbone.fingerprint import same_weights
+from ..backbone.loading import settled_source
 from ..config import LlataConfig
+from ..data.sources import settled_dataset
 from ..durable import delete_partials, find_damage, partial_name
 from ..errors import InputError
 from ..ranks import from_first_rank
@@ -127,9 +130,24 @@ def check_resumes(config: LlataConfig, data: DataSettings, checkpoint: str | Pat
     # a checkpoint may have been brought here without its run
     settings = run.read_settings() if (run / SETTINGS).is_file() else {}
     series = {name: settings[name] for name in vars(data) if name in settings}
+    if isinstance(series.get("dataset"), str):
+        series["dataset"] = settled_dataset(series["dataset"])
+    if _has_same_backbone(theirs, config):
+        theirs.backbone = config.backbone
     check_agreement(vars(theirs) | series, vars(config) | vars(data), str(checkpoint))
     if None not in (theirs.num_channels, config.num_channels) and theirs.num_channels != config.num_channels:
         raise InputError(f"{checkpoint} was trained on {theirs.num_channels} channels, not {config.num_channels}")
+
+
+def _has_same_backbone(theirs: LlataConfig, config: LlataConfig) -> bool:
+    """Whether two models rest on the same frozen base, wherever it lies."""
+    prints = theirs.backbone_fingerprint, config.backbone_fingerprint
+    if None not in prints:
+        return same_weights(*prints)
+    try:
+        return settled_source(theirs.backbone) == config.backbone
+    except InputError:
+        return False
 
 
 def begin(folder: RunFolder, training: ForecastTrainingArguments, settings: dict):
