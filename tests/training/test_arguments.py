@@ -185,6 +185,7 @@ def test_precision(refused, monkeypatch):
         assert precision("--precision", "bf16") == precision("--bf16") == ("bf16", True)
     assert "either precision or bf16/fp16" in refused("--precision", "bf16", "--bf16")
     assert "either precision or bf16/fp16" in refused("--precision", "fp32", "--fp16")
+    assert "fp16 needs a GPU" in refused("--fp16", "--use_cpu")
     assert "--precision: invalid choice: 'fp8'" in refused("--precision", "fp8")
 
 
