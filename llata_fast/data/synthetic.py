@@ -177,12 +177,13 @@ def _sample(rng: np.random.Generator, term: _Term, length: int) -> np.ndarray:
     if term.white:
         values = rng.normal(size=length) * 10 ** rng.uniform(-1.5, 0)
     else:
-        # cos(w t + phase) at t = a + rows * b is the real part of a product of two short tables
+        # cos(w t + phase) at t = a + rows * b is cos cos - sin sin of two short tables
         rows = int(np.ceil(np.sqrt(length)))
-        short = np.exp(1j * np.outer(np.arange(rows), term.frequencies))
-        phases = rng.uniform(0, 2 * np.pi, _FEATURES)
-        coarse = np.exp(1j * (np.outer(np.arange(0, length, rows), term.frequencies) + phases))
-        values = (coarse @ short.T).real.ravel()[:length] * np.sqrt(2 / _FEATURES)
+        short = np.outer(term.frequencies, np.arange(rows))
+        coarse = np.outer(np.arange(0, length, rows), term.frequencies) + rng.uniform(0, 2 * np.pi, _FEATURES)
+        # not one complex product: the library's threads would wait for each other at this size
+        waves = np.cos(coarse) @ np.cos(short) - np.sin(coarse) @ np.sin(short)
+        values = waves.ravel()[:length] * np.sqrt(2 / _FEATURES)
     if term.degree:
         values = values * np.linspace(-1, 1, length) ** term.degree
     return amplitude * values
