@@ -68,6 +68,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 class Preprocessor:
     """What a run knows of the series it was trained on: `preprocessor_config.json` in its folder.
 
+    One of a pre-training names no column and no frequency: it forecasts series of any.
+
     Raises:
         InputError: columns that are none, or means and scales that are not one finite number a column, scales above 0.
     """
@@ -111,6 +113,16 @@ class Preprocessor:
             series.seasonality,
             **scaler.to_dict(),
         )
+
+    @classmethod
+    def of_any_series(cls, dataset: str) -> "Preprocessor":
+        """Of a model that no series is the own one of."""
+        return cls(dataset, columns=[], date_column="", frequency="", seasonality=1, mean=[], scale=[])
+
+    @property
+    def any_series(self) -> bool:
+        """Whether it forecasts series of any columns, steps and lengths."""
+        return not self.columns
 
     @property
     def scaler(self) -> "StandardScaler":

@@ -50,8 +50,8 @@ def run(options: argparse.Namespace):
             raise InputError(f"--plot would draw over the output {picture}: give the output another ending")
     settings, info = load_settings(options.run)
     how = how_to_read(options, settings, info.dataset)
-    how["columns"] = options.columns or info.columns
-    series = read_csv(options.input, **how, frequency=info.frequency)
+    how["columns"] = options.columns or info.columns or None
+    series = read_csv(options.input, **how, frequency=info.frequency or None)
     forecaster = Forecaster.from_pretrained(options.run, backbone=options.backbone)
     if options.every:
         return _predict_all(forecaster, series, options)

@@ -54,7 +54,7 @@ class CorpusTask:
 
     def preprocessor(self, dataset: str) -> Preprocessor:
         """Of series of every kind: no unit, no level and no date is the model's own."""
-        return Preprocessor(dataset, self.columns, "start", "h", 1, [0.0], [1.0])
+        return Preprocessor.of_any_series(dataset)
 
     def test(self, predictor: "Predictor") -> dict[str, Any]:
         """Scores over seasonal naive's, as `score_sets` gives them."""

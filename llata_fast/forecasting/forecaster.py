@@ -296,6 +296,8 @@ class Forecaster:
         """
         if isinstance(df, TimeSeries):
             df = Panel.of_series(df)
+        if self.info.any_series:
+            return df if isinstance(df, Panel) else Panel.from_df(df, **columns)
         if not isinstance(df, Panel):
             own = self.info.id_column is not None
             defaults = {"id_column": self.info.id_column, "timestamp_column": self.info.date_column}
@@ -383,16 +385,20 @@ def _alike(step: Step, known: Step) -> bool:
 
 def _panel_of_arrays(arrays: Sequence[Any], info: Preprocessor) -> Panel:
     """Arrays as items that are counted from 0."""
-    values = []
+    values: list[np.ndarray] = []
+    targets = tuple(info.columns)
     for place, array in enumerate(arrays):
         try:
             item = np.asarray(array.cpu() if isinstance(array, Tensor) else array, dtype=np.float64)
         except (TypeError, ValueError):
             raise InputError(f"array {place} does not hold numbers") from None
         item = item[:, None] if item.ndim == 1 else item
-        if item.ndim != 2 or not len(item) or item.shape[1] != len(info.columns):
+        if not targets and item.ndim == 2:
+            # a pre-trained model takes any number of them
+            targets = tuple(str(channel) for channel in range(item.shape[1]))
+        if item.ndim != 2 or not len(item) or not targets or item.shape[1] != len(targets):
             raise InputError(
-                f"array {place} must be [steps] or [steps, {len(info.columns)}] of one step at least, got "
+                f"array {place} must be [steps] or [steps, {len(targets) or 'C'}] of one step at least, got "
                 f"{list(np.shape(array))}"
             )
         if np.isinf(item).any():
@@ -409,7 +415,7 @@ def _panel_of_arrays(arrays: Sequence[Any], info: Preprocessor) -> Panel:
         origins=np.zeros(len(values), dtype=np.int64),
         steps=(parse_step("1"),),
         step_of=np.zeros(len(values), dtype=np.int64),
-        targets=tuple(info.columns),
+        targets=targets,
         id_column="item_id",
         timestamp_column="timestamp",
         times=pd.Series([], dtype=np.int64),

@@ -58,7 +58,7 @@ class WideForecaster:
         windows = self._lookbacks(series)
         dates = series.dates.append(series.future_dates(config.prediction_length))
         steps = np.arange(1, config.prediction_length + 1)
-        origins = np.arange(len(series) - 1, config.context_length - 2, -every)[::-1]
+        origins = np.arange(len(series) - 1, self._first_origin - 1, -every)[::-1]
         chunks = [origins[start : start + batch_size] for start in range(0, len(origins), batch_size)]
         empty = np.zeros(len(series.columns), dtype=bool)
         for rows, forecasts in _one_ahead(chunks, lambda rows: self(*windows.ending_at(rows))):
@@ -72,10 +72,17 @@ class WideForecaster:
 
     def num_forecasts(self, series: TimeSeries, every: int = 1) -> int:
         """How many forecasts `stream` makes."""
-        return max(0, -(-(len(series) - self.model.config.context_length + 1) // every))
+        return max(0, -(-(len(series) - self._first_origin) // every))
+
+    @property
+    def _first_origin(self) -> int:
+        """The first row that a forecast may follow."""
+        return 0 if self.info.any_series else self.model.config.context_length - 1
 
     def _channels_of(self, series: TimeSeries) -> TimeSeries:
         expected = self.info.columns
+        if self.info.any_series:
+            return series
         if set(expected) <= set(series.columns):
             return series.select(expected)
         if len(series.columns) != len(expected):
@@ -88,7 +95,7 @@ class WideForecaster:
     def _lookbacks(self, series: TimeSeries) -> "_Lookbacks":
         config = self.model.config
         scaler = own_scaler(series) if config.skip_level else StandardScaler.identity(len(series.columns))
-        return _Lookbacks(series, config.context_length, scaler, self.model.device)
+        return _Lookbacks(series, config.context_length, scaler, self.model.device, padded=self.info.any_series)
 
     @torch.inference_mode()
     def __call__(self, past_values: Tensor, observed: Tensor | None = None) -> Tensor:
@@ -118,17 +125,28 @@ def _warn_of_empty(series: TimeSeries, empty: np.ndarray):
 class _Lookbacks:
     """Every lookback of a series, one overlapping view of its values [rows, C] on a device, in units of `scaler`."""
 
-    def __init__(self, series: TimeSeries, context_length: int, scaler: StandardScaler, device: torch.device):
-        if len(series) < context_length:
+    def __init__(
+        self,
+        series: TimeSeries,
+        context_length: int,
+        scaler: StandardScaler,
+        device: torch.device,
+        padded: bool = False,
+    ):
+        """`padded`: what lies before the first row is missing, not an error."""
+        before = context_length - 1 if padded else 0
+        if len(series) + before < context_length:
             raise InputError(f"{series.name} has {len(series)} rows, the context takes {context_length}")
         self.scaler = scaler
-        self.context_length = context_length
+        # from a row to where its lookback begins
+        self._shift = before - context_length + 1
         values = torch.from_numpy(scaler.transform(series.values)).to(device)
+        values = torch.nn.functional.pad(values, (0, 0, before, 0), value=torch.nan)
         self.windows = values.unfold(0, context_length, 1)  # [rows - L + 1, C, L]
 
     def ending_at(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Lookbacks [B, L, C] whose last rows are `rows` [B], and which of their values are observed."""
-        starts = torch.from_numpy(rows - self.context_length + 1).to(self.windows.device, non_blocking=True)
+        starts = torch.from_numpy(rows + self._shift).to(self.windows.device, non_blocking=True)
         past = self.windows.index_select(0, starts).transpose(1, 2).contiguous()
         return past, ~past.isnan()
 
