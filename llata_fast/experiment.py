@@ -64,11 +64,11 @@ def train(dataset: str = "Metro", **settings: Any) -> Outcome:
     return run_experiment(*choose_settings({"dataset": dataset} | settings))
 
 
-def train_on_panel(panel: Panel, **settings: Any) -> Outcome:
+def train_on_panel(panel: Panel, say: Callable[[str], None] = _log.info, **settings: Any) -> Outcome:
     """Train on all but the last rows of a panel's items, which validate: as `train`, of whose settings it takes any."""
     model, data, training = choose_settings({"dataset": panel.name} | settings)
     data.id_column, data.date_column, data.target = panel.id_column, panel.timestamp_column, list(panel.targets)
-    return run_experiment(model, data, training, task=PanelTask(panel, model))
+    return run_experiment(model, data, training, say, PanelTask(panel, model))
 
 
 def run_experiment(

@@ -9,6 +9,7 @@ inside `leaving_in_order`.
 
 import faulthandler
 import gc
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -112,6 +113,24 @@ def on_first_rank(compute: Callable[[], T]) -> T | None:
 def from_first_rank(compute: Callable[[], T]) -> T:
     """Rank 0's `compute()` on every rank (it must pickle); raises as `on_first_rank` does."""
     return _from_rank_0(on_first_rank(compute))
+
+
+def join_ranks() -> tuple[int, int]:
+    """This process's rank and how many there are, joined over gloo where a launcher has started several."""
+    count = int(os.environ.get("WORLD_SIZE", 1))
+    if count > 1 and not distributed.is_initialized():
+        distributed.init_process_group("gloo")
+    return (distributed.get_rank(), count) if count > 1 else (0, 1)
+
+
+def on_rank_0(value: T) -> list[T] | None:
+    """Every rank's `value` (it must pickle) in the order of ranks, on rank 0; None on the others."""
+    if not _several_ranks():
+        return [value]
+    first = distributed.get_rank() == 0
+    gathered: list = [None] * distributed.get_world_size()
+    distributed.gather_object(value, gathered if first else None)
+    return gathered if first else None
 
 
 def _several_ranks() -> bool:

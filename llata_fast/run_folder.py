@@ -367,7 +367,7 @@ class RunFolder:
          "speed": {"windows_per_s", "tokens_per_s", "step_ms", "data_wait_ms", "peak_memory_mib", "mfu"},
          "parameters": {"trained", "frozen", "<part> trained", "<part> frozen"}}
         """
-        text = json.dumps({"version": METRICS_VERSION} | _finite_or_null(metrics), indent=2, allow_nan=False)
+        text = json.dumps({"version": METRICS_VERSION} | finite_or_null(metrics), indent=2, allow_nan=False)
         write_text(self / METRICS, text + "\n")
 
     def read_metrics(self) -> dict[str, Any]:
@@ -388,7 +388,7 @@ class RunFolder:
         """Append a record of training, with its "step", to the log."""
         try:
             with (self / LOG).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(_finite_or_null(record), allow_nan=False) + "\n")
+                file.write(json.dumps(finite_or_null(record), allow_nan=False) + "\n")
         except OSError as error:
             error.filename = error.filename or str(self / LOG)
             raise
@@ -422,11 +422,12 @@ class RunFolder:
         target.finish()
 
 
-def _finite_or_null(value: Any) -> Any:
+def finite_or_null(value: Any) -> Any:
+    """The same JSON with null for every number that is not finite."""
     if isinstance(value, dict):
-        return {str(name): _finite_or_null(item) for name, item in value.items()}
+        return {str(name): finite_or_null(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite_or_null(item) for item in value]
+        return [finite_or_null(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

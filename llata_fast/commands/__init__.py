@@ -11,7 +11,9 @@ from pathlib import Path
 from types import ModuleType
 
 COMMANDS = (
+    "fit",
     "predict",
+    "backtest",
     "evaluate",
     "report",
     "export",

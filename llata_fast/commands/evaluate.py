@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from ..errors import InputError
+from ..run_folder import finite_or_null
 from .inputs import add_backbone_argument, add_reading_arguments, check_writable, how_to_read, load_settings
 
 
@@ -17,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--dataset", help="registry name or CSV of another series; default the run's own")
     parser.add_argument("--data_dir", help="folder that holds the dataset's file")
     parser.add_argument("--batch_size", type=int, default=1024, help="windows at a time; no result depends on it")
-    parser.add_argument("--output", help="JSON file for the scores")
+    parser.add_argument("--output", help="JSON file for the scores; null for a score that is none")
 
 
 def run(options: argparse.Namespace):
@@ -27,6 +28,8 @@ def run(options: argparse.Namespace):
     from ..forecasting.forecaster import Forecaster
 
     settings, info = load_settings(options.run)
+    if info.id_column is not None:
+        raise InputError(f"{options.run} was trained on a panel: llata_fast backtest {options.run} scores it")
     own = options.dataset is None
     dataset = info.dataset if own else options.dataset
     if options.batch_size < 1:
@@ -49,4 +52,5 @@ def run(options: argparse.Namespace):
     print(f"{series.name}: {len(windows)} test windows, standardised by the training rows of {series.name}")
     print(results_table(scores))
     if options.output:
-        Path(options.output).write_text(json.dumps(scores, indent=2) + "\n")
+        text = json.dumps(finite_or_null(scores), indent=2, allow_nan=False)
+        Path(options.output).write_text(text + "\n")

@@ -18,6 +18,24 @@ def add_run_arguments(parser: argparse.ArgumentParser):
     )
     parser.add_argument("--columns", nargs="+", help="channels, in the order of the run's; default its own, by name")
     add_reading_arguments(parser, default="as the run did")
+    add_backbone_argument(parser)
+
+
+def add_panel_arguments(parser: argparse.ArgumentParser):
+    """A long table's columns, beside its date column."""
+    parser.add_argument("--id_column", help="of a long table, which tells its items apart; default the run's")
+    parser.add_argument("--target", nargs="+", help="of a long table: what is forecast; default the run's")
+
+
+def panel_columns(options: argparse.Namespace) -> dict:
+    """What the command line says of a long table, as keywords of `Panel.from_df`."""
+    said = {
+        "id_column": options.id_column,
+        "timestamp_column": options.date_column,
+        "target": options.target,
+        "missing": options.missing,
+    }
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def add_backbone_argument(parser: argparse.ArgumentParser):

@@ -5,25 +5,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from .inputs import add_run_arguments, check_writable, how_to_read, load_settings
+from .inputs import (
+    add_panel_arguments,
+    add_run_arguments,
+    check_writable,
+    how_to_read,
+    load_settings,
+    panel_columns,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from ..data import TimeSeries
     from ..forecasting.forecaster import Forecaster
+    from ..run_folder import Preprocessor
 
 
 def add_arguments(parser: argparse.ArgumentParser):
     add_run_arguments(parser)
-    parser.add_argument("--input", required=True, help="CSV with a date column and the run's channels")
+    parser.add_argument(
+        "--input", required=True, help="CSV with a date column and the run's channels, or a long table (CSV, .parquet)"
+    )
+    add_panel_arguments(parser)
     parser.add_argument(
         "--output", required=True, help="CSV to write, gzipped as .gz, or .parquet where pyarrow is installed"
     )
     parser.add_argument(
         "--every", type=int, metavar="S", help="forecast after every S-th row instead, each with its origin's date"
     )
-    parser.add_argument("--batch_size", type=int, default=1024, help="forecasts at a time; no result depends on it")
+    parser.add_argument("--batch_size", type=int, help="forecasts at a time; no result depends on it")
+    parser.add_argument(
+        "--quantile_levels", type=float, nargs="+", metavar="LEVEL", help="between 0 and 1; the output is a long table"
+    )
+    parser.add_argument("--prediction_length", type=int, metavar="H", help="steps to forecast; default the run's")
     parser.add_argument("--nonnegative", action="store_true", help="no forecast below 0: those that are become 0")
     parser.add_argument("--plot", action="store_true", help="also draw a PNG beside the output")
 
@@ -49,6 +64,8 @@ def run(options: argparse.Namespace):
         if picture == Path(options.output):
             raise InputError(f"--plot would draw over the output {picture}: give the output another ending")
     settings, info = load_settings(options.run)
+    if options.id_column or info.id_column or options.quantile_levels or options.prediction_length:
+        return _predict_long(options, settings, info)
     how = how_to_read(options, settings, info.dataset)
     how["columns"] = options.columns or info.columns or None
     series = read_csv(options.input, **how, frequency=info.frequency or None)
@@ -90,7 +107,66 @@ def _predict_all(forecaster: "Forecaster", series: "TimeSeries", options: argpar
         open_table(options.output, series.date_format) as write,
         tqdm(total=count, unit="forecast", disable=None) as progress,
     ):
-        for table in forecaster.wide.stream(series, options.every, options.batch_size):
+        for table in forecaster.wide.stream(series, options.every, options.batch_size or 1024):
             write(_bounded(table, series, options))
             progress.update(table[ORIGIN].nunique())
     print(f"{count} forecasts of {forecaster.model.config.prediction_length} rows, written to {options.output}")
+
+
+def _predict_long(options: argparse.Namespace, settings: dict, info: "Preprocessor"):
+    """A row for each item, target and step; ranks that a launcher has started take turns."""
+    import os
+
+    from tqdm import tqdm
+
+    from ..data.panel import Panel, read_csv, read_panel
+    from ..forecasting.forecaster import Forecaster
+    from ..forecasting.panel_forecasts import POINTS
+    from ..forecasting.table_files import open_table
+    from ..ranks import join_ranks, on_rank_0
+
+    for name in ("every", "plot"):
+        if getattr(options, name):
+            raise InputError(f"--{name} is for the point forecasts of one wide series")
+    rank, ranks = join_ranks()
+    if options.id_column or info.id_column:
+        own = {"id_column": info.id_column, "timestamp_column": info.date_column, "target": info.columns}
+        own = own if info.id_column else {}
+        panel: Panel = read_panel(options.input, **own | panel_columns(options))
+    else:
+        how = how_to_read(options, settings, info.dataset)
+        how["columns"] = options.columns or info.columns
+        panel = read_csv(options.input, **how, frequency=info.frequency)
+    device = f"cuda:{os.environ['LOCAL_RANK']}" if ranks > 1 and _has_cuda() else None
+    forecaster = Forecaster.from_pretrained(options.run, device=device, backbone=options.backbone)
+    frames = forecaster.stream_df(
+        panel,
+        prediction_length=options.prediction_length,
+        quantile_levels=options.quantile_levels,
+        batch_size=options.batch_size,
+        share=(rank, ranks),
+    )
+    if rank:
+        for frame in frames:
+            on_rank_0(frame)
+        return
+    rows = 0
+    with open_table(options.output) as write, tqdm(total=len(panel), unit="item", disable=None) as progress:
+        for frame in frames:
+            for part in on_rank_0(frame) or []:
+                if not len(part):
+                    continue
+                if options.nonnegative:
+                    # quantiles keep their order, and what they cover of values that are not below 0
+                    numbers = list(part.columns[part.columns.get_loc(POINTS) :])
+                    part[numbers] = part[numbers].clip(lower=0)
+                write(part)
+                rows += len(part)
+                progress.update(part[panel.id_column].nunique())
+    print(f"{rows} rows of {len(panel)} items, written to {options.output}")
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

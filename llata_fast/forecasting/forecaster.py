@@ -161,21 +161,16 @@ class Forecaster:
     ) -> Iterator[pd.DataFrame]:
         """`predict_df` batch by batch, in memory that does not grow with the number of items.
 
-        `share` (k, n) is the k-th of n equal shares of the items, in their order.
+        `share` (k, n) is every n-th batch from the k-th on, for n ranks that take turns.
         """
         panel = self.panel_of(df, **columns)
-        horizon = self._horizon(prediction_length)
-        levels = self._levels(quantile_levels)
-        rank, ranks = share
-        first, end = (len(panel) * part // ranks for part in (rank, rank + 1))
-        mine = panel if ranks == 1 else panel.at(np.arange(first, end))
-        return self._frames(mine, horizon, levels, batch_size)
+        return self._frames(panel, self._horizon(prediction_length), self._levels(quantile_levels), batch_size, share)
 
     def _frames(
-        self, panel: Panel, horizon: int, levels: list[float], batch_size: int | None
+        self, panel: Panel, horizon: int, levels: list[float], batch_size: int | None, share: tuple[int, int]
     ) -> Iterator[pd.DataFrame]:
         unknown: list = []
-        for items, points, quantiles in forecast_panel(self.core, panel, horizon, levels, batch_size):
+        for items, points, quantiles in forecast_panel(self.core, panel, horizon, levels, batch_size, share):
             unknown += panel.ids[items[np.isnan(points).any((1, 2))]].tolist()
             yield long_frame(panel, items, points, quantiles, levels)
         _warn_of_unknown(panel, unknown)

@@ -102,18 +102,30 @@ class PanelForecaster:
 
 
 def forecast_panel(
-    forecaster: PanelForecaster, panel: Panel, horizon: int, levels: Sequence[float], batch_size: int | None = None
+    forecaster: PanelForecaster,
+    panel: Panel,
+    horizon: int,
+    levels: Sequence[float],
+    batch_size: int | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
     """(items [n], points [n, horizon, C], quantiles [n, horizon, C, levels] or None) of all items, in their order.
 
-    Memory does not grow with the number of items. Raises InputError for quantiles of a run that has none.
+    Memory does not grow with the number of items. `share` (k, n) is every n-th batch from the k-th on; all shares have
+    as many, empty ones at the end among them. Raises InputError for quantiles of a run that has none.
     """
     if levels and not forecaster.has_quantiles:
         raise InputError("this run has neither a quantile head nor a calibration: calibrate it on a panel first")
     batch_size = batch_size or forecaster.batch_size(len(panel.targets), horizon)
     reads_level = forecaster.model.config.skip_level > 0
-    for start in range(0, len(panel), batch_size):
-        items = np.arange(start, min(start + batch_size, len(panel)))
+    rank, ranks = share
+    rounds = -(-len(panel) // (batch_size * ranks))
+    for start in range(rank * batch_size, rounds * ranks * batch_size, ranks * batch_size):
+        items = np.arange(start, max(start, min(start + batch_size, len(panel))))
+        if not len(items):
+            channels = len(panel.targets)
+            yield items, np.zeros((0, horizon, channels)), np.zeros((0, horizon, channels, len(levels)))
+            continue
         past = torch.from_numpy(last_rows(panel, items, forecaster.model.config.context_length))
         own = own_levels(panel, items) if reads_level else None
         points, quantiles = forecaster(past, horizon, levels, own)

@@ -1,0 +1,61 @@
+"""Score a run on the last windows of every item of a table, beside baselines."""
+
+import argparse
+
+from ..errors import InputError
+from .inputs import (
+    add_panel_arguments,
+    add_run_arguments,
+    check_writable,
+    how_to_read,
+    load_settings,
+    panel_columns,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    add_run_arguments(parser)
+    parser.add_argument("--input", required=True, help="long table (CSV, .parquet), a data set's name, or wide CSV")
+    add_panel_arguments(parser)
+    parser.add_argument("--n_windows", type=int, default=1, metavar="N", help="windows of every item")
+    parser.add_argument("--step_size", type=int, metavar="S", help="steps between them; default the horizon")
+    parser.add_argument(
+        "--metrics", nargs="+", default=["MASE", "WQL", "sMAPE", "coverage"], help="of these, and MSE and MAE"
+    )
+    parser.add_argument("--baselines", nargs="*", help="seasonal_naive, linear, exponential_smoothing; default all")
+    parser.add_argument("--batch_size", type=int, help="items at a time; no result depends on it")
+    parser.add_argument("--output", help="CSV for the scores, a row for each model")
+    parser.add_argument("--forecasts", help="CSV or .parquet for the run's forecasts, with their cutoffs")
+
+
+def run(options: argparse.Namespace):
+    from ..data import find_dataset
+    from ..data.panel import read_csv, read_panel
+    from ..forecasting.forecaster import Forecaster
+    from ..forecasting.table_files import check_table_format, open_table
+
+    for path in filter(None, (options.output, options.forecasts)):
+        check_writable(path, source=options.input)
+        check_table_format(path)
+    settings, info = load_settings(options.run)
+    named = find_dataset(options.input)
+    if options.id_column or info.id_column or (named is not None and named.id_column):
+        own = {"id_column": info.id_column, "timestamp_column": info.date_column, "target": info.columns}
+        panel = read_panel(options.input, **(own if info.id_column and named is None else {}) | panel_columns(options))
+    else:
+        how = how_to_read(options, settings, info.dataset)
+        how["columns"] = options.columns or info.columns
+        panel = read_csv(options.input, **how, frequency=info.frequency)
+    if options.n_windows < 1:
+        raise InputError(f"--n_windows must be at least 1, got {options.n_windows}")
+    forecaster = Forecaster.from_pretrained(options.run, backbone=options.backbone)
+    windows = {"n_windows": options.n_windows, "step_size": options.step_size, "batch_size": options.batch_size}
+    scores = forecaster.evaluate(panel, metrics=options.metrics, baselines=options.baselines, **windows)
+    print(f"{panel.name}: {options.n_windows} windows of {len(panel)} items")
+    print(scores.to_string(float_format=lambda value: f"{value:.4f}"))
+    if options.output:
+        with open_table(options.output) as write:
+            write(scores.reset_index())
+    if options.forecasts:
+        with open_table(options.forecasts) as write:
+            write(forecaster.cross_validation(panel, **windows))
