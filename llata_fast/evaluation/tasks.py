@@ -205,6 +205,8 @@ def read_task(data: DataSettings, model: ModelSettings) -> Task:
     spec = m4_spec(data.dataset)
     if spec is not None:
         return M4Task(_read_m4(spec, data, model))
+    if is_panel(data):
+        return PanelTask(_read_panel(data), model, with_test=True)
     series = read_series(data.dataset, data_dir=data.data_dir, **data.reading)
     lengths = (model.context_length, model.prediction_length)
     splits = split_windows(series, *lengths, few_shot_percent=data.few_shot_percent)

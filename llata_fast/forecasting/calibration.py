@@ -184,8 +184,10 @@ def calibrated_quantiles(
     calibration: Calibration | None,
     levels: Sequence[float],
 ) -> Tensor:
-    """Quantiles [B, H, C, levels] in the windows' own units, rising."""
+    """Quantiles [B, H, C, levels] in the windows' own units, which rise with their level."""
+    levels, places = zip(*sorted((level, place) for place, level in enumerate(levels)), strict=True)
     quantiles = base_quantiles(outputs, head_levels, levels)
     if calibration is not None:
         quantiles = quantiles + calibration.at(levels, quantiles.shape[2]).to(quantiles.device)
-    return units.restore(quantiles.sort(-1).values)
+    back = torch.tensor(places, device=quantiles.device).argsort()
+    return units.restore(quantiles.sort(-1).values[..., back])

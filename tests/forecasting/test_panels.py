@@ -235,6 +235,7 @@ def test_commands(folder, df, capsys):
     main(f"backtest {folder}/x --input {folder}/sales.csv --n_windows 3 --output {folder}/scores.csv".split())
     scores = pd.read_csv(folder / "scores.csv", index_col="model")
     assert scores.loc[["llata", "seasonal_naive"], ["MASE", "WQL", "sMAPE", "coverage"]].notna().all(axis=None)
+    assert len(scores.columns) == 4
     with pytest.raises(SystemExit):
         main(["evaluate", f"{folder}/x"])
     assert "llata_fast backtest" in capsys.readouterr().err
