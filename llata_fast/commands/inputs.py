@@ -18,7 +18,6 @@ def add_run_arguments(parser: argparse.ArgumentParser):
     )
     parser.add_argument("--columns", nargs="+", help="channels, in the order of the run's; default its own, by name")
     add_reading_arguments(parser, default="as the run did")
-    add_backbone_argument(parser)
 
 
 def add_panel_arguments(parser: argparse.ArgumentParser):
