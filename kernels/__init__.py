@@ -5,6 +5,7 @@ from .alignment_loss import alignment_loss, alignment_loss_ref
 from .deep_alignment_loss import deep_alignment_loss, deep_alignment_loss_ref
 from .patch_embed import patch_embed, patch_embed_ref
 from .prototype_attention import prototype_attention, prototype_attention_ref
+from .twin_norm import twin_norm, twin_norm_ref
 
 __all__ = [
     "alignment_loss",
@@ -15,4 +16,6 @@ __all__ = [
     "patch_embed_ref",
     "prototype_attention",
     "prototype_attention_ref",
+    "twin_norm",
+    "twin_norm_ref",
 ]

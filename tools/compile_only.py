@@ -29,6 +29,7 @@ from llata_fast.kernels import _launch, configs
 from llata_fast.kernels.alignment_loss import alignment_loss_bwd, alignment_loss_fwd
 from llata_fast.kernels.patch_embed import patch_embed_bwd, patch_embed_fwd
 from llata_fast.kernels.prototype_attention import prototype_attention_bwd, prototype_attention_fwd
+from llata_fast.kernels.twin_norm import twin_norm_bwd, twin_norm_fwd
 from triton.backends.compiler import GPUTarget
 from triton.runtime.cache import get_cache_manager
 from triton.runtime.driver import driver
@@ -148,6 +149,7 @@ def compile_only(target: GPUTarget):
 
 def launches(sample: bool = False):
     """(variant, launch) for every kernel and shape class; values are never read, so memory stays untouched."""
+    yield from _norm_launches(sample)
     for dtype in (torch.bfloat16,) if sample else (torch.bfloat16, torch.float32):
         empty = partial(torch.empty, dtype=dtype)
         for L, P, S in ((512, 16, 8),) if sample else ((512, 16, 8), (96, 96, 96), (512, 512, 512)):
@@ -174,6 +176,23 @@ def launches(sample: bool = False):
                     yield kind + variant, partial(alignment_loss_fwd, *inputs, [1.0] * G, kind, True)
                 backward = partial(alignment_loss_bwd, loss, *inputs, slope, [1.0] * G, "l1")
                 yield variant.removeprefix(", "), backward
+
+
+def _norm_launches(sample: bool):
+    """(variant, launch) of the norms: an fp32 stream with a bf16 update, as under autocast, and bf16 throughout."""
+    for D in (768,) if sample else (128, 768, 4096, 8192):
+        weight, rows = torch.empty(D), torch.empty(64, dtype=torch.float32)
+        streams = (torch.float32,) if sample else (torch.float32, torch.bfloat16)
+        for stream in streams:
+            x, update = torch.empty(64, D, dtype=stream), torch.empty(64, D, dtype=torch.bfloat16)
+            for kind in ("layer",) if sample else ("layer", "rms"):
+                bias = weight if kind == "layer" else None
+                variant = f"{kind}, {str(stream).removeprefix('torch.')} stream"
+                mean = rows if kind == "layer" else rows[:0]
+                forward = x, weight, bias, weight, bias, update, 32, 1e-5, 0.0, kind, torch.bfloat16
+                yield variant, partial(twin_norm_fwd, *forward)
+                backward = update, x, x, weight, bias, weight, mean, rows, 32, 0.0, kind, stream, torch.bfloat16
+                yield variant, partial(twin_norm_bwd, *backward)
 
 
 def resource_usage(cubin: bytes) -> str:

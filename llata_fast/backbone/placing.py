@@ -16,8 +16,8 @@ from transformers.integrations import deepspeed_config, is_deepspeed_zero3_enabl
 from transformers.pytorch_utils import Conv1D
 
 from ..ranks import from_first_rank
+from .branched import is_norm
 from .quantised import QuantisedLinear
-from .twin import is_norm
 
 
 @contextmanager

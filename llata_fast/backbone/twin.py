@@ -19,80 +19,11 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from ..errors import InputError
+from .blocks import run_blocks, runs_blocks
+from .branched import LoraLinear, TwinNorm, TwinPositions, is_norm
 
 # the fused or separate query, key and value projections of the families transformers has
 LORA_TARGETS = ("c_attn", "q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "W_pack")
-
-
-class _Branched(nn.Module):
-    """A module whose first rows are temporal: half of them in a twin training pass, else all."""
-
-    def __init__(self, twin: bool):
-        super().__init__()
-        self.twin = twin
-
-    def num_time_rows(self, x: Tensor) -> int:
-        return x.shape[0] // 2 if self.twin and self.training else x.shape[0]
-
-
-class LoraLinear(_Branched):
-    """A frozen projection `base`, plus on temporal rows the low-rank update `B A dropout(x) * alpha / r`."""
-
-    def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float, twin: bool):
-        super().__init__(twin)
-        in_features, out_features = _features(base)
-        self.base = base
-        self.scale = alpha / rank
-        self.dropout = nn.Dropout(dropout)
-        self.lora_a = nn.Linear(in_features, rank, bias=False)
-        self.lora_b = nn.Linear(rank, out_features, bias=False)
-        nn.init.zeros_(self.lora_b.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.base(x)
-        rows = self.num_time_rows(x)
-        update = self.lora_b(self.lora_a(self.dropout(x[:rows]))) * self.scale
-        return y + update if rows == len(x) else torch.cat((y[:rows] + update, y[rows:]))
-
-    def merged(self) -> nn.Module:
-        """The frozen projection with the update folded in (in place)."""
-        update = (self.lora_b.weight @ self.lora_a.weight) * self.scale
-        with torch.no_grad():
-            self.base.weight += update.T if isinstance(self.base, Conv1D) else update
-        return self.base
-
-
-class TwinNorm(_Branched):
-    """A frozen norm `base` for textual rows and a trained copy `tuned` for temporal ones."""
-
-    def __init__(self, base: nn.Module, twin: bool):
-        super().__init__(twin)
-        self.base = base
-        self.tuned = copy.deepcopy(base).requires_grad_(True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = self.num_time_rows(x)
-        return self.tuned(x) if rows == len(x) else torch.cat((self.tuned(x[:rows]), self.base(x[rows:])))
-
-    def merged(self) -> nn.Module:
-        return self.tuned.requires_grad_(False)
-
-
-class TwinPositions(_Branched):
-    """Trained learned positions [max_tokens, D], one table a branch."""
-
-    def __init__(self, base: nn.Embedding, twin: bool):
-        super().__init__(twin)
-        self.time = copy.deepcopy(base).requires_grad_(True)
-        # where there is no textual row, nothing would train them
-        self.text = copy.deepcopy(base).requires_grad_(twin)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens [rows, T, D] -> the same with positions added."""
-        rows = self.num_time_rows(tokens)
-        offsets = torch.arange(tokens.shape[1], device=tokens.device)
-        time = tokens[:rows] + self.time(offsets)
-        return time if rows == len(tokens) else torch.cat((time, tokens[rows:] + self.text(offsets)))
 
 
 class NoPositions(nn.Module):
@@ -102,21 +33,9 @@ class NoPositions(nn.Module):
         return torch.zeros((), device=position_ids.device)
 
 
-def _features(projection: nn.Module) -> tuple[int, int]:
-    # not from the weight, which ZeRO-3 may have taken apart
-    if isinstance(projection, Conv1D):
-        return projection.nx, projection.nf
-    return projection.in_features, projection.out_features
-
-
 def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
     """Every (parent, attribute, child), listed before any is replaced."""
     yield from [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()]
-
-
-def is_norm(module: nn.Module) -> bool:
-    # every family of transformers brings an RMSNorm class of its own
-    return isinstance(module, nn.LayerNorm | nn.RMSNorm) or type(module).__name__.endswith("RMSNorm")
 
 
 def wrap_branches(model: PreTrainedModel, *, rank: int, alpha: float, dropout: float, twin: bool):
@@ -129,7 +48,7 @@ def wrap_branches(model: PreTrainedModel, *, rank: int, alpha: float, dropout: f
     found = False
     for parent, name, child in _children(model):
         if is_norm(child):
-            setattr(parent, name, TwinNorm(child, twin))
+            setattr(parent, name, TwinNorm(child, twin, last=parent is model))
         elif rank and name in LORA_TARGETS:
             setattr(parent, name, LoraLinear(child, rank, alpha, dropout, twin))
             found = True
@@ -157,7 +76,7 @@ class TwinBackbone(nn.Module):
         self.textual = _sharing_copy(model) if mode == "two_pass" else None
         wrap_branches(model, rank=rank, alpha=alpha, dropout=dropout, twin=twin)
         self.model = model
-        for decoder in (self.model, self.textual):
+        for decoder in (None if runs_blocks(model) else model, self.textual):
             if decoder is not None:
                 # left to the first call, it takes a lock, which breaks the graph of a call that is compiled
                 maybe_install_capturing_hooks(decoder)
@@ -174,7 +93,7 @@ class TwinBackbone(nn.Module):
             pairs = zip(self._features(self.model, time), self._features(self.textual, text), strict=True)
             features = tuple(torch.cat(pair) for pair in pairs)
         else:
-            features = self._features(self.model, placed)
+            features = run_blocks(self.model, placed) if runs_blocks(self.model) else self._features(self.model, placed)
         return *features[:-1], features[-1] + tokens
 
     @staticmethod

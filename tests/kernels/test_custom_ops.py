@@ -51,7 +51,10 @@ def test_opcheck(dtype):
     weights = [torch.randn(2, F, D, device=DEVICE, dtype=dtype).requires_grad_() for _ in range(2)]
     one = [torch.randn(1, F, D, device=DEVICE, dtype=dtype).requires_grad_() for _ in range(2)]
     ops = torch.ops.llata_fast
+    norms = [torch.randn(D, device=DEVICE).requires_grad_(index < 2) for index in range(4)]
     samples = [
+        (ops.twin_norm, (time, *norms, text, 3, 1e-5, 0.0, "layer", torch.float32)),
+        (ops.twin_norm, (time, norms[0], None, norms[2], None, None, 7, 1e-5, 1.0, "rms", dtype)),
         (ops.patch_embed, (x, tensors["weight"], tensors["bias"], None, S, 1e-5)),
         (ops.patch_embed, (x, tensors["weight"], tensors["bias"], x > 0, S, 1e-5)),
         (ops.prototype_attention, (q, tensors["k"], tensors["v"], 0.3)),

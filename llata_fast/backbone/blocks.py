@@ -1,0 +1,58 @@
+"""The pass over a decoder's blocks with every residual addition inside the norm behind it.
+
+transformers' blocks add, then norm: two passes over the residual stream forward, and backward a cast and an addition
+each. Between two norms nothing else reads the sum, so `TwinNorm.add` makes sum and norm at once, across the borders of
+blocks. Only for families whose blocks are known here and are called as they are; any other keeps transformers' own.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .attention import EAGER
+
+
+class _Names(NamedTuple):
+    """Of a pre-norm decoder's parts: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    blocks: str
+    first_norm: str
+    attention: str
+    second_norm: str
+    last_norm: str
+
+
+_GPT2 = _Names("h", "ln_1", "attn", "ln_2", "ln_f")
+_LLAMA = _Names("layers", "input_layernorm", "self_attn", "post_attention_layernorm", "norm")
+_FAMILIES = {"gpt2": _GPT2, "llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA}
+
+
+def runs_blocks(model: PreTrainedModel) -> bool:
+    """Whether `run_blocks` may stand for `model`'s own pass; eager attention needs transformers' mask."""
+    names = _FAMILIES.get(model.config.model_type)
+    if names is None or model.config._attn_implementation == EAGER:
+        return False
+    # a checkpointed block is called as one
+    return not (model.training and getattr(model, names.blocks)[0].gradient_checkpointing)
+
+
+def run_blocks(model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, ...]:
+    """tokens [rows, T, D] -> the inputs of every block and the last norm's output, [rows, T, D] each."""
+    names = _FAMILIES[model.config.model_type]
+    options, stream = {"attention_mask": None}, tokens
+    if names is _GPT2:
+        stream = model.drop(tokens)
+    else:
+        position_ids = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        options["position_embeddings"] = model.rotary_emb(tokens, position_ids=position_ids)
+    features, update = [], None
+    for block in getattr(model, names.blocks):
+        normed, stream = getattr(block, names.first_norm).add(stream, update)
+        features.append(stream)
+        update, _ = getattr(block, names.attention)(normed, **options)
+        normed, stream = getattr(block, names.second_norm).add(stream, update)
+        update = block.mlp(normed)
+    normed, _ = getattr(model, names.last_norm).add(stream, update)
+    return *features, normed
