@@ -77,8 +77,11 @@ def sync(path: str | Path):
         os.close(descriptor)
 
 
-def write_manifest(folder: str | Path, names: Iterable[str] | None = None):
-    """Vouch for files of `folder`, by default all that it holds: they are synced first, and hashed."""
+def write_manifest(folder: str | Path, names: Iterable[str] | None = None, written: float | None = None):
+    """Vouch for files of `folder`, by default all that it holds: they are synced first, and hashed.
+
+    `written` is when, in seconds since 1970; default now.
+    """
     folder = Path(folder)
     if names is None:
         paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
@@ -90,7 +93,8 @@ def write_manifest(folder: str | Path, names: Iterable[str] | None = None):
         entries[name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
     for parent in {(folder / name).parent for name in entries}:
         sync(parent)
-    write_text(folder / MANIFEST, json.dumps({"version": 1, "written": time.time(), "files": entries}, indent=1) + "\n")
+    manifest = {"version": 1, "written": time.time() if written is None else written, "files": entries}
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
 def read_manifest(folder: str | Path) -> dict | None:

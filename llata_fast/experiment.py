@@ -92,6 +92,8 @@ def run_experiment(
         dataset=settled_dataset(data.dataset),
         data_dir=data.data_dir and str(Path(data.data_dir).expanduser().resolve()),
     )
+    if training.deterministic:
+        torch.use_deterministic_algorithms(True)
     task = task or _task(model, data, training)
     with claimed_run(model, data, training) as (folder, lines):
         trainer = _prepare(task, folder, model, data, training)

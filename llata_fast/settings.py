@@ -323,6 +323,12 @@ class TrainingSettings:
     init: str | None = _setting(
         None, "run, folder or hub id whose trained weights, and model settings, training starts from", "training", _RUN
     )
+    deterministic: bool = _setting(
+        False,
+        "the same bits from the same seed on a GPU, too, where that costs speed; a CPU gives them anyway",
+        "machine",
+        _MACHINE,
+    )
     seed: int = _setting(2021, "of initialisation, data order and dropout", "training", _RUN, at_least=0)
     batch_size: int = _setting(
         128,

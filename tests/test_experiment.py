@@ -130,9 +130,13 @@ def test_every_driver_writes_the_same_files(data_dir, tmp_path, monkeypatch):
     assert row["owa"] == m4["test"]["owa"] and row["validation_mse"] == m4["validation"]["mse"]
 
 
-def test_m4_is_forecast_like_any_series(data_dir, tmp_path):
+def test_m4_is_forecast_and_scored_like_any_series(data_dir, tmp_path):
     settings = SETTINGS | {"backbone": random_backbone(tmp_path), "data_dir": data_dir}
     run = by_command(dataset="M4-Yearly", output_dir=tmp_path / "m4", **settings)
+    main(["evaluate", str(run), "--output", str(tmp_path / "scores.json")])
+    scores, metrics = json.loads((tmp_path / "scores.json").read_text()), json.loads((run / "metrics.json").read_text())
+    assert scores["llata"] == pytest.approx(metrics["test"], rel=1e-4)
+    assert {name: scores[name] for name in metrics["baselines"]} == metrics["baselines"]
     series = read_csv(write_series(tmp_path / "one.csv", rows=40, channels=1))
     assert len(Forecaster.from_pretrained(run).wide.predict(series)) == 6
 

@@ -4,6 +4,9 @@ import argparse
 import json
 from pathlib import Path
 
+from ..durable import find_damage, read_manifest, write_manifest
+from ..errors import InputError
+
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("checkpoint", help="checkpoint-<step> of a run under DeepSpeed; what it holds is kept")
@@ -15,14 +18,26 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(options: argparse.Namespace):
-    from ..training.deepspeed_state import is_universal, reshard
+    from ..training.deepspeed_state import is_universal
 
-    print(f"written: {reshard(options.checkpoint, options.trust_checkpoint)}")
+    _reshard(options.checkpoint, options.trust_checkpoint)
     best = _best_checkpoint(options.checkpoint)
     # at the end of training its weights are loaded again, by the ranks of then
     if best is not None and not is_universal(best):
-        print(f"written: {reshard(best, options.trust_checkpoint)}")
+        _reshard(best, options.trust_checkpoint)
     print(f"to go on: deepspeed --num_gpus N train.py ... --resume_from_checkpoint {options.checkpoint}")
+
+
+def _reshard(checkpoint: str, trust: bool):
+    from ..training.deepspeed_state import reshard
+
+    manifest = read_manifest(checkpoint)
+    if manifest is not None and (damage := find_damage(checkpoint)):
+        raise InputError(f"{checkpoint} is damaged: {damage}")
+    print(f"written: {reshard(checkpoint, trust)}")
+    if manifest is not None:
+        # what was added is vouched for, too, and this is no later checkpoint than it was
+        write_manifest(checkpoint, written=manifest["written"])
 
 
 def _best_checkpoint(checkpoint: str) -> str | None:

@@ -45,6 +45,9 @@ class ForecastTrainingArguments(TrainingSettings, TrainingArguments):
                 raise InputError(f"{item.name} must be a finite number, got {value}")
         if self.deepspeed is not None:
             check_deepspeed_config(self.deepspeed)
+        if self.deterministic:
+            # cuBLAS reads it when it starts
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         self._settle_batch_size()
         self._settle_precision()
         self._settle_compilation()

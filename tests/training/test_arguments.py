@@ -275,6 +275,7 @@ def test_our_option_names():
         "data_dir",
         "dataset",
         "date_column",
+        "deterministic",
         "dropout",
         "few_shot_percent",
         "init",
