@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from tiny import random_backbone, write_series
 
 from llata_fast.__main__ import main
@@ -165,3 +167,38 @@ def test_refusals_write_nothing(data_dir, tmp_path, settings, words):
     with pytest.raises(InputError, match=words):
         train(**{"output_dir": str(tmp_path / "run"), "data_dir": str(data_dir)} | settings)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_deterministic_algorithms_when_asked_for(tmp_path, monkeypatch):
+    """What has none is an error then; the environment is cuBLAS' switch."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    chosen = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", chosen.append)
+    settings = SETTINGS | SHORT | {"backbone": random_backbone(tmp_path), "max_steps": 1}
+    series = str(write_series(tmp_path / "series.csv"))
+    train(series, output_dir=str(tmp_path / "plain"), **settings)
+    assert chosen == [] and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    train(series, output_dir=str(tmp_path / "deterministic"), deterministic=True, **settings)
+    assert chosen == [True] and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_the_same_seed_gives_the_same_bits(tmp_path):
+    """Dropout, data order and initial weights; another seed gives others."""
+    settings = SETTINGS | SHORT | {"backbone": random_backbone(tmp_path)}
+    series = str(write_series(tmp_path / "series.csv"))
+
+    def weights(name, seed):
+        train(series, output_dir=str(tmp_path / name), seed=seed, **settings)
+        return (tmp_path / name / "model.safetensors").read_bytes()
+
+    assert weights("first", 1) == weights("again", 1) != weights("other", 2)
+
+
+@pytest.mark.gpu
+def test_the_same_seed_gives_the_same_bits_on_a_gpu(tmp_path):
+    settings = SETTINGS | SHORT | {"backbone": random_backbone(tmp_path), "precision": "bf16", "deterministic": True}
+    series = str(write_series(tmp_path / "series.csv"))
+    for name in ("first", "again"):
+        train(series, output_dir=str(tmp_path / name), **settings)
+    first, again = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "again"))
+    assert first == again
