@@ -72,7 +72,8 @@ class Forecaster:
         from ..experiment import train_on_panel
 
         given = {"prediction_length": prediction_length, "context_length": context_length, "output_dir": output_dir}
-        given |= {"quantile_levels": None if quantile_levels is None else list(quantile_levels)} | settings
+        # without them, an `init` brings its own
+        given |= ({} if quantile_levels is None else {"quantile_levels": list(quantile_levels)}) | settings
         if output_dir is not None:
             given["output_dir"] = str(output_dir)
         return cls.from_pretrained(train_on_panel(_as_panel(panel), **given).folder.path, device=device)

@@ -6,6 +6,7 @@ import pytest
 from tiny import random_backbone, write_series
 
 from llata_fast.__main__ import main
+from llata_fast.data.panel import Panel
 from llata_fast.data.synthetic import SyntheticSettings, synthesize
 from llata_fast.errors import InputError
 from llata_fast.experiment import train
@@ -101,3 +102,14 @@ def test_a_set_that_it_has_not_seen_is_scored(run, tmp_path, capsys):
     source = write_series(tmp_path / "any.csv", rows=400, channels=2)
     main(["evaluate", run, "--dataset", str(source)])
     assert "seasonal_naive" in capsys.readouterr().out
+
+
+def test_a_panel_is_fitted_from_it(run, tmp_path):
+    panel = Panel.from_df(frame([90, 80], "D"), **COLUMNS)
+    how = {"output_dir": tmp_path / "tuned", "max_steps": 1, "precision": "fp32", "use_cpu": True, "report_to": "none"}
+    still = {"learning_rate": 0.0, "projection_learning_rate": 0.0}
+    tuned = Forecaster.fit(panel, prediction_length=H, context_length=L, init=run, **how, **still)
+    arrays = [np.random.default_rng(0).normal(size=40)]
+    before, after = (forecaster.predict(arrays)[0][0] for forecaster in (Forecaster.from_pretrained(run), tuned))
+    np.testing.assert_allclose(after, before, atol=1e-5)
+    assert tuned.model.config.quantile_levels
