@@ -14,7 +14,7 @@ from transformers import set_seed
 from .config import LlataConfig
 from .data.panel import Panel
 from .data.sources import settled_dataset
-from .data.units import forecast_windows
+from .data.units import forecast_windows, run_windows
 from .durable import partial_name, writing
 from .errors import InputError
 from .evaluation.baselines import Forecast
@@ -22,7 +22,7 @@ from .evaluation.corpus_task import CorpusTask, read_corpus_task
 from .evaluation.panel_task import PanelTask
 from .evaluation.tasks import Task, calibrates, read_task
 from .forecasting import pictures
-from .forecasting.calibration import Calibration, interval_scores
+from .forecasting.calibration import Calibration, calibrated_quantiles, interval_scores
 from .modeling import LlataForPrediction
 from .ranks import on_first_rank
 from .run_folder import PICTURE, RunFolder
@@ -113,6 +113,7 @@ def run_experiment(
         if calibration is not None:
             intervals = task.intervals(functools.partial(_score_intervals, trainer, calibration))
         forecast = trainer.forecast(*task.example())
+        fan = {} if calibration is None else _fan(trainer, calibration, *task.example())
         if not first:
             return Outcome(folder, {}, trainer.model, None)
         baselines, forecasts = task.baselines()
@@ -133,8 +134,10 @@ def run_experiment(
         }
         folder.write_metrics(metrics)
         picture = folder / PICTURE if pictures.HAS_MATPLOTLIB else None
+        drawn = task.picture({"forecast": forecast} | fan | forecasts)
+        ends = [drawn["forecasts"].pop(name) for name in fan]
         if picture is not None and not pictures.plot_forecast(
-            picture, **task.picture({"forecast": forecast} | forecasts)
+            picture, **drawn, fan=list(zip(ends[::2], ends[1::2], strict=True))
         ):
             picture = None
         return Outcome(folder, folder.read_metrics(), trainer.model, picture)
@@ -227,6 +230,17 @@ def _score_intervals(trainer: ForecastTrainer, calibration: Calibration, windows
         reads_level=config.skip_level > 0,
         **units,
     )
+
+
+def _fan(
+    trainer: ForecastTrainer, calibration: Calibration, past: torch.Tensor, observed: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Ends of the 80 and 50 percent intervals of lookbacks [B, L, C], each [B, H, C], lower before upper."""
+    config, device = trainer.model.config, trainer.args.device
+    windows = run_windows(trainer.outputs, past.to(device), observed.to(device), reads_level=config.skip_level > 0)
+    levels = (0.1, 0.9, 0.25, 0.75)
+    quantiles = calibrated_quantiles(*windows, config.quantile_levels, calibration, levels)
+    return {f"{level:g}": quantiles[..., place] for place, level in enumerate(levels)}
 
 
 def forecast_of(model: LlataForPrediction) -> Forecast:

@@ -25,6 +25,7 @@ def plot_forecast(
     history: pd.DataFrame,
     forecasts: dict[str, pd.DataFrame],
     truth: pd.DataFrame | None = None,
+    fan: list[tuple[pd.DataFrame, pd.DataFrame]] | None = None,
     title: str = "",
 ) -> bool:
     """One panel a channel: what came before, what was forecast, and what came where it is known.
@@ -33,6 +34,7 @@ def plot_forecast(
         path: PNG to write.
         history, truth: indexed by date, a column a channel, in the units of the series.
         forecasts: name -> forecast, like `truth`; the first is drawn strongest.
+        fan: intervals of the first forecast, each its lower and upper end like `truth`, the widest first.
 
     Returns:
         Whether it was drawn. A picture that fails is a warning: it stands at the end of work that must not be lost.
@@ -42,7 +44,7 @@ def plot_forecast(
     """
     check_matplotlib()
     try:
-        _draw(path, history, forecasts, truth, title)
+        _draw(path, history, forecasts, truth, fan or [], title)
     except Exception as error:
         warnings.warn(f"{path} could not be drawn: {type(error).__name__}: {error}", InputWarning, stacklevel=2)
         return False
@@ -54,6 +56,7 @@ def _draw(
     history: pd.DataFrame,
     forecasts: dict[str, pd.DataFrame],
     truth: pd.DataFrame | None,
+    fan: list[tuple[pd.DataFrame, pd.DataFrame]],
     title: str,
 ):
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
@@ -66,6 +69,8 @@ def _draw(
         axis.plot(history.index, history[column], color="0.45", linewidth=1)
         if truth is not None:
             axis.plot(truth.index, truth[column], color="0.1", linewidth=1.2, label="observed")
+        for low, high in fan:
+            axis.fill_between(low.index, low[column], high[column], color="C0", alpha=0.15, linewidth=0)
         for order, (name, forecast) in enumerate(forecasts.items()):
             axis.plot(forecast.index, forecast[column], label=name, color=f"C{order}", linewidth=1 if order else 1.8)
         axis.axvline(history.index[-1], color="0.8", linewidth=0.8, zorder=0)
