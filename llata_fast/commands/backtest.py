@@ -57,5 +57,5 @@ def run(options: argparse.Namespace):
         with open_table(options.output) as write:
             write(scores.reset_index())
     if options.forecasts:
-        with open_table(options.forecasts) as write:
+        with open_table(options.forecasts, panel.date_format) as write:
             write(forecaster.cross_validation(panel, **windows))

@@ -121,7 +121,6 @@ def _predict_long(options: argparse.Namespace, settings: dict, info: "Preprocess
 
     from ..data.panel import Panel, read_csv, read_panel
     from ..forecasting.forecaster import Forecaster
-    from ..forecasting.panel_forecasts import POINTS
     from ..forecasting.table_files import open_table
     from ..ranks import join_ranks, on_rank_0
 
@@ -144,6 +143,7 @@ def _predict_long(options: argparse.Namespace, settings: dict, info: "Preprocess
         prediction_length=options.prediction_length,
         quantile_levels=options.quantile_levels,
         batch_size=options.batch_size,
+        nonnegative=options.nonnegative,
         share=(rank, ranks),
     )
     if rank:
@@ -151,15 +151,14 @@ def _predict_long(options: argparse.Namespace, settings: dict, info: "Preprocess
             on_rank_0(frame)
         return
     rows = 0
-    with open_table(options.output) as write, tqdm(total=len(panel), unit="item", disable=None) as progress:
+    with (
+        open_table(options.output, panel.date_format) as write,
+        tqdm(total=len(panel), unit="item", disable=None) as progress,
+    ):
         for frame in frames:
             for part in on_rank_0(frame) or []:
                 if not len(part):
                     continue
-                if options.nonnegative:
-                    # quantiles keep their order, and what they cover of values that are not below 0
-                    numbers = list(part.columns[part.columns.get_loc(POINTS) :])
-                    part[numbers] = part[numbers].clip(lower=0)
                 write(part)
                 rows += len(part)
                 progress.update(part[panel.id_column].nunique())

@@ -320,14 +320,18 @@ def _has_step(dates: np.ndarray, step: Step) -> bool:
     return own is not None and own.step.same_length(step)
 
 
-def date_format(dates: pd.Index, step: Step) -> str | None:
-    """How all of `dates` and those that follow in steps are written; None: as they are, whole numbers.
+def date_format(dates: pd.Index, *steps: Step) -> str | None:
+    """How all of `dates` and those that follow in any of `steps` are written; None: as they are, whole numbers.
 
     Without a time of day where none has one, but dates with an offset from UTC, which is written behind the time.
     """
     if not isinstance(dates, pd.DatetimeIndex):
         return None
     times = plain(dates, local=True).astype(np.int64) % DAY
-    if (times % SECOND).any() or (0 < step.days < 1 and round(step.days * DAY) % SECOND):
+    # what fixed steps and open hours add to the time of day
+    shifts = [getattr(step, "amount", getattr(step, "base", DAY)) for step in steps]
+    if (times % SECOND).any() or any(shift % SECOND for shift in shifts):
         return "%Y-%m-%d %H:%M:%S.%f"
-    return "%Y-%m-%d %H:%M:%S" if times.any() or 0 < step.days < 1 or dates.tz is not None else "%Y-%m-%d"
+    if times.any() or dates.tz is not None or any(shift % DAY for shift in shifts):
+        return "%Y-%m-%d %H:%M:%S"
+    return "%Y-%m-%d"

@@ -16,6 +16,7 @@ import pandas as pd
 
 from ..errors import InputError, InputWarning
 from . import series as wide
+from .dates import date_format
 from .grids import is_local, like, plain
 from .item_steps import place_on_grids
 from .long_tables import LongTable, quoted, read_frame
@@ -169,6 +170,11 @@ class Panel:
     def seasonality(self) -> int:
         """Rows in the usual period of most items' step."""
         return self.steps[np.bincount(self.step_of, minlength=len(self.steps)).argmax()].seasonality
+
+    @property
+    def date_format(self) -> str | None:
+        """How every date of the panel and after it is written (`data.dates.date_format`)."""
+        return date_format(pd.Index(self.origins), *self.steps)
 
     def item(self, index: int) -> np.ndarray:
         """Values [rows, C] of an item."""

@@ -21,7 +21,7 @@ from ..run_folder import Preprocessor, RunFolder
 from ..settings import check_quantile_levels
 from .backtests import backtest, score_backtest
 from .calibration import Calibration
-from .panel_forecasts import PanelForecaster, forecast_panel, long_frame
+from .panel_forecasts import POINTS, PanelForecaster, forecast_panel, long_frame
 from .wide import WideForecaster
 
 
@@ -127,6 +127,7 @@ class Forecaster:
         prediction_length: int | None = None,
         quantile_levels: Sequence[float] | None = None,
         batch_size: int | None = None,
+        nonnegative: bool = False,
         **columns: Any,
     ) -> pd.DataFrame:
         """What follows each item of a long table or a `Panel`: id, timestamp, target_name, predictions, "0.1", ...
@@ -135,6 +136,7 @@ class Forecaster:
             prediction_length: by default the run's; a longer one is unrolled, with a warning.
             quantile_levels: by default those of the run's head; [] for none.
             batch_size: items at a time, by default bounded by tokens; no result depends on it.
+            nonnegative: points and quantiles below 0 become 0, which keeps the quantiles' order.
 
         Raises:
             InputError: names item, column and row of what cannot be forecast.
@@ -145,6 +147,7 @@ class Forecaster:
                 prediction_length=prediction_length,
                 quantile_levels=quantile_levels,
                 batch_size=batch_size,
+                nonnegative=nonnegative,
                 **columns,
             )
         )
@@ -157,6 +160,7 @@ class Forecaster:
         prediction_length: int | None = None,
         quantile_levels: Sequence[float] | None = None,
         batch_size: int | None = None,
+        nonnegative: bool = False,
         share: tuple[int, int] = (0, 1),
         **columns: Any,
     ) -> Iterator[pd.DataFrame]:
@@ -165,7 +169,9 @@ class Forecaster:
         `share` (k, n) is every n-th batch from the k-th on, for n ranks that take turns.
         """
         panel = self.panel_of(df, **columns)
-        return self._frames(panel, self._horizon(prediction_length), self._levels(quantile_levels), batch_size, share)
+        levels = self._levels(quantile_levels)
+        tables = self._frames(panel, self._horizon(prediction_length), levels, batch_size, share)
+        return map(_without_negatives, tables) if nonnegative else tables
 
     def _frames(
         self, panel: Panel, horizon: int, levels: list[float], batch_size: int | None, share: tuple[int, int]
@@ -416,6 +422,12 @@ def _panel_of_arrays(arrays: Sequence[Any], info: Preprocessor) -> Panel:
         timestamp_column="timestamp",
         times=pd.Series([], dtype=np.int64),
     )
+
+
+def _without_negatives(table: pd.DataFrame) -> pd.DataFrame:
+    """The same forecasts, those below 0 as 0: points and quantiles alike."""
+    numbers = list(table.columns[table.columns.get_loc(POINTS) :])
+    return table.assign(**{name: table[name].clip(lower=0) for name in numbers})
 
 
 def _warn_of_unknown(panel: Panel, unknown: list):

@@ -59,7 +59,9 @@ def _csv_writer(path: Path, compressed: bool, date_format: str | None) -> Iterat
 
 def _with_offset(dates: pd.Series, date_format: str | None) -> pd.Series:
     """Dates of a zone as text, time and offset from UTC always with them."""
-    text = dates.dt.strftime(f"{date_format or '%Y-%m-%d %H:%M:%S'}%z")
+    if date_format is None or "%H" not in date_format:
+        date_format = "%Y-%m-%d %H:%M:%S"
+    text = dates.dt.strftime(f"{date_format}%z")
     return text.str[:-2] + ":" + text.str[-2:]
 
 

@@ -172,6 +172,7 @@ def test_one_item_of_a_table_settles_the_order_of_days():
         (["2024-01-01"], "ms", "%Y-%m-%d %H:%M:%S.%f"),
         (["2024-01-01"], "h@Mon-Fri 08:00-15:00", "%Y-%m-%d %H:%M:%S"),
         (["2024-01-01"], "MS", "%Y-%m-%d"),
+        (["2024-01-01"], "36h", "%Y-%m-%d %H:%M:%S"),
     ],
 )
 def test_one_format_for_all(dates, step, form):

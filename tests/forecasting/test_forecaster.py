@@ -213,3 +213,38 @@ def test_memory_does_not_grow_with_the_number_of_windows(launch, tmp_path):
         assert sum(1 for _ in file) == 1 + 20_000 * 48
     # MiB; the forecasts and dates of the second would be 35, a table of them more
     assert growth < 20
+
+
+def test_nonnegative_is_a_bound_that_is_asked_for(run, tmp_path):
+    """Of points and quantiles, in every way to forecast; the rest stays as it was."""
+    table = pd.read_csv(run.parent / "series.csv")
+    channels = list(table.columns[1:])
+    table[channels] -= table[channels].mean()
+    table.to_csv(tmp_path / "centred.csv", index=False)
+    for options in ((), ("--every", 7)):
+        free, bound = (
+            predict(run, tmp_path / "centred.csv", tmp_path / "out.csv", *options, *more)[channels]
+            for more in ((), ("--nonnegative",))
+        )
+        assert (free < 0).any().any()
+        pd.testing.assert_frame_equal(bound, free.clip(lower=0))
+    forecaster = Forecaster.from_pretrained(run)
+    series = read_csv(tmp_path / "centred.csv")
+    free, bound = (forecaster.predict_df(series, nonnegative=nonnegative) for nonnegative in (False, True))
+    assert (free["predictions"] < 0).any()
+    pd.testing.assert_series_equal(bound["predictions"], free["predictions"].clip(lower=0))
+    pd.testing.assert_frame_equal(bound.drop(columns="predictions"), free.drop(columns="predictions"))
+
+
+def test_dates_are_one_format_whatever_the_batches(run, tmp_path):
+    """Batches of one forecast, whose origins are at midnight now and then."""
+    table = pd.read_csv(run.parent / "series.csv")
+    for batch_size in (1, 5, 1024):
+        output = tmp_path / f"{batch_size}.csv"
+        predict(run, run.parent / "series.csv", output, "--every", 1, "--batch_size", batch_size)
+    tables = [pd.read_csv(output, dtype=str)[["origin", "date"]] for output in tmp_path.glob("*.csv")]
+    for dates in tables:
+        pd.testing.assert_frame_equal(dates, tables[0])
+        assert set(dates["origin"].str.len()) == set(dates["date"].str.len()) == {19}
+    assert "00:00:00" in tables[0]["origin"].str[11:].values
+    assert len(table) == ROWS + H
