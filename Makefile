@@ -12,7 +12,7 @@ READY := .venv/.ready
 # a CUDA build of torch brings the triton that it was built for, a CPU build brings none
 TRITON := triton==3.9.0; platform_system == 'Linux' and python_version >= '3.11'
 
-.PHONY: install train pretrain test lint bench resources tune clean
+.PHONY: install train pretrain test lint faults bench resources tune clean
 
 install: $(READY)
 
@@ -40,6 +40,10 @@ test: lint
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# docs/reliability.md: kills, damaged files and odd values for MINUTES minutes
+faults: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/campaign.py --minutes $(or $(MINUTES),60) --write
 
 # bench/results/<device>/: a CSV and a picture of every kernel
 bench: $(READY)

@@ -1,0 +1,109 @@
+"""The long run of the faults, bounded in time; it writes `docs/reliability.md`: `make faults MINUTES=60`.
+
+Half of the time goes to kills, the rest to damaged files and to what hypothesis makes up. Every seed is another
+campaign. Ends with 1 if anything was silently wrong, hung or ended in a traceback.
+"""
+
+# first: takes the checkout's root off the path
+import llata_fast  # noqa: F401, I001
+
+import argparse
+import datetime
+import logging
+import os
+import platform
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import torch
+import transformers
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from faults.inputs import input_cases, try_damage  # noqa: E402
+from faults.kills import KINDS, Trainings, try_kills, try_two_at_once  # noqa: E402
+from faults.odd_values import try_odd_values  # noqa: E402
+from faults.outcomes import OUTCOMES, Tally  # noqa: E402
+
+PAGE = ROOT / "docs" / "reliability.md"
+_BEGIN, _END = "<!-- figures: written by make faults -->", "<!-- end of figures -->"
+
+
+def try_inputs(folder: Path, options: argparse.Namespace, until: float, tally: Tally):
+    """Damage every file, and make up values, as often as the time allows."""
+    cases = input_cases(folder)
+    logging.disable(logging.CRITICAL)
+    each = -(-options.inputs // (len(cases) + 5))
+    try_odd_values(each, options.seed, tally)
+    for case in cases:
+        if time.monotonic() < until:
+            try_damage(case, each, options.seed, tally)
+            print(f"{case.name}: {dict(tally.counts[case.name])}", flush=True)
+
+
+def figures(tally: Tally, seconds: float, seed: int) -> str:
+    """The table of a page."""
+    kills = {name: counts for name, counts in tally.counts.items() if name.startswith("kill")}
+    lines = [
+        f"{datetime.date.today()}, seed {seed}, {seconds / 60:.0f} minutes on {os.cpu_count()} CPU cores, Python "
+        f"{platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}: "
+        f"{sum(counts.total() for counts in kills.values())} kills, "
+        f"{tally.total() - sum(counts.total() for counts in kills.values())} damaged or odd inputs.",
+        "",
+        f"| what | {' | '.join(OUTCOMES)} |",
+        f"|---|{'---:|' * len(OUTCOMES)}",
+    ]
+    for name, counts in tally.counts.items():
+        lines.append(f"| {name} | {' | '.join(str(counts[outcome]) for outcome in OUTCOMES)} |")
+    sums = [sum(counts[outcome] for counts in tally.counts.values()) for outcome in OUTCOMES]
+    return "\n".join([*lines, f"| **all** | {' | '.join(map(str, sums))} |"])
+
+
+def write_page(text: str):
+    page = PAGE.read_text()
+    before, _, rest = page.partition(_BEGIN)
+    PAGE.write_text(f"{before}{_BEGIN}\n\n{text}\n\n{_END}{rest.partition(_END)[2]}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--kills", type=int, default=300, help="at most, over all kinds of trainings")
+    parser.add_argument("--inputs", type=int, default=12_000, help="at most, over all files; 0: none")
+    parser.add_argument(
+        "--kinds", nargs="+", default=[kind.name for kind in KINDS], help="of trainings that are killed"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", action="store_true", help="write the figures into docs/reliability.md")
+    options = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    began, tally = time.monotonic(), Tally()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
+        # first: a process that has trained is no good one to fork
+        (Path(folder) / "kills").mkdir()
+        trainings = Trainings(Path(folder) / "kills")
+        try_two_at_once(trainings, tally)
+        kinds = [kind for kind in KINDS if kind.name in options.kinds]
+        for index, kind in enumerate(kinds):
+            until = began + options.minutes * 30 * (index + 1) / len(kinds)
+            try_kills(trainings, kind, options.kills // len(kinds), options.seed, tally, until)
+            print(f"{kind.name}: {dict(tally.counts[f'kill: {kind.name}'])}", flush=True)
+        if options.inputs:
+            try_inputs(Path(folder), options, began + options.minutes * 60, tally)
+    text = figures(tally, time.monotonic() - began, options.seed)
+    print(text)
+    print("\n".join(tally.examples[:20]))
+    if options.write:
+        write_page(text)
+    sys.exit(tally.bad > 0)
+
+
+if __name__ == "__main__":
+    main()
