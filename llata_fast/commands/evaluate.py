@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser):
     add_reading_arguments(parser, default="as of the date column")
     parser.add_argument("--dataset", help="registry name or CSV of another series; default the run's own")
     parser.add_argument("--data_dir", help="folder that holds the dataset's file")
-    parser.add_argument("--batch_size", type=int, default=1024, help="windows at a time; no result depends on it")
+    parser.add_argument(
+        "--batch_size", type=int, help="windows at a time, at most what 8,192 tokens hold; no result depends on it"
+    )
     parser.add_argument("--output", help="JSON file for the scores; null for a score that is none")
 
 
@@ -38,7 +40,7 @@ def run(options: argparse.Namespace):
     if info.id_column is not None:
         raise InputError(f"{options.run} was trained on a panel: llata_fast backtest {options.run} scores it")
     dataset = info.dataset if options.dataset is None else options.dataset
-    if options.batch_size < 1:
+    if options.batch_size is not None and options.batch_size < 1:
         raise InputError(f"--batch_size must be at least 1, got {options.batch_size}")
     if options.output:
         check_writable(options.output, source=dataset)
@@ -66,17 +68,19 @@ def _read(options: argparse.Namespace, settings: dict[str, Any], dataset: str) -
     return read_series(dataset, data_dir=options.data_dir or settings.get("data_dir"), **how)
 
 
-def _score_series(forecaster: "Forecaster", series: "TimeSeries", batch_size: int) -> dict[str, dict[str, Any]]:
+def _score_series(forecaster: "Forecaster", series: "TimeSeries", batch_size: int | None) -> dict[str, dict[str, Any]]:
     from ..data import evaluation_windows
     from ..evaluation.baselines import score, seasonal_naive
+    from ..forecasting.batches import windows_at_once
 
     config = forecaster.model.config
     windows, _ = evaluation_windows(series, config.context_length, config.prediction_length)
     windows = windows.to(forecaster.model.device)
     print(f"{series.name}: {len(windows)} test windows, standardised by the training rows of {series.name}")
     naive = seasonal_naive(series.seasonality, config.prediction_length)
+    at_once = windows_at_once(config, len(series.columns))
     return {
-        "llata": score(forecaster, windows, series.columns, batch_size),
+        "llata": score(forecaster, windows, series.columns, min(batch_size or at_once, at_once)),
         "seasonal_naive": score(naive, windows, series.columns),
     }
 

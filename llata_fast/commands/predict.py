@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--every", type=int, metavar="S", help="forecast after every S-th row instead, each with its origin's date"
     )
-    parser.add_argument("--batch_size", type=int, help="forecasts at a time; no result depends on it")
+    parser.add_argument(
+        "--batch_size", type=int, help="forecasts at a time, at most what 8,192 tokens hold; no result depends on it"
+    )
     parser.add_argument(
         "--quantile_levels", type=float, nargs="+", metavar="LEVEL", help="between 0 and 1; the output is a long table"
     )
@@ -107,7 +109,7 @@ def _predict_all(forecaster: "Forecaster", series: "TimeSeries", options: argpar
         open_table(options.output, series.date_format) as write,
         tqdm(total=count, unit="forecast", disable=None) as progress,
     ):
-        for table in forecaster.wide.stream(series, options.every, options.batch_size or 1024):
+        for table in forecaster.wide.stream(series, options.every, options.batch_size):
             write(_bounded(table, series, options))
             progress.update(table[ORIGIN].nunique())
     print(f"{count} forecasts of {forecaster.model.config.prediction_length} rows, written to {options.output}")

@@ -12,10 +12,8 @@ from ..data.panel import Panel
 from ..data.units import run_windows
 from ..errors import InputError
 from ..modeling import LlataForPrediction
+from .batches import windows_at_once
 from .calibration import Calibration, calibrated_quantiles
-
-TOKENS_PER_BATCH = 8192
-VALUES_PER_BATCH = 2**23
 
 PATH_LEVELS = tuple(round(0.05 + 0.1 * step, 2) for step in range(10))
 """Beyond the trained horizon every one of these quantiles, a tenth of what may happen each, goes on as a past."""
@@ -36,12 +34,8 @@ class PanelForecaster:
 
     def batch_size(self, num_channels: int, horizon: int) -> int:
         """Items at a time, bounded by tokens and by values."""
-        config = self.model.config
-        tokens = num_channels * (1 if config.variate_tokens else config.num_patches)
-        values = num_channels * max(config.context_length, horizon)
-        if horizon > config.prediction_length:
-            tokens, values = tokens * len(PATH_LEVELS), values * len(PATH_LEVELS)
-        return max(1, min(TOKENS_PER_BATCH // tokens, VALUES_PER_BATCH // values))
+        paths = len(PATH_LEVELS) if horizon > self.model.config.prediction_length else 1
+        return windows_at_once(self.model.config, num_channels, horizon, paths)
 
     @torch.inference_mode()
     def __call__(

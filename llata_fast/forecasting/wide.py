@@ -15,6 +15,7 @@ from ..data.windows import own_scaler
 from ..errors import InputError, InputWarning
 from ..modeling import LlataForPrediction
 from ..run_folder import Preprocessor
+from .batches import windows_at_once
 
 ORIGIN = "origin"
 
@@ -42,11 +43,12 @@ class WideForecaster:
         table.insert(0, series.date_column, series.future_dates(self.model.config.prediction_length))
         return table
 
-    def stream(self, series: TimeSeries, every: int = 1, batch_size: int = 1024) -> Iterator[pd.DataFrame]:
+    def stream(self, series: TimeSeries, every: int = 1, batch_size: int | None = None) -> Iterator[pd.DataFrame]:
         """Forecasts after every `every`-th row, the last row among them, as tables of up to `batch_size` forecasts.
 
         A table has H rows for each forecast, in order: "origin", the date of the last row seen, then what `predict`
-        gives. Memory does not grow with their number, and the next batch is computed while one is handed out.
+        gives. Memory does not grow with their number nor, as `windows_at_once` bounds a batch by its tokens, with that
+        of the channels. The next batch is computed while one is handed out.
 
         Raises:
             InputError: as `predict`; a channel that is called "origin".
@@ -59,6 +61,8 @@ class WideForecaster:
         dates = series.dates.append(series.future_dates(config.prediction_length))
         steps = np.arange(1, config.prediction_length + 1)
         origins = np.arange(len(series) - 1, self._first_origin - 1, -every)[::-1]
+        at_once = windows_at_once(config, len(series.columns))
+        batch_size = min(batch_size or at_once, at_once)
         chunks = [origins[start : start + batch_size] for start in range(0, len(origins), batch_size)]
         empty = np.zeros(len(series.columns), dtype=bool)
         for rows, forecasts in _one_ahead(chunks, lambda rows: self(*windows.ending_at(rows))):

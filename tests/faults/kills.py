@@ -85,6 +85,8 @@ class Trainings:
 
     def prepare(self, kind: Kind):
         """Train once without interruption: the weights, the file events, the seconds."""
+        if kind.whole:
+            return
         run = self.folder / "whole"
         shutil.rmtree(run, ignore_errors=True)
         counted = self.folder / "events"
@@ -154,6 +156,7 @@ def try_kills(trainings: Trainings, kind: Kind, number: int, seed: int, tally: T
 def try_two_at_once(trainings: Trainings, tally: Tally):
     """Into one folder that is named, and into the default one, from an empty working directory."""
     kind = KINDS[1]
+    trainings.prepare(kind)
     place = Path(tempfile.mkdtemp(dir=trainings.folder))
     for named in (True, False):
         arguments = [*trainings.flags, *kind.flags, *([f"--output_dir={place / 'run'}"] if named else [])]

@@ -1,0 +1,16 @@
+"""How many windows are forecast at a time: memory is bounded, whatever the number of channels and of windows."""
+
+from ..config import LlataConfig
+
+TOKENS_PER_BATCH = 8192
+VALUES_PER_BATCH = 2**23
+
+
+def windows_at_once(config: LlataConfig, num_channels: int, horizon: int | None = None, paths: int = 1) -> int:
+    """The most windows of C channels with at most TOKENS_PER_BATCH tokens and VALUES_PER_BATCH values; at least one.
+
+    `horizon` defaults to the trained one; a window that goes on as several `paths` counts as often.
+    """
+    tokens = num_channels * (1 if config.variate_tokens else config.num_patches)
+    values = num_channels * max(config.context_length, horizon or config.prediction_length)
+    return max(1, min(TOKENS_PER_BATCH // (tokens * paths), VALUES_PER_BATCH // (values * paths)))
