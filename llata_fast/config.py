@@ -7,6 +7,9 @@ from transformers import AutoConfig, PreTrainedConfig
 from .errors import InputError
 from .settings import ABLATIONS, ModelSettings
 
+MOST_MAPS = 64
+"""Channels that get a linear map each: those of more would outweigh the model."""
+
 
 class LlataConfig(PreTrainedConfig, ModelSettings):
     """Configuration of `LlataForPrediction`: the fields of `ModelSettings`, and the backbone's own configuration.
@@ -16,7 +19,7 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
             model fills it in.
         merged: LoRA and tuned norms are folded into the backbone, which the checkpoint then holds itself.
         includes_backbone: the checkpoint holds the frozen base, too.
-        num_channels: C of the series that it is trained on; a skip for each channel needs it.
+        num_channels: C of the series that it is trained on; each has a linear map of its own then.
         backbone_fingerprint: what the frozen base is known by (`backbone/fingerprint.py`); taken as it is first read.
         **kwargs: fields of `ModelSettings`, then those of `PreTrainedConfig`.
     """
@@ -41,9 +44,9 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
         backbone_fingerprint: dict | None = None,
         **kwargs,
     ):
-        # written by the version before: the number of channels, 0 for one skip of all
-        if (channels := kwargs.pop("skip_channels", None)) is not None:
-            kwargs["skip_per_channel"], num_channels = channels > 0, channels or None
+        # written by the version before, whose skips were others
+        if kwargs.get("linear_skip") and "zero_head" in kwargs:
+            raise InputError("a run with a linear skip of the version before cannot be read: train again")
         own = {item.name: kwargs.pop(item.name) for item in fields(ModelSettings) if item.name in kwargs}
         # transformers' way of saying that nobody asked for one
         if own.get("attn_implementation", "auto") is None:
@@ -105,11 +108,10 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
         return ABLATIONS[self.ablation].frozen_base
 
     @property
-    def skips_of_their_own(self) -> int:
-        """How many channels have a linear skip of their own; raises InputError where it takes C and nobody gave it."""
-        if self.skip_per_channel and self.num_channels is None:
-            raise InputError("skip_per_channel needs num_channels, the number of the series' channels")
-        return self.num_channels if self.skip_per_channel else 0
+    def num_own_maps(self) -> int:
+        """How many channels have a linear map of their own: none of a single one, none of very many."""
+        channels = self.num_channels or 0
+        return channels if 1 < channels <= MOST_MAPS else 0
 
     @property
     def variate_tokens(self) -> bool:

@@ -23,12 +23,14 @@ from .evaluation.panel_task import PanelTask
 from .evaluation.tasks import Task, calibrates, read_task
 from .forecasting import pictures
 from .forecasting.calibration import Calibration, calibrated_quantiles, interval_scores
+from .linear_start import LinearStart
 from .modeling import LlataForPrediction
 from .ranks import on_first_rank
 from .run_folder import PICTURE, RunFolder
 from .settings import DataSettings, ModelSettings
 from .training.arguments import ForecastTrainingArguments, choose_settings, resolved_settings
 from .training.initial import load_initial
+from .training.learned_share import weigh_learned_part
 from .training.parameters import parameter_counts, parameter_table
 from .training.resuming import begin, check_resumes, claimed_run
 from .training.trainer import ForecastTrainer
@@ -96,15 +98,17 @@ def run_experiment(
         torch.use_deterministic_algorithms(True)
     task = task or _task(model, data, training)
     with claimed_run(model, data, training) as (folder, lines):
-        trainer = _prepare(task, folder, model, data, training)
+        trainer, linear_start = _prepare(task, folder, model, data, training)
         first = trainer.is_world_process_zero()
         counts = parameter_counts(trainer.model)
         if first:
-            for line in (*lines, *_description(trainer, counts), f"the run goes to {folder}"):
+            chosen = linear_start.lines() if linear_start else []
+            for line in (*lines, *_description(trainer, counts), *chosen, f"the run goes to {folder}"):
                 say(line)
         start = time.perf_counter()
         trained = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         seconds, speed = time.perf_counter() - start, trainer.throughput.summary()
+        learned = weigh_learned_part(trainer, seconds)
         # before what may still fail: the run can forecast from here on
         _save(trainer, folder, task, data)
         calibration = _calibrate(trainer, folder, task)
@@ -131,8 +135,12 @@ def run_experiment(
             },
             "speed": speed,
             "parameters": counts,
+            "linear_start": linear_start and linear_start.to_dict(),
+            "learned": learned and learned.to_dict(),
         }
         folder.write_metrics(metrics)
+        for line in learned.lines(trainer.model.config.has_language_model) if learned else []:
+            say(line)
         picture = folder / PICTURE if pictures.HAS_MATPLOTLIB else None
         drawn = task.picture({"forecast": forecast} | fan | forecasts)
         ends = [drawn["forecasts"].pop(name) for name in fan]
@@ -152,7 +160,7 @@ def _task(model: ModelSettings, data: DataSettings, training: ForecastTrainingAr
 
 def _prepare(
     task: Task, folder: RunFolder, model: ModelSettings, data: DataSettings, training: ForecastTrainingArguments
-) -> ForecastTrainer:
+) -> tuple[ForecastTrainer, LinearStart | None]:
     """A new model around its backbone and what trains it, ready to; the run's settings are written into its folder."""
     set_seed(training.seed)
     mixture = task.mixture.description() if isinstance(task, CorpusTask) else None
@@ -164,8 +172,9 @@ def _prepare(
         check_resumes(forecaster.config, data, training.resume_from_checkpoint)
         if mixture is not None:
             folder.check_mixture(mixture)
+    linear_start = None
     if training.init is None:
-        task.start(forecaster)
+        linear_start = task.start(forecaster)
     else:
         load_initial(forecaster, training.init)
     # more channels than the backbone has positions: found before anything is written
@@ -178,7 +187,7 @@ def _prepare(
             folder.write_mixture(mixture)
 
     on_first_rank(start)
-    return trainer
+    return trainer, linear_start
 
 
 def _description(trainer: ForecastTrainer, counts: dict[str, int]) -> list[str]:
@@ -208,9 +217,10 @@ def _calibrate(trainer: ForecastTrainer, folder: RunFolder, task: Task) -> Calib
     """Calibrate quantiles on the validation windows, and keep that in the run; every rank calls it."""
     if not calibrates(task):
         return None
-    config = trainer.model.config
+    model = trainer.model
     windows = task.splits.val.to(trainer.args.device)
-    calibration = Calibration.of(trainer.outputs, windows, config.quantile_levels, reads_level=config.skip_level > 0)
+    levels = model.config.quantile_levels
+    calibration = Calibration.of(trainer.outputs, windows, levels, reads_level=model.reads_level)
 
     def keep():
         calibration.save(folder.calibration)
@@ -227,7 +237,7 @@ def _score_intervals(trainer: ForecastTrainer, calibration: Calibration, windows
         windows.to(trainer.args.device),
         calibration,
         config.quantile_levels,
-        reads_level=config.skip_level > 0,
+        reads_level=trainer.model.reads_level,
         **units,
     )
 
@@ -252,7 +262,7 @@ def forecast_of(model: LlataForPrediction) -> Forecast:
             lambda inputs: model(**inputs).prediction_outputs,
             past.to(model.device),
             observed.to(model.device),
-            reads_level=model.config.skip_level > 0,
+            reads_level=model.reads_level,
         ).to(past.device)
 
     return forecast

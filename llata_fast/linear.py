@@ -1,20 +1,10 @@
 """A linear forecast of the lookback: fitted in closed form, and added to what the language model forecasts."""
 
 import contextlib
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-
-from .errors import InputError
-from .metrics import ForecastMetrics
-
-RIDGES = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
-"""Penalties that validation chooses from."""
-
-# share of a channel's squares that rounding may leave of its errors
-_EXACT = 1e-9
 
 
 class LeastSquares:
@@ -30,7 +20,6 @@ class LeastSquares:
         self,
         per_channel: bool = False,
         *,
-        balance: float = 0.0,
         ridge: float = 1.0,
         centred: bool = True,
         unit: Literal["deviation", "level"] | None = None,
@@ -40,8 +29,7 @@ class LeastSquares:
         Args:
             per_channel: a map for each channel: the one for all plus what ridge regression finds beyond it in the
                 channel's windows. A large ridge leaves the one for all.
-            balance: p; the map for all channels weighs each by (error of a map of its own)**-p.
-            ridge: the penalty, unless `fit` gets validation windows to choose it on.
+            ridge: the penalty.
             centred: the map sees a window minus its mean. Otherwise it sees the window and a constant: DLinear (arXiv
                 2205.13504), whose two linear layers, on a moving average and on what it leaves, can be any one linear
                 map and nothing else.
@@ -50,21 +38,18 @@ class LeastSquares:
         """
         if unit == "deviation" and not centred:
             raise ValueError("unit 'deviation' is for centred windows: a constant has none")
-        self.per_channel, self.balance, self.ridge = per_channel, balance, ridge
+        self.per_channel, self.ridge = per_channel, ridge
         self.centred, self.unit = centred, unit
         self.shared: Tensor | None = None
         self.weight: Tensor | None = None
-        self.channel_weights: Tensor | None = None
 
-    def fit(self, train: Any, validation: Any = None, batch_size: int = 1024) -> "LeastSquares":
-        """Learn from every window of `train`; with `validation` the ridge is the best of `RIDGES` on its windows.
+    def fit(self, train: Any, batch_size: int = 1024) -> "LeastSquares":
+        """Learn from every window of `train`, made by `llata_fast.data`.
 
-        Both are windows as `llata_fast.data` makes them. Sets `shared` [L, H] (L + 1 rows unless centred), `weight`
-        [C, L, H] and `channel_weights` [C] of mean 1, float64.
+        Sets `shared` [L, H] (L + 1 rows unless centred) and `weight` [C, L, H], float64.
         """
         gram: Any = 0.0
         moment: Any = 0.0
-        power: Any = 0.0
         for past, observed, future in train.batches(batch_size):
             inputs, mean, unit = self._inputs(past, observed)
             target = ((future - mean) / unit).double()
@@ -73,37 +58,14 @@ class LeastSquares:
             target = target.nan_to_num() * complete[:, None]
             gram = gram + torch.einsum("blc,bmc->clm", inputs, inputs)
             moment = moment + torch.einsum("blc,bhc->clh", inputs, target)
-            power = power + target.square().sum((0, 1))
-        error = power - (self._solve(gram, moment) * moment).sum((1, 2))
-        shares = _shares(error, power, self.balance)
-        self.channel_weights = shares / shares.mean()
-        pooled = [torch.einsum("c,cij->ij", self.channel_weights, sums)[None] for sums in (gram, moment)]
-        self._settle(lambda: self._solve(*pooled).expand(len(shares), -1, -1), validation, batch_size)
-        self.shared = self.weight[0]
+        self.shared = self._solve(gram.sum(0, keepdim=True), moment.sum(0, keepdim=True))[0]
+        self.weight = self.shared.expand(len(gram), -1, -1)
         if self.per_channel:
-            rest = moment - gram @ self.shared
-            self._settle(lambda: self.shared + self._solve(gram, rest), validation, batch_size)
+            self.weight = self.shared + self._solve(gram, moment - gram @ self.shared)
         return self
 
-    def _settle(self, solve: Callable[[], Tensor], validation: Any, batch_size: int):
-        """Keep the maps [C, L, H] of `solve`, with the ridge that is best in validation."""
-
-        def error(ridge: float) -> float:
-            self.ridge = ridge
-            self.weight = solve()
-            metrics = ForecastMetrics([str(channel) for channel in range(len(self.weight))])
-            for past, observed, future in validation.batches(batch_size):
-                metrics.update(self(past, observed), future)
-            return metrics.compute()["mse"]
-
-        if validation is not None:
-            self.ridge = min(RIDGES, key=error)
-        self.weight = solve()
-
     def _solve(self, gram: Tensor, moment: Tensor) -> Tensor:
-        ridge = self.ridge * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        # not linalg.solve: MKL's LU of several matrices fails in a process that DeepSpeed has started
-        return torch.cholesky_solve(moment, torch.linalg.cholesky(gram + ridge))
+        return solve_ridge(gram, moment, self.ridge)
 
     def __call__(self, past: Tensor, observed: Tensor) -> Tensor:
         inputs, mean, unit = self._inputs(past, observed)
@@ -126,11 +88,11 @@ class LeastSquares:
         return (torch.cat((filled, torch.ones_like(mean)), 1) / unit).double(), torch.zeros_like(mean), unit
 
 
-def _shares(error: Tensor, power: Tensor, balance: float) -> Tensor:
-    """error [C] ** -balance; what is forecast exactly, as a constant is, would outweigh all else and gets the mean."""
-    exact = error <= _EXACT * power
-    shares = error.masked_fill(exact, 1.0) ** -balance
-    return shares.masked_fill(exact, shares[~exact].mean()) if not exact.all() else shares
+def solve_ridge(gram: Tensor, moment: Tensor, penalty: float) -> Tensor:
+    """Sums of squares [..., L, L] and products [..., L, H] -> maps [..., L, H]."""
+    penalties = penalty * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    # not linalg.solve: MKL's LU of several matrices fails in a process that DeepSpeed has started
+    return torch.cholesky_solve(moment, torch.linalg.cholesky(gram + penalties))
 
 
 def fill_with_mean(past: Tensor, observed: Tensor) -> Tensor:
@@ -143,21 +105,19 @@ class LinearSkip(nn.Module):
     """A linear forecast of the normalised lookback: past_values [B, L, C] -> [B, C, H], fp32.
 
     What the published method does not have: what is linear in a series (seasons, trends) is then not left to the
-    language model, as in the residual connection of TiDE (arXiv 2304.08424). With `num_channels` each channel's map
-    differs from the shared one by its own [H, L]; a series of another number of channels is forecast by the shared
-    one. With `level` the lookback's mean, which the instance norm takes away, has a say: series return to their mean.
-    Zero at first; `start_at_least_squares` moves it to the solution.
+    language model, as in the residual connection of TiDE (arXiv 2304.08424). It sees the lookback and the mean and
+    deviation that the instance norm takes away, so that a series can return to its level. With `num_channels` each
+    channel's map differs from the shared one by its own; a series of another number of channels is forecast by the
+    shared one. Nothing here is trained: `linear_start` chooses the maps, zero before.
     """
 
-    def __init__(self, context_length: int, prediction_length: int, num_channels: int = 0, level: bool = False):
+    def __init__(self, context_length: int, prediction_length: int, num_channels: int = 0):
         super().__init__()
-        self.linear = nn.Linear(context_length, prediction_length, bias=False)
-        nn.init.zeros_(self.linear.weight)
-        self.own = nn.Parameter(torch.zeros(num_channels, prediction_length, context_length)) if num_channels else None
-        self.level = nn.Linear(1, prediction_length) if level else None
-        if level:
-            nn.init.zeros_(self.level.weight)
-            nn.init.zeros_(self.level.bias)
+        sizes = (context_length + 2, prediction_length)
+        self.register_buffer("shared", torch.zeros(*sizes))
+        self.register_buffer("own", torch.zeros(num_channels, *sizes) if num_channels else None)
+        # of what is learned beside it, in the forecast
+        self.register_buffer("learned_share", torch.ones(()))
 
     def forward(
         self,
@@ -172,62 +132,30 @@ class LinearSkip(nn.Module):
         normalised = (past_values.float() - loc[:, None]) / scale[:, None]
         if observed_mask is not None:
             normalised = normalised.masked_fill(~observed_mask, 0)
+        # a constant window is forecast by its level alone
+        unit = 1 / torch.where(series_scale > 0, series_scale, torch.inf)
         with _without_autocast(past_values.device.type):
-            normalised = normalised.transpose(1, 2).to(self.linear.weight.dtype)
-            forecast = self._forecast(normalised)
-            if self.level is not None:
-                level = self.level(series_loc[..., None].to(forecast.dtype))
-                # a constant window is forecast by its level alone
-                forecast = forecast + level / torch.where(series_scale > 0, series_scale, torch.inf)[..., None]
-            return forecast.float()
+            return self._forecast(torch.cat((normalised, (series_loc * unit)[:, None], unit[:, None]), 1))
 
-    def _forecast(self, normalised: Tensor) -> Tensor:
-        """normalised [B, C, L] -> [B, C, H]"""
-        forecast = self.linear(normalised)
-        if self.own is not None and len(self.own) == normalised.shape[1]:
-            forecast = forecast + torch.einsum("bcl,chl->bch", normalised, self.own)
-        return forecast
+    @property
+    def reads_level(self) -> bool:
+        """Whether any map has weights on the level."""
+        return any((maps[..., -2:, :] != 0).any().item() for maps in (self.shared, self.own) if maps is not None)
 
-    @torch.no_grad()
-    def start_at(self, fitted: LeastSquares):
-        """Forecast as `fitted`, which is centred, does; raises InputError where its channels are not the skip's."""
-        self.linear.weight.copy_(fitted.shared.T)
-        if self.own is not None:
-            if len(self.own) != len(fitted.weight):
-                raise InputError(f"the skip has {len(self.own)} channels of its own, the series {len(fitted.weight)}")
-            self.own.copy_((fitted.weight - fitted.shared).transpose(1, 2))
+    def alone(self, past: Tensor, observed: Tensor) -> Tensor:
+        """The forecast [B, H, C] of standardised lookbacks [B, L, C] without what is learned."""
+        filled = fill_with_mean(past, observed)
+        mean = filled.mean(1, keepdim=True)
+        inputs = torch.cat((filled - mean, mean, torch.ones_like(mean)), 1)
+        return mean + self._forecast(inputs.float()).transpose(1, 2)
 
-    @torch.no_grad()
-    def return_to_level(self, fitted: LeastSquares, share: float):
-        """Make the forecast `share` that of `fitted`, which is not centred: of the lookback as it is and a constant."""
-        weight, constant = fitted.shared[:-1].float(), fitted.shared[-1].float()
-        self.linear.weight.lerp_(weight.T, share)
-        if self.own is not None:
-            self.own.mul_(1 - share)
-        # of the lookback's mean: what the map makes of it, less the mean itself, which the instance norm adds
-        self.level.weight.copy_(share * (weight.sum(0) - 1)[:, None])
-        self.level.bias.copy_(share * constant)
-
-
-def start_at_least_squares(
-    model: nn.Module, train: Any, validation: Any = None, unit: Literal["deviation"] | None = None
-):
-    """What a forecaster takes from a linear forecast of its windows: the skip's start and the weights of the channels.
-
-    With `validation` its windows choose the ridge penalties; `unit` as in `LeastSquares`. Raises InputError where the
-    model has a skip for each of another number of channels.
-    """
-    config, skip = model.config, model.skip
-    if skip is None and not config.channel_balance:
-        return
-    own = skip is not None and skip.own is not None
-    linear = LeastSquares(own, balance=config.channel_balance, unit=unit).fit(train, validation)
-    if skip is not None:
-        skip.start_at(linear)
-        if config.skip_level:
-            skip.return_to_level(LeastSquares(centred=False).fit(train), config.skip_level)
-    if config.channel_balance:
-        model.channel_weights = linear.channel_weights.float()
+    def _forecast(self, inputs: Tensor) -> Tensor:
+        """inputs [B, L + 2, C] -> [B, C, H], fp32"""
+        inputs = inputs.transpose(1, 2).to(self.shared.dtype)
+        forecast = inputs @ self.shared
+        if self.own is not None and len(self.own) == inputs.shape[1]:
+            forecast = forecast + torch.einsum("bcl,clh->bch", inputs, self.own)
+        return forecast.float()
 
 
 def _without_autocast(device_type: str):

@@ -27,12 +27,11 @@ def forecast_loss(
     kind: str,
     prediction: Tensor,
     target: Tensor,
-    channel_weights: Tensor | None = None,
     insample_scale: Tensor | None = None,
     *,
     has_missing: bool = True,
 ) -> Tensor:
-    """Loss `kind` of prediction against target, both [B, H, C] -> fp32 scalar; channels weigh `channel_weights` [C].
+    """Loss `kind` of prediction against target, both [B, H, C] -> fp32 scalar.
 
     NaN in target marks a missing value (unless not `has_missing`: then it is an error, and the loss NaN); it adds
     nothing. The sum is divided by B * H * C, missing values counted in, so that the mean over micro-batches and ranks
@@ -50,5 +49,4 @@ def forecast_loss(
         if insample_scale is None:
             raise InputError("the mase loss needs insample_scale [B, C], which only the M4 data sets carry")
         prediction, target = prediction / insample_scale[:, None], target / insample_scale[:, None]
-    error = LOSSES[kind](prediction, target, reduction="none")
-    return error.mean() if channel_weights is None else (error * channel_weights).mean()
+    return LOSSES[kind](prediction, target, reduction="none").mean()

@@ -191,15 +191,14 @@ class LlataForPrediction(PreTrainedModel):
         self.embedding = PatchEmbedding(D, *config.patching)
         self.encoder = EncoderLayer(D, config.num_heads, config.intermediate_size, config.dropout)
         self.head = nn.Linear(D * (1 if config.variate_tokens else config.num_patches), config.prediction_length)
-        if config.zero_head:
+        if config.linear_skip:
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
         self.quantile_head = None
         if config.quantile_levels:
             self.quantile_head = QuantileHead(self.head.in_features, config.prediction_length, config.quantile_levels)
-        self.register_buffer("channel_weights", None, persistent=False)
-        sizes = (config.context_length, config.prediction_length, config.skips_of_their_own)
-        self.skip = LinearSkip(*sizes, level=config.skip_level > 0) if config.linear_skip else None
+        sizes = (config.context_length, config.prediction_length, config.num_own_maps)
+        self.skip = LinearSkip(*sizes) if config.linear_skip else None
         two_branches = config.has_text_branch and not config.merged
         if two_branches:
             self.cross_attention = CrossAttention(D, config.num_heads)
@@ -387,12 +386,16 @@ class LlataForPrediction(PreTrainedModel):
         else:
             task = None
             if future_values is not None:
-                weights = self.channel_weights if self.training else None
-                task = forecast_loss(self.config.task_loss, forecasts, future_values, weights, insample_scale)
+                task = forecast_loss(self.config.task_loss, forecasts, future_values, insample_scale)
             output = ForecastOutput(loss=task, prediction_outputs=forecasts, task_loss=task)
         if self.quantile_head is not None:
             self._add_quantiles(output, features[-1][: len(time)], units[1], future_values)
         return output.to_tuple() if return_dict is False else output
+
+    @property
+    def reads_level(self) -> bool:
+        """Whether a forecast is more than the lookback's level and moves: the linear skip may return to a level."""
+        return self.skip is not None and self.skip.reads_level
 
     def embed(self, past_values: Tensor, past_observed_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """past_values [B, L, C] -> time tokens [B, C, D] or [B * C, N, D], loc and scale [B, C]."""
@@ -409,7 +412,7 @@ class LlataForPrediction(PreTrainedModel):
         normalised = self.head(features.reshape(-1, C, self.head.in_features)).float()  # [rows, C, H]
         branches = normalised.unflatten(0, (-1, loc.shape[0]))
         if skipped is not None:
-            branches = branches + skipped
+            branches = branches * self.skip.learned_share + skipped
         return (branches * scale[..., None] + loc[..., None]).flatten(0, 1).transpose(1, 2)
 
     def _add_quantiles(self, output: ForecastOutput, features: Tensor, scale: Tensor, target: Tensor | None):
@@ -420,7 +423,7 @@ class LlataForPrediction(PreTrainedModel):
         output.quantile_outputs = in_order(output.prediction_outputs.detach()[..., None] + spread)
         if self.training and target is not None:
             levels = self.config.quantile_levels
-            output.quantile_loss = pinball_loss(output.quantile_outputs, target, levels, self.channel_weights)
+            output.quantile_loss = pinball_loss(output.quantile_outputs, target, levels)
             output.loss = output.loss + output.quantile_loss
 
     def _training_output(
@@ -431,13 +434,12 @@ class LlataForPrediction(PreTrainedModel):
         output = ForecastOutput(prediction_outputs=prediction, text_outputs=text)
         if target is None:
             return output
-        weighting = (self.channel_weights, insample_scale)
-        output.task_loss = forecast_loss(config.task_loss, prediction, target, *weighting)
+        output.task_loss = forecast_loss(config.task_loss, prediction, target, insample_scale)
         output.loss = output.task_loss
         if config.ablation != "no_consistency":
             # a branch that has diverged is not one whose values are missing
             output.consistency_loss = forecast_loss(
-                config.consistency_loss, prediction, text, *weighting, has_missing=False
+                config.consistency_loss, prediction, text, insample_scale, has_missing=False
             )
             output.loss = output.loss + config.consistency_weight * output.consistency_loss
         if config.ablation != "no_alignment":

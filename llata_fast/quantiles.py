@@ -33,16 +33,14 @@ def in_order(quantiles: Tensor) -> Tensor:
     return quantiles.sort(-1).values
 
 
-def pinball_loss(
-    quantiles: Tensor, target: Tensor, levels: Sequence[float], channel_weights: Tensor | None = None
-) -> Tensor:
+def pinball_loss(quantiles: Tensor, target: Tensor, levels: Sequence[float]) -> Tensor:
     """Mean of 2 max(q e, (q - 1) e), e = target - quantile, over levels q: fp32 scalar; at q = 0.5 the absolute error.
 
     quantiles are [B, H, C, Q], target [B, H, C] with NaN for a missing value, which adds nothing; the sum is divided by
-    all B * H * C * Q. Channels weigh `channel_weights` [C].
+    all B * H * C * Q.
     """
     error = target.float()[..., None] - quantiles.float()
     error = torch.where(error.isnan() & target.isnan()[..., None], 0.0, error)
     level = torch.tensor(levels, dtype=error.dtype, device=error.device)
     loss = 2 * torch.maximum(level * error, (level - 1) * error)
-    return loss.mean() if channel_weights is None else (loss * channel_weights[:, None]).mean()
+    return loss.mean()

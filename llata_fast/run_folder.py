@@ -365,7 +365,10 @@ class RunFolder:
          "baselines": {name: like "test"},
          "training": {"seconds", "steps", "epochs", "loss"} (loss: the mean over all steps),
          "speed": {"windows_per_s", "tokens_per_s", "step_ms", "data_wait_ms", "peak_memory_mib", "mfu"},
-         "parameters": {"trained", "frozen", "<part> trained", "<part> frozen"}}
+         "parameters": {"trained", "frozen", "<part> trained", "<part> frozen"},
+         "linear_start": {"mixture": {form: share}, "origins": {name: relative error}}, null without a linear skip,
+         "learned": {"share" of it in the forecast, "mse", "mae", "start_mse", "start_mae", "seconds",
+         "trained_parameters"}, on validation windows; null likewise}
         """
         text = json.dumps({"version": METRICS_VERSION} | finite_or_null(metrics), indent=2, allow_nan=False)
         write_text(self / METRICS, text + "\n")

@@ -166,26 +166,7 @@ class ModelSettings:
         None, "quantiles that a head of their own forecasts, between 0 and 1 and rising: .1 .5 .9", "shapes", _LOSSES
     )
     linear_skip: bool = _setting(
-        False, "add a linear forecast of the lookback to both branches, at first least squares", "shapes", _SKIP
-    )
-    skip_per_channel: bool = _setting(
-        False, "a skip of its own for each of the series' channels, beside the one for all", "shapes", _SKIP
-    )
-    skip_level: float = _setting(
-        0.0,
-        "weight of a forecast that returns to the mean level in the skip's start; 0: none",
-        "shapes",
-        _SKIP,
-        at_least=0,
-        at_most=1,
-    )
-    zero_head: bool = _setting(False, "start the head at zero: the skip alone forecasts at first", "training", _SKIP)
-    channel_balance: float = _setting(
-        0.0,
-        "p: in training, channels weigh (error of a linear forecast)**-p; 0: alike (not in the paper)",
-        "training",
-        _LOSSES,
-        at_least=0,
+        False, "add to both branches a linear forecast that the run chooses; the head starts at zero", "shapes", _SKIP
     )
     ablation: str = _setting(
         "none",
@@ -220,10 +201,6 @@ class ModelSettings:
 
     def __post_init__(self):
         check(self)
-        if (self.skip_per_channel or self.skip_level) and not self.linear_skip:
-            raise InputError(
-                "skip_per_channel and skip_level are parts of a linear skip: give --linear_skip true, or neither"
-            )
         if self.quantile_levels is not None:
             check_quantile_levels(self.quantile_levels)
         if self.patch_length is not None and self.patch_length > self.context_length:
@@ -425,7 +402,7 @@ class TrainingSettings:
             raise InputError(f"metric_for_best_model must be one of {', '.join(METRICS)}, got {metric!r}")
 
 
-RENAMED = {"skip_channels": "skip_per_channel"}
+RENAMED = {"skip_channels": "linear_skip"}
 """What options and fields were called in the version before."""
 
 GROUPS = (ModelSettings, DataSettings, TrainingSettings)

@@ -18,7 +18,6 @@ from llata_fast.modeling import LlataForPrediction
         ({"task_loss": "huber"}, "task_loss must be one of l1, smooth_l1, mse, smape, mase, got 'huber'"),
         ({"lora_r": -1}, "lora_r must be at least 0"),
         ({"alignment_weight": -0.1}, "alignment_weight must be at least 0, got -0.1"),
-        ({"channel_balance": -1.0}, "channel_balance must be at least 0"),
         ({"patch_length": 13}, "patch_length 13 is longer than context_length 12"),
         ({"patch_stride": 2}, "patch_stride without patch_length"),
         ({"num_heads": 5}, "num_heads 5 does not divide the backbone's width 48"),
@@ -34,23 +33,16 @@ def test_wrong_configuration(backbone, fields, message):
         LlataForPrediction.from_backbone(tiny_config(**{"backbone": backbone} | fields))
 
 
-def test_a_config_of_the_version_before(backbone):
-    """It held the number of channels where there is a yes or no."""
-    config = LlataConfig(**tiny_config(backbone, linear_skip=True).to_dict() | {"skip_channels": 3})
-    assert (config.skip_per_channel, config.num_channels) == (True, 3)
-    config = LlataConfig(**tiny_config(backbone).to_dict() | {"skip_channels": 0})
-    assert (config.skip_per_channel, config.num_channels) == (False, None)
+def test_a_skip_of_the_version_before_is_refused(backbone):
+    """Its weights were others."""
+    config = tiny_config(backbone, linear_skip=True).to_dict() | {"zero_head": True, "skip_level": 0.5}
+    with pytest.raises(InputError, match="linear skip of the version before cannot be read"):
+        LlataConfig(**config)
 
 
-def test_a_skip_for_each_channel_takes_their_number(backbone):
-    with pytest.raises(InputError, match="skip_per_channel needs num_channels"):
-        LlataForPrediction.from_backbone(tiny_config(backbone, linear_skip=True, skip_per_channel=True))
-
-
-@pytest.mark.parametrize("part", [{"skip_per_channel": True}, {"skip_level": 0.5}], ids=["channels", "level"])
-def test_parts_of_a_skip_need_one(backbone, part):
-    with pytest.raises(InputError, match="parts of a linear skip"):
-        tiny_config(backbone, **part)
+def test_few_channels_have_maps_of_their_own(backbone):
+    maps = {channels: tiny_config(backbone, num_channels=channels).num_own_maps for channels in (None, 1, 2, 64, 65)}
+    assert maps == {None: 0, 1: 0, 2: 2, 64: 64, 65: 0}
 
 
 def test_number_of_heads(tmp_path):

@@ -43,6 +43,11 @@ SCHEMA = {
         name: NUMBER for name in ("windows_per_s", "tokens_per_s", "step_ms", "data_wait_ms", "peak_memory_mib", "mfu")
     },
     "parameters": {str: int},
+    "linear_start": {"mixture": {str: NUMBER}, "origins": {str: NUMBER}},
+    "learned": {
+        **{name: NUMBER for name in ("share", "mse", "mae", "start_mse", "start_mae", "seconds")},
+        "trained_parameters": int,
+    },
 }
 
 
@@ -121,8 +126,7 @@ def test_every_driver_writes_the_same_files(data_dir, tmp_path, monkeypatch):
 
     m4 = check(by_command(dataset="M4-Yearly", data_dir=data_dir, output_dir=tmp_path / "m4", **settings))
     assert m4["test"].keys() == M4_ERRORS.keys() and m4["baselines"]["naive2"]["owa"] == 1
-    presets_of_m4 = presets.TUNED["M4-Yearly"] | {name: value for name, value in settings.items()}
-    monkeypatch.setitem(presets.TUNED, "M4-Yearly", presets_of_m4)
+    monkeypatch.setattr(presets, "TUNED", presets.TUNED | settings)
     places = ("--data_dir", data_dir, "--out", tmp_path / "out", "--runs", tmp_path / "runs")
     main([str(part) for part in ("benchmark", "short_term", "--datasets", "Yearly", "--seeds", "2021", *places)])
     (folder,) = (tmp_path / "runs").iterdir()

@@ -7,9 +7,8 @@ from sklearn.linear_model import Ridge
 from tiny import tiny_model, window
 
 from llata_fast.data import WindowDataset
-from llata_fast.errors import InputError
 from llata_fast.evaluation.baselines import score, seasonal_naive
-from llata_fast.linear import RIDGES, LeastSquares, start_at_least_squares
+from llata_fast.linear import LeastSquares
 from llata_fast.modeling import LlataForPrediction
 
 pytestmark = pytest.mark.usefixtures("plain_ops")
@@ -25,18 +24,20 @@ def test_linear_skip_adds_a_linear_forecast_to_both_branches(backbone, tokens):
     mask = torch.ones_like(past, dtype=torch.bool)
     mask[0, 3, 1] = False
     without = model(past, past_observed_mask=mask)
-    torch.nn.init.normal_(model.skip.linear.weight)
+    torch.nn.init.normal_(model.skip.shared)
     added = model(past, past_observed_mask=mask)
     _, loc, scale = model.embed(past, mask)
-    normalised = ((past - loc[:, None]) / scale[:, None]).masked_fill(~mask, 0)
-    linear = torch.einsum("hl,blc->bhc", model.skip.linear.weight, normalised) * scale[:, None]
+    centred = (past - loc[:, None]).masked_fill(~mask, 0)
+    inputs = torch.cat((centred, loc[:, None], torch.ones_like(loc)[:, None]), 1)
+    linear = torch.einsum("lh,blc->bhc", model.skip.shared, inputs)
     for branch in ("prediction_outputs", "text_outputs"):
         torch.testing.assert_close(added[branch] - without[branch], linear, rtol=1e-4, atol=1e-3)
 
 
 def test_linear_skip_survives_a_round_trip_and_a_merge(backbone, tmp_path):
     model = tiny_model(backbone, linear_skip=True)
-    torch.nn.init.normal_(model.skip.linear.weight)
+    torch.nn.init.normal_(model.skip.shared)
+    model.skip.learned_share.fill_(0.25)
     past, _ = window()
     forecast = model.eval()(past).prediction_outputs
     model.save_pretrained(tmp_path / "run")
@@ -45,40 +46,42 @@ def test_linear_skip_survives_a_round_trip_and_a_merge(backbone, tmp_path):
     torch.testing.assert_close(restored.merge()(past).prediction_outputs, forecast, rtol=1e-5, atol=1e-4)
 
 
-def test_skip_of_each_channel(backbone, tmp_path):
+def test_maps_of_each_channel(backbone, tmp_path):
+    """The head starts at zero, so that the skip alone forecasts, and `alone` is what it forecasts."""
     past, _ = window()
-    C = past.shape[2]
-    model = tiny_model(backbone, linear_skip=True, skip_per_channel=True, num_channels=C).eval()
-    torch.nn.init.normal_(model.skip.linear.weight)
-    shared = model(past).prediction_outputs
-    torch.nn.init.normal_(model.skip.own)
-    own = model(past).prediction_outputs
-    _, loc, scale = model.embed(past, None)
-    normalised = (past - loc[:, None]) / scale[:, None]
-    added = torch.einsum("chl,blc->bhc", model.skip.own, normalised) * scale[:, None]
-    torch.testing.assert_close(own - shared, added, rtol=1e-4, atol=1e-3)
+    B, _, C = past.shape
+    model = tiny_model(backbone, linear_skip=True, num_channels=C).eval()
+    for maps in (model.skip.shared, model.skip.own):
+        torch.nn.init.normal_(maps)
+    mean = past.mean(1, keepdim=True)
+    inputs = torch.cat((past - mean, mean, torch.ones_like(mean)), 1)
+    expected = mean + torch.einsum("blc,clh->bhc", inputs, model.skip.shared + model.skip.own)
+    forecast = model(past).prediction_outputs
+    torch.testing.assert_close(forecast, expected, rtol=1e-4, atol=1e-3)
+    observed = torch.ones_like(past, dtype=torch.bool)
+    torch.testing.assert_close(model.skip.alone(past, observed), expected, rtol=1e-4, atol=1e-3)
     # a series of other channels has the shared map alone
-    fewer = past[..., : C - 1]
-    torch.testing.assert_close(model(fewer).prediction_outputs, forecast_without_own(model, fewer))
+    fewer = mean + torch.einsum("blc,lh->bhc", inputs, model.skip.shared)
+    torch.testing.assert_close(model(past[..., :2]).prediction_outputs, fewer[..., :2], rtol=1e-4, atol=1e-3)
     model.save_pretrained(tmp_path / "run")
     restored = LlataForPrediction.from_pretrained(tmp_path / "run")
-    torch.testing.assert_close(restored(past).prediction_outputs, own)
+    torch.testing.assert_close(restored(past).prediction_outputs, forecast)
 
 
-def forecast_without_own(model, past):
-    own, model.skip.own = model.skip.own, None
-    try:
-        return model(past).prediction_outputs
-    finally:
-        model.skip.own = own
+def test_the_share_scales_what_is_learned(backbone):
+    past, _ = window()
+    model = tiny_model(backbone, linear_skip=True).eval()
+    torch.nn.init.normal_(model.head.weight)
+    whole, start = model(past).prediction_outputs, past.mean(1, keepdim=True)
+    model.skip.learned_share.fill_(0.25)
+    torch.testing.assert_close(model(past).prediction_outputs, torch.lerp(start, whole, 0.25), rtol=1e-4, atol=1e-3)
 
 
 def test_bf16_takes_nothing_from_the_linear_forecast(backbone):
     """bf16 has no value between 1016 and 1024, nor three digits for a season's weights."""
-    skip = {"linear_skip": True, "skip_per_channel": True, "num_channels": 3, "skip_level": 0.5}
-    model = tiny_model(backbone, zero_head=True, **skip).eval()
-    for parameter in model.skip.parameters():
-        torch.nn.init.normal_(parameter)
+    model = tiny_model(backbone, linear_skip=True, num_channels=3).eval()
+    for maps in (model.skip.shared, model.skip.own):
+        torch.nn.init.normal_(maps)
     past = window()[0] + 970
     expected = model(past).prediction_outputs
     with torch.autocast("cpu", torch.bfloat16):
@@ -126,15 +129,6 @@ def ridge_regression(inputs, targets):
     return Ridge(0.5, fit_intercept=False, solver="cholesky").fit(inputs, targets)
 
 
-def test_maps_of_the_channels_are_no_worse_in_validation_than_the_shared_one():
-    train, validation = make_windows(30), make_windows(200)
-    shared, own = (LeastSquares(per_channel=flag).fit(train, validation=validation) for flag in (False, True))
-    torch.testing.assert_close(own.shared, shared.shared)
-    errors = [score(model, validation, ["a", "b"])["mse"] for model in (own, shared)]
-    # the largest ridge leaves almost nothing of a channel's own
-    assert errors[0] <= errors[1] * (1 + 1e-4)
-
-
 def test_scaled_windows_of_any_size_count_alike():
     values = make_windows().values
     larger = values * torch.tensor([1.0, 1000.0])
@@ -173,17 +167,6 @@ def test_linear_learns_a_wave():
     assert score(model, windows, ["a", "b"])["mse"] < 1e-6 < score(seasonal_naive(5, H), windows, ["a", "b"])["mse"]
 
 
-def test_balance_moves_the_shared_map_towards_the_channel_that_can_be_forecast():
-    hours = torch.arange(300)[:, None]
-    values = torch.cat((torch.sin(2 * torch.pi * hours / 4), 3 * torch.randn(300, 1)), 1)
-    windows = WindowDataset(values, L, H)
-    plain, balanced = (LeastSquares(balance=p).fit(windows) for p in (0.0, 1.0))
-    assert plain.channel_weights.tolist() == [1, 1]
-    assert balanced.channel_weights.mean().item() == pytest.approx(1)
-    wave = [score(model, windows, ["wave", "noise"])["per_channel"]["wave"]["mse"] for model in (plain, balanced)]
-    assert wave[1] < wave[0] / 2
-
-
 @pytest.mark.parametrize("centred", [True, False])
 def test_one_map_forecasts_any_number_of_channels(centred):
     model = LeastSquares(centred=centred).fit(make_windows())
@@ -203,67 +186,3 @@ def test_dlinear_is_least_squares_with_a_constant():
     expected = (design @ weight).reshape(-1, C, H).transpose(0, 2, 1)
     forecast = LeastSquares(centred=False, ridge=1e-9).fit(windows)(past, observed)
     np.testing.assert_allclose(forecast.numpy(), expected, rtol=1e-3, atol=1e-3)
-
-
-def test_validation_chooses_the_ridge():
-    train, validation = make_windows(30), make_windows(200)
-    chosen = LeastSquares().fit(train, validation=validation)
-    errors = {r: score(LeastSquares(ridge=r).fit(train), validation, ["a", "b"])["mse"] for r in RIDGES}
-    assert chosen.ridge == min(errors, key=errors.get)
-    assert score(chosen, validation, ["a", "b"])["mse"] == pytest.approx(min(errors.values()))
-
-
-def test_a_constant_channel_does_not_outweigh_the_others():
-    values = make_windows().values
-    balanced = LeastSquares(balance=0.5).fit(WindowDataset(values, L, H))
-    constant = torch.zeros(len(values), 1)
-    wider = LeastSquares(balance=0.5).fit(WindowDataset(torch.cat((values, constant), 1), L, H))
-    torch.testing.assert_close(wider.channel_weights[:C], balanced.channel_weights)
-    torch.testing.assert_close(wider.shared, balanced.shared)
-    alone = LeastSquares(balance=0.5).fit(WindowDataset(constant, L, H))
-    assert alone.channel_weights.tolist() == [1] and alone.weight.isfinite().all()
-
-
-@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
-@pytest.mark.parametrize("unit", [None, "deviation"])
-def test_a_model_with_a_head_of_zeros_starts_as_the_linear_forecast(backbone, own, unit):
-    windows = WindowDataset(torch.randn(200, 3).cumsum(0), context_length=12, prediction_length=5)
-    options = {"linear_skip": True, "zero_head": True, "skip_per_channel": own, "num_channels": 3}
-    model = tiny_model(backbone, **options).eval()
-    start_at_least_squares(model, windows, unit=unit)
-    linear = LeastSquares(per_channel=own, unit=unit).fit(windows)
-    past = windows.__getitems__(range(50))["past_values"]
-    expected = linear(past, torch.ones_like(past, dtype=torch.bool))
-    torch.testing.assert_close(model(past).prediction_outputs, expected, rtol=1e-4, atol=1e-3)
-
-
-@pytest.mark.parametrize("share", [0.25, 1.0])
-def test_the_level_is_a_share_of_the_start(backbone, share):
-    windows = WindowDataset(torch.randn(300, 3).cumsum(0) / 5, context_length=12, prediction_length=5)
-    options = {"linear_skip": True, "zero_head": True, "skip_per_channel": True, "num_channels": 3, "skip_level": share}
-    model = tiny_model(backbone, **options).eval()
-    start_at_least_squares(model, windows)
-    past = windows.__getitems__(range(50))["past_values"]
-    observed = torch.ones_like(past, dtype=torch.bool)
-    own, returning = (LeastSquares(flag, centred=flag).fit(windows)(past, observed) for flag in (True, False))
-    assert not torch.allclose(own, returning, atol=0.05)
-    expected = torch.lerp(own, returning, share)
-    torch.testing.assert_close(model(past).prediction_outputs, expected, rtol=1e-4, atol=1e-3)
-
-
-def test_a_skip_of_other_channels_is_refused(backbone):
-    windows = WindowDataset(torch.randn(50, 3), context_length=12, prediction_length=5)
-    model = tiny_model(backbone, linear_skip=True, skip_per_channel=True, num_channels=2)
-    with pytest.raises(InputError, match="skip has 2 channels of its own, the series 3"):
-        start_at_least_squares(model, windows)
-
-
-def test_a_constant_channel_is_balanced_with_the_others(backbone):
-    values = torch.randn(200, 3).cumsum(0)
-    values[:, 1] = 0
-    windows = WindowDataset(values, context_length=12, prediction_length=5)
-    model = tiny_model(backbone, linear_skip=True, channel_balance=0.5)
-    start_at_least_squares(model, windows)
-    moving, constant = model.channel_weights[[0, 2]], model.channel_weights[1]
-    torch.testing.assert_close(constant, moving.mean())
-    assert model.skip.linear.weight.isfinite().all()

@@ -56,12 +56,6 @@ def test_half_precision_is_scored_in_fp32(kind):
     torch.testing.assert_close(loss.item(), float(ORACLES[kind](np.float64(3.187))), rtol=1e-5, atol=0)
 
 
-def test_channel_weights_scale_each_channel():
-    prediction, target, weights = torch.randn(3, 4, 2), torch.randn(3, 4, 2), torch.tensor([0.5, 1.5])
-    expected = ((prediction - target).square().mean((0, 1)) * weights).mean()
-    torch.testing.assert_close(forecast_loss("mse", prediction, target, weights), expected)
-
-
 def test_smape_in_percent_over_observed_values():
     prediction, target = torch.tensor([[[50.0], [3.0], [7.0]]]), torch.tensor([[[150.0], [0.0], [torch.nan]]])
     assert forecast_loss("smape", prediction, target).item() == pytest.approx((100 + 200 + 0) / 3)
@@ -80,6 +74,6 @@ def test_mase_divides_each_series_by_its_scale():
     target[0, 0, 0] = torch.nan
     scale = torch.tensor([[1.0, 2.0], [4.0, 5.0]])
     expected = (2 * 1 + 3 * (0.5 + 0.25 + 0.2)) / 12
-    assert forecast_loss("mase", prediction, target, None, scale).item() == pytest.approx(expected)
+    assert forecast_loss("mase", prediction, target, scale).item() == pytest.approx(expected)
     with pytest.raises(InputError, match="insample_scale"):
         forecast_loss("mase", prediction, target)

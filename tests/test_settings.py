@@ -55,8 +55,6 @@ def test_true_is_no_number_and_a_whole_number_is_one():
 
 
 def test_limits_are_told():
-    with pytest.raises(InputError, match=r"skip_level must be in \[0, 1\], got 2"):
-        ModelSettings(linear_skip=True, skip_level=2)
     with pytest.raises(InputError, match=r"dropout must be in \[0, 1\), got 1.0"):
         ModelSettings(dropout=1.0)
     with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):

@@ -10,7 +10,7 @@ from ..data import Splits
 from ..data.corpus_windows import JoinedWindows, LastWindows, MixtureWindows
 from ..data.mixture import Mixture, WindowSizes, read_mixture
 from ..errors import InputError
-from ..linear import start_at_least_squares
+from ..linear_start import LinearStart, start_linear_part
 from ..run_folder import Preprocessor
 from ..settings import DataSettings, ModelSettings
 from .relative_scores import score_sets, seasonal_naive_windows
@@ -23,7 +23,7 @@ VALIDATION_WINDOWS = 64
 """Of each set, while it trains."""
 TEST_WINDOWS = 512
 """Of each set, at the end."""
-_SKIP_WINDOWS = 16_384
+_SKIP_WINDOWS = 4096
 """What the linear skip's start is fitted to."""
 
 
@@ -47,10 +47,11 @@ class CorpusTask:
         train = MixtureWindows(mixture, batch_size, num_steps)
         self.splits = Splits(train, validation, JoinedWindows(self.sets), None)
 
-    def start(self, model: nn.Module):
-        """Move the model's linear skip, where it has one, to the least-squares solution of some of the windows."""
-        if model.skip is not None:
-            start_at_least_squares(model, MixtureWindows(self.mixture, _SKIP_WINDOWS, 1), unit="deviation")
+    def start(self, model: nn.Module) -> LinearStart | None:
+        """Choose the model's linear skip, where it has one, from some of the windows."""
+        return start_linear_part(
+            model, MixtureWindows(self.mixture, _SKIP_WINDOWS, 1), self.splits.val, unit="deviation"
+        )
 
     def preprocessor(self, dataset: str) -> Preprocessor:
         """Of series of every kind: no unit, no level and no date is the model's own."""
@@ -97,8 +98,6 @@ def read_corpus_task(
         raise InputError("a mixture has no end: say how long to train by --max_steps")
     if model.patch_length in (None, model.context_length):
         raise InputError("a mixture's channels are series of their own: give --patch_length, and patches become tokens")
-    if model.skip_per_channel or model.skip_level or model.channel_balance:
-        raise InputError("skip_per_channel, skip_level and channel_balance are for the channels of one series")
     for name in ("columns", "date_column", "few_shot_percent"):
         if getattr(data, name) is not None:
             raise InputError(f"{name} is for the file of one series, not for a mixture of corpora")

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..data.panel import Panel
 from ..data.panel_windows import TEST_SHARE, panel_splits
-from ..errors import InputError
-from ..linear import LeastSquares, start_at_least_squares
+from ..linear import LeastSquares
+from ..linear_start import LinearStart, start_linear_part
 from ..run_folder import Preprocessor
 from ..settings import ModelSettings
 from .baselines import score, seasonal_naive
@@ -25,16 +25,14 @@ class PanelTask:
 
     def __init__(self, panel: Panel, model: ModelSettings, *, with_test: bool = False):
         """Without `with_test` nothing is held back for a test: scores are those of validation."""
-        if model.skip_level:
-            raise InputError("skip_level is for one series: the items of a panel are measured by their windows alone")
         self.panel = panel
         self.columns = list(panel.targets)
         share = TEST_SHARE if with_test else 0.0
         self.splits = panel_splits(panel, model.context_length, model.prediction_length, test_share=share)
 
-    def start(self, model: nn.Module):
-        """Move the model's linear skip, where it has one, to the least-squares solution."""
-        start_at_least_squares(model, self.splits.train, unit="deviation")
+    def start(self, model: nn.Module) -> LinearStart | None:
+        """Choose the model's linear skip, where it has one."""
+        return start_linear_part(model, self.splits.train, self.splits.val, unit="deviation")
 
     def preprocessor(self, dataset: str) -> Preprocessor:
         panel = self.panel

@@ -19,19 +19,8 @@ BASELINES = ("seasonal_naive", "linear", "dlinear", "linear_per_channel", "naive
 
 
 WITHOUT: dict[str, dict[str, Any]] = {
-    "no_skip": {
-        "linear_skip": False,
-        "skip_per_channel": False,
-        "skip_level": 0.0,
-        "zero_head": False,
-        # at the rate at which it does best then
-        "learning_rate": 0.001,
-        "projection_learning_rate": 0.001,
-    },
-    "shared_skip": {"skip_per_channel": False},
-    "no_level": {"skip_level": 0.0},
-    "random_head": {"zero_head": False},
-    "no_average": {"average_decay": 0.0},
+    # at the rate at which it does best then
+    "no_skip": {"linear_skip": False, "learning_rate": 0.001, "projection_learning_rate": 0.001},
 }
 """The recipe without one of the options that the paper does not have, by the models' names."""
 REFERENCE_NOTE = "last test batch dropped, as the reference did"

@@ -15,7 +15,8 @@ from ..data import Splits, TimeSeries, find_dataset, read_series, split_windows
 from ..data.m4 import M4Set, M4Spec, M4Windows, last_lookbacks, m4_spec, read_m4
 from ..data.panel import Panel, read_panel
 from ..errors import InputError
-from ..linear import LeastSquares, start_at_least_squares
+from ..linear import LeastSquares
+from ..linear_start import LinearStart, start_linear_part
 from ..run_folder import Preprocessor
 from ..settings import DataSettings, ModelSettings
 from .baselines import Forecast, score, seasonal_naive
@@ -45,9 +46,8 @@ class Predictor(Protocol):
 class SeriesTask:
     """All windows of a series, standardised by its training rows."""
 
-    def __init__(self, series: TimeSeries, splits: Splits, few_windows: bool = False):
-        """`few_windows`: validation chooses the penalties of the skip's start, for which they are too few."""
-        self.series, self.splits, self.few_windows = series, splits, few_windows
+    def __init__(self, series: TimeSeries, splits: Splits):
+        self.series, self.splits = series, splits
         self.columns = list(series.columns)
         windows = splits.test
         self._baselines: dict[str, Callable[[], Forecast]] = {
@@ -56,9 +56,9 @@ class SeriesTask:
             "linear_per_channel": lambda: LeastSquares(per_channel=True).fit(splits.train),
         }
 
-    def start(self, model: nn.Module):
-        """Move the model's linear skip, where it has one, to the least-squares solution."""
-        start_at_least_squares(model, self.splits.train, self.splits.val if self.few_windows else None)
+    def start(self, model: nn.Module) -> LinearStart | None:
+        """Choose the model's linear skip, where it has one."""
+        return start_linear_part(model, self.splits.train, self.splits.val, seasonality=self.series.seasonality)
 
     def preprocessor(self, dataset: str) -> Preprocessor:
         return Preprocessor.of(dataset, self.series, self.splits.scaler)
@@ -132,9 +132,11 @@ class M4Task:
         spec = self.m4.spec
         return M4Windows(self._before, spec, last_cuts=spec.last_cuts, windows_per_series=windows_per_series)
 
-    def start(self, model: nn.Module):
-        """Move the model's linear skip, where it has one, to the least-squares solution of as many draws as cuts."""
-        start_at_least_squares(model, self._drawn(self.m4.spec.last_cuts), unit="deviation")
+    def start(self, model: nn.Module) -> LinearStart | None:
+        """Choose the model's linear skip, where it has one, from as many draws as there are cuts."""
+        spec = self.m4.spec
+        windows = (self._drawn(spec.last_cuts), self.splits.val)
+        return start_linear_part(model, *windows, seasonality=spec.seasonality, unit="deviation")
 
     def preprocessor(self, dataset: str) -> Preprocessor:
         spec = self.m4.spec
@@ -210,7 +212,7 @@ def read_task(data: DataSettings, model: ModelSettings) -> Task:
     series = read_series(data.dataset, data_dir=data.data_dir, **data.reading)
     lengths = (model.context_length, model.prediction_length)
     splits = split_windows(series, *lengths, few_shot_percent=data.few_shot_percent)
-    return SeriesTask(series, splits, few_windows=bool(data.few_shot_percent or model.skip_per_channel))
+    return SeriesTask(series, splits)
 
 
 def is_panel(data: DataSettings) -> bool:

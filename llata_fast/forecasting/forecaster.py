@@ -273,7 +273,7 @@ class Forecaster:
         windows = window_cuts(self.core, panel, horizon, n_windows, step_size or horizon)
         config = self.model.config
         self.calibration = Calibration.of(
-            self.core.outputs, windows, config.quantile_levels, reads_level=config.skip_level > 0
+            self.core.outputs, windows, config.quantile_levels, reads_level=self.model.reads_level
         )
         return self
 

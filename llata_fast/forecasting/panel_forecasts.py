@@ -88,7 +88,7 @@ class PanelForecaster:
 
     def _block(self, past: Tensor, levels: Sequence[float]) -> tuple[Tensor, Tensor | None]:
         config = self.model.config
-        units, result = run_windows(self.outputs, past, ~past.isnan(), reads_level=config.skip_level > 0)
+        units, result = run_windows(self.outputs, past, ~past.isnan(), reads_level=self.model.reads_level)
         if not levels:
             return units.restore(result[0]), None
         quantiles = calibrated_quantiles(units, result, config.quantile_levels, self.calibration, levels)
@@ -111,7 +111,7 @@ def forecast_panel(
     if levels and not forecaster.has_quantiles:
         raise InputError("this run has neither a quantile head nor a calibration: calibrate it on a panel first")
     batch_size = batch_size or forecaster.batch_size(len(panel.targets), horizon)
-    reads_level = forecaster.model.config.skip_level > 0
+    reads_level = forecaster.model.reads_level
     rank, ranks = share
     rounds = -(-len(panel) // (batch_size * ranks))
     for start in range(rank * batch_size, rounds * ranks * batch_size, ranks * batch_size):

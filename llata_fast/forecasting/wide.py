@@ -98,7 +98,7 @@ class WideForecaster:
 
     def _lookbacks(self, series: TimeSeries) -> "_Lookbacks":
         config = self.model.config
-        scaler = own_scaler(series) if config.skip_level else StandardScaler.identity(len(series.columns))
+        scaler = own_scaler(series) if self.model.reads_level else StandardScaler.identity(len(series.columns))
         return _Lookbacks(series, config.context_length, scaler, self.model.device, padded=self.info.any_series)
 
     @torch.inference_mode()
@@ -107,13 +107,13 @@ class WideForecaster:
 
         `observed` [B, L, C], bool: which values are there; by default all of them.
 
-        Of any unit and level, unless the run returns to a level (`skip_level`): then standardised.
+        Of any unit and level, unless the run returns to a level (`reads_level`): then standardised.
         """
         return forecast_windows(
             lambda inputs: self.model(**inputs).prediction_outputs,
             past_values.to(self.model.device),
             (torch.ones_like(past_values, dtype=torch.bool) if observed is None else observed).to(self.model.device),
-            reads_level=self.model.config.skip_level > 0,
+            reads_level=self.model.reads_level,
         )
 
 

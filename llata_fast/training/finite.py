@@ -25,7 +25,6 @@ from ..run_folder import NONFINITE
 
 WINDOW_INDEX = "window_index"
 REPORT, BATCHES, MODEL = "nonfinite.json", "batches.safetensors", "model"
-CHANNEL_WEIGHTS = "channel_weights"
 _SKIPPED = "skipped_nonfinite"
 
 _log = logging.getLogger(__name__)
@@ -152,8 +151,6 @@ class FiniteGuard(TrainerCallback):
                 for record in bad
                 for name, value in record.pop("tensors").items()
             }
-            if (weights := self.trainer.model.channel_weights) is not None:
-                tensors[CHANNEL_WEIGHTS] = weights.detach().cpu()
             save_file(tensors, partial / BATCHES)
             for record in bad:
                 record["terms"] = {name: str(value) for name, value in record["terms"].items()}

@@ -39,10 +39,14 @@ def load_initial(model: LlataForPrediction, source: str):
     folder = _folder_of(source)
     check_agreement(vars(_config_of(folder)), vars(model.config), str(source))
     missing, unexpected = load_torch_model(model, folder)
-    lacking = set(missing) - set(model._keys_to_ignore_on_save or ())
+    # maps of channels are those of one series
+    lacking = set(missing) - {"skip.own"} - set(model._keys_to_ignore_on_save or ())
     if lacking or unexpected:
         problem = f"lacks {min(lacking)}" if lacking else f"holds {unexpected[0]}, which this model does not have"
         raise InputError(f"{source}: its weights do not fit: it {problem}")
+    if model.skip is not None:
+        # of what is learned it keeps as much as this training bears out
+        model.skip.learned_share.fill_(1.0)
 
 
 def _folder_of(source: str) -> Path:

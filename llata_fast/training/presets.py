@@ -1,7 +1,8 @@
 """What `--dataset NAME` alone means: settings between the defaults and the user's own.
 
-Two recipes: `paper` is the published one (arXiv 2403.07300) with the hyper-parameters of its code, `tuned` ours, chosen
-on validation data alone. A data set that has no tuned recipe takes the paper's.
+Two recipes: `paper` is the published one (arXiv 2403.07300) with the hyper-parameters of its code for its data sets,
+`tuned` ours. That is one method for every series, a CSV as well: what depends on the series the run chooses itself, on
+rows that it does not fit.
 """
 
 from ..data import find_dataset
@@ -48,76 +49,34 @@ PAPER: dict[str, dict] = {
     **{f"M4-{frequency}": _M4 | _lengths(spec) for frequency, spec in M4_SPECS.items()},
 }
 
-# steps, not epochs: windows overlap so much that validation turns before a whole epoch of ETTh1 is over
-_SHORT = {
+# beside a linear start that the run chooses (`linear_start`) and a head of zeros little is left to learn: few steps at
+# a small rate, of which validation keeps the best, and of what they add as much as it bears out (`learned_share`)
+TUNED: dict = {
+    **_SMOOTH,
     "linear_skip": True,
-    "zero_head": True,
     "num_layers": 1,
     "intermediate_size": 512,
     "consistency_weight": 0.01,
     "batch_size": 64,
-    "eval_strategy": "steps",
-    "save_strategy": "steps",
-    "save_total_limit": 1,
-    "patience": 0,
-}
-# little beyond the skip is found, and what a larger rate finds validation does not confirm
-_LONG_TERM_TUNED = (
-    _PAPER
-    | _SMOOTH
-    | _SHORT
-    | {
-        # validation would return to the mean all the way, the last third of the training rows 0 to 0.75 of it
-        "skip_level": 0.5,
-        "learning_rate": 3e-5,
-        "projection_learning_rate": 3e-5,
-        "average_decay": 0.98,
-        "max_steps": 100,
-        "eval_steps": 50,
-        "save_steps": 50,
-    }
-)
-_FEW_SHOT_TUNED = {
-    "skip_level": 0.0,
     "learning_rate": 1e-4,
     "projection_learning_rate": 1e-4,
-    "batch_size": 32,
-    "average_decay": 0.9,
-    "max_steps": 60,
-    "eval_steps": 30,
-    "save_steps": 30,
+    "weight_decay": 0.0,
+    "adam_beta2": 0.999,
+    # windows overlap so much that validation turns before a whole epoch is over
+    "max_steps": 100,
+    "eval_strategy": "steps",
+    "eval_steps": 0.5,
+    "save_strategy": "steps",
+    "save_steps": 0.5,
+    "patience": 0,
 }
-_M4_TUNED = (
-    _M4
-    | _SHORT
-    | {
-        "task_loss": "mase",
-        "projection_learning_rate": 1e-3,
-        "average_decay": 0.99,
-        "max_steps": 300,
-        "eval_steps": 100,
-        "save_steps": 100,
-    }
-)
-
-TUNED: dict[str, dict] = {
-    "Metro": {
-        "context_length": 336,
-        "linear_skip": True,
-        "skip_per_channel": True,
-        "zero_head": True,
-        # the clouds are mostly noise: unweighted, they are learnt by heart before the traffic's week is learnt
-        "channel_balance": 0.5,
-        "consistency_weight": 0.01,
-        # at 5e-4 the least-squares start gets worse in validation
-        "learning_rate": 1e-4,
-        "projection_learning_rate": 1e-4,
-        "num_train_epochs": 3.0,
-    },
-    **{name: _LONG_TERM_TUNED | {"skip_per_channel": True} for name in ("ETTh1", "ETTh2", "ETTm1", "ETTm2")},
-    # its validation windows want no return to a mean
-    "Exchange": _LONG_TERM_TUNED | {"skip_per_channel": True, "skip_level": 0.0},
-    **{f"M4-{frequency}": _M4_TUNED | _lengths(spec) for frequency, spec in M4_SPECS.items()},
+# series of different sizes, scored in units of their own
+_TUNED_M4 = {
+    "task_loss": "mase",
+    "consistency_loss": "mase",
+    "learning_rate": 1e-3,
+    "projection_learning_rate": 1e-3,
+    "metric_for_best_model": "loss",
 }
 
 # they belong together: whoever sets one of them sets them all
@@ -125,14 +84,22 @@ _WINDOW = ("context_length", "patch_length", "patch_stride")
 
 
 def preset_for(dataset: str, changed: set[str], recipe: str = "tuned", few_shot: bool = False) -> dict:
-    """The preset of a data set, {} where it has none; without what the options in `changed` stand in the place of."""
+    """What a recipe sets for a data set, the paper's nothing for those that are not its own.
+
+    Left out is what the options in `changed` stand in the place of.
+    """
     spec = find_dataset(dataset)
     name = spec.name if spec else dataset
-    tuned = recipe == "tuned" and name in TUNED
-    preset = dict((TUNED if tuned else PAPER).get(name, {}))
-    if few_shot and preset:
-        # the reference's few-shot scripts train without distillation
-        preset |= _FEW_SHOT_TUNED if tuned else {"consistency_weight": 0.0, "alignment_weight": 0.0, "batch_size": 32}
+    published = PAPER.get(name, {})
+    if recipe == "tuned":
+        preset = TUNED | (_TUNED_M4 if name.startswith("M4-") else {})
+        # published numbers are of one lookback
+        preset |= {key: published[key] for key in ("context_length", "prediction_length") if key in published}
+    else:
+        preset = dict(published)
+        if few_shot and preset:
+            # the reference's few-shot scripts train without distillation
+            preset |= {"consistency_weight": 0.0, "alignment_weight": 0.0, "batch_size": 32}
     if "num_train_epochs" in changed:
         # the Trainer would count steps and pass over the epochs
         preset.pop("max_steps", None)

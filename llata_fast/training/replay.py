@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..modeling import LlataForPrediction
-from .finite import BATCHES, CHANNEL_WEIGHTS, MODEL, REPORT
+from .finite import BATCHES, MODEL, REPORT
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -27,8 +27,6 @@ def replay(folder: Path) -> Iterator[dict[str, Any]]:
     tensors = load_file(folder / BATCHES)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = LlataForPrediction.from_pretrained(folder / MODEL).to(device).train()
-    if CHANNEL_WEIGHTS in tensors:
-        model.channel_weights = tensors.pop(CHANNEL_WEIGHTS).to(device)
     dtype = _DTYPES.get(report["precision"])
     with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
         for record in report["batches"]:

@@ -319,7 +319,7 @@ class ForecastTrainer(Trainer):
             lambda inputs: self.prediction_step(self.model, inputs, prediction_loss_only=False)[1],
             past_values,
             past_observed_mask,
-            reads_level=self.model.config.skip_level > 0,
+            reads_level=self.model.reads_level,
         )
 
     @torch.inference_mode()

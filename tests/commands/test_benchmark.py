@@ -1,5 +1,6 @@
 """`python -m llata_fast benchmark`: every protocol end to end on made-up data, resumed, refused, and told honestly."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -50,11 +51,9 @@ def bench(data_dir, tmp_path, monkeypatch):
         "save_only_model": True,
         "average_decay": 0.5,
     }
-    for name in ("ETTh1", "ETTh2"):
-        monkeypatch.setitem(presets.TUNED, name, small)
-    m4 = {key: value for key, value in small.items() if key != "context_length"}
-    monkeypatch.setitem(presets.TUNED, "M4-Yearly", m4 | {"task_loss": "smape", "consistency_loss": "mase"})
-    monkeypatch.setattr(presets, "_FEW_SHOT_TUNED", {"linear_skip": True, "zero_head": True})
+    monkeypatch.setattr(presets, "TUNED", small)
+    losses = {"task_loss": "smape", "consistency_loss": "mase"}
+    monkeypatch.setattr(presets, "_TUNED_M4", losses)
 
     def run(*argv):
         places = ("--data_dir", data_dir, "--out", tmp_path / "out", "--runs", tmp_path / "runs")
@@ -91,19 +90,18 @@ def test_long_term_and_zero_shot(bench):
     assert len(again) == 6, "a row that is there is not done again"
 
 
-def test_options_left_out(bench, monkeypatch):
-    """A row each, whose command says what is left out."""
-    skips = {"linear_skip": True, "zero_head": True, "skip_per_channel": True}
-    monkeypatch.setitem(presets.TUNED, "ETTh1", presets.TUNED["ETTh1"] | skips)
+def test_the_skip_left_out(bench, monkeypatch):
+    """A row whose command says so."""
+    monkeypatch.setattr(presets, "TUNED", presets.TUNED | {"linear_skip": True})
     few = ("--datasets", "ETTh1", "--horizons", "96", "--seeds", "1")
-    table = bench("long_term", *few, "--models", "llata", "no_skip", "shared_skip", "linear_per_channel")
-    table = table.set_index("model")
-    assert table["command"]["no_skip"].count("--linear_skip false --skip_per_channel false --skip_level 0") == 1
-    assert table["command"]["shared_skip"].endswith("--ablation none --skip_per_channel false")
-    shared, own = 96 * 96, 7 * 96 * 96
+    table = bench("long_term", *few, "--models", "llata", "no_skip", "linear_per_channel").set_index("model")
+    assert table["command"]["no_skip"].count("--linear_skip false") == 1
     trained = table["trained_parameters"]
-    assert trained["llata"] - trained["shared_skip"] == own and trained["shared_skip"] - trained["no_skip"] == shared
+    assert trained["llata"] == trained["no_skip"], "the run chooses its skip, nothing there is trained"
     assert table["mse"].notna().all()
+    written = json.loads((bench.folder / "runs" / "ETTh1-96-llata-tuned-1" / "metrics.json").read_text())
+    assert sum(written["linear_start"]["mixture"].values()) == pytest.approx(1)
+    assert 0 <= written["learned"]["share"] <= 1
 
 
 def test_reference_protocol_drops_the_last_batch_and_says_so(bench):

@@ -57,7 +57,7 @@ def model(tmp_path_factory):
         torch.manual_seed(0)
         folder = tmp_path_factory.mktemp("units")
         model = tiny_model(random_backbone(folder), context_length=L, prediction_length=H, linear_skip=True).eval()
-        torch.nn.init.normal_(model.skip.linear.weight)
+        torch.nn.init.normal_(model.skip.shared[:L])
         yield model
 
 

@@ -64,12 +64,12 @@ def predict(run, series, output, *argv):
     return pd.read_csv(output, parse_dates=["date", "origin"] if "--every" in argv else ["date"])
 
 
-@pytest.fixture(scope="module", params=[0.0, 0.5], ids=["skip", "skip_level"])
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "skip"])
 def linear_run(tmp_path_factory, request):
     """A run with a linear skip, which reads the level of its input or not."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("llata_fast.kernels._launch.ENABLED", False)
-        yield make_run(tmp_path_factory.mktemp("linear"), linear_skip=True, skip_level=request.param)
+        yield make_run(tmp_path_factory.mktemp("linear"), linear_skip=request.param)
 
 
 def rescaled(path, k, c):

@@ -57,27 +57,27 @@ def test_defaults_then_file_then_flags(config_file):
     model, data, training = parse_arguments(["--config", path, "--context_length", "60", "--learning_rate", "1e-3"])
     assert (model.context_length, training.learning_rate) == (60, 1e-3)
     assert (model.task_loss, data.dataset, data.columns) == ("mse", "my.csv", ["a", "b"])
-    assert (model.prediction_length, training.patience) == (ModelSettings.prediction_length, 3)
+    assert (model.prediction_length, training.seed) == (ModelSettings.prediction_length, TrainingSettings.seed)
 
 
 def test_a_preset_lies_below_file_and_flags(config_file, monkeypatch):
-    monkeypatch.setitem(presets.TUNED, "ETTh1", {"num_layers": 3, "lora_r": 5, "learning_rate": 0.5})
+    monkeypatch.setattr(presets, "TUNED", {"num_layers": 3, "lora_r": 5, "learning_rate": 0.5})
     model, _, training = parse_arguments(
         ["--config", config_file(dataset="etth1", learning_rate=0.25), "--num_layers", "4"]
     )
     assert (model.num_layers, model.lora_r, training.learning_rate) == (4, 5, 0.25)
-    assert parse_arguments(["--dataset", "ETTh2"])[0].lora_r == ModelSettings.lora_r
+    assert parse_arguments(["--dataset", "my.csv"])[0].lora_r == 5, "one preset for every series"
 
 
 def test_a_flag_wins_though_it_repeats_a_default(config_file, monkeypatch):
-    monkeypatch.setitem(presets.TUNED, "ETTh1", {"lora_r": 5})
+    monkeypatch.setattr(presets, "TUNED", {"lora_r": 5})
     monkeypatch.setitem(presets.PAPER, "ETTh1", {"lora_r": 6})
     path = config_file(dataset="ETTh1", recipe="paper", seed=7)
     assert parse_arguments(["--config", path])[0].lora_r == 6
     model, data, training = parse_arguments(["--config", path, "--recipe", "tuned", "--seed", "2021"])
     assert (model.lora_r, data.recipe, training.seed) == (5, "tuned", 2021)
     model, data, _ = parse_arguments(["--config", path, "--dataset", "Metro"])
-    assert data.dataset == "Metro" and model.lora_r == ModelSettings.lora_r
+    assert data.dataset == "Metro" and model.lora_r == ModelSettings.lora_r, "the paper has none for it"
 
 
 def test_epochs_that_are_asked_for_are_trained():
@@ -99,7 +99,7 @@ def test_wrong_command_lines(refused, config_file, tmp_path):
     assert "--task_loss/--task-loss: invalid choice: 'huber'" in refused("--task_loss", "huber")
     assert "--num_layers/--num-layers: invalid int value: 'six'" in refused("--num_layers", "six")
     assert "num_layers must be at least 1" in refused("--num_layers", "0")
-    assert "unknown option skip_channels: did you mean skip_per_channel?" in refused(
+    assert "unknown option skip_channels: did you mean linear_skip?" in refused(
         "--config", config_file(skip_channels=3)
     )
     assert "unknown option config" in refused("--config", config_file(config="other.yaml"))
@@ -266,7 +266,6 @@ def test_our_option_names():
         "backbone_seed",
         "base_precision",
         "batch_size",
-        "channel_balance",
         "columns",
         "consistency_loss",
         "consistency_weight",
@@ -278,6 +277,7 @@ def test_our_option_names():
         "deterministic",
         "dropout",
         "few_shot_percent",
+        "id_column",
         "init",
         "intermediate_size",
         "linear_skip",
@@ -298,12 +298,10 @@ def test_our_option_names():
         "projection_learning_rate",
         "quantile_levels",
         "recipe",
-        "skip_level",
         "skip_nonfinite",
-        "skip_per_channel",
         "skip_rows",
+        "target",
         "task_loss",
         "trust_checkpoint",
         "trust_rows",
-        "zero_head",
     ]

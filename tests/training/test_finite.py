@@ -79,7 +79,7 @@ def losing(monkeypatch, steps, term="task_loss"):
         {"average_decay": 0.9},
         {"gradient_accumulation_steps": 2},
         {"max_grad_norm": 0},
-        {"linear_skip": True, "skip_per_channel": True, "zero_head": True},
+        {"linear_skip": True},
     ],
     ids=["plain", "average", "accumulation", "no clipping", "skip"],
 )

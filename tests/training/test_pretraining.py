@@ -225,7 +225,6 @@ def test_fine_tuning_starts_from_the_trained_weights(single, folder, capsys):
     [
         ({"max_steps": -1}, "--max_steps"),
         ({"patch_length": 32, "patch_stride": 32}, "--patch_length"),
-        ({"linear_skip": True, "skip_level": 0.5}, "skip_level"),
         ({"corpus": "absent.yaml"}, "cannot read the mixture absent.yaml"),
     ],
 )

@@ -13,6 +13,7 @@ from training.distributed_cases import train
 from llata_fast.config import LlataConfig
 from llata_fast.errors import InputError
 from llata_fast.settings import DataSettings, ModelSettings, all_fields
+from llata_fast.training.presets import TUNED
 from llata_fast.training.resuming import check_resumes
 
 # another valid value of every field that the weights rest on
@@ -30,8 +31,6 @@ BINDING = {
     "lora_alpha": 16.0,
     "alignment_rank": 5,
     "linear_skip": False,
-    "skip_per_channel": True,
-    "skip_level": 0.25,
     "ablation": "no_text_branch",
     "backbone_seed": 1,
     "dataset": "other.csv",
@@ -52,8 +51,9 @@ TRAINED = {
     "consistency_weight": 0.5,
     "alignment_weight": 0.5,
     "alignment_decay": 0.1,
-    "channel_balance": 1.0,
     "few_shot_percent": 50.0,
+    # which has no preset for a file, and other losses then
+    "recipe": "paper",
     "seed": 7,
     "batch_size": 4,
     "per_device_train_batch_size": 4,
@@ -72,8 +72,6 @@ UNSEEN = {
     "na_values": ["none"],
     "trust_rows": True,
     "skip_nonfinite": 3,
-    "recipe": "paper",
-    "zero_head": False,
     "num_train_epochs": 7.0,
     "patience": 1,
     "eval_strategy": "no",
@@ -122,8 +120,6 @@ def settings(tmp_path_factory):
         "num_heads": 4,
         "intermediate_size": 20,
         "linear_skip": True,
-        "skip_level": 0.5,
-        "zero_head": True,
         "dropout": 0.0,
         "lora_dropout": 0.0,
         "dataset": str(write_series(folder / "series.csv", rows=120)),
@@ -214,4 +210,4 @@ def test_one_that_differs_ends_the_program(settings, tmp_path, capfd):
 def test_every_model_setting_is_in_a_checkpoint(settings):
     stored = LlataConfig.from_pretrained(settings["resume_from_checkpoint"])
     for name, value in asdict(ModelSettings()).items():
-        assert getattr(stored, name) == settings.get(name, value) or value is None, name
+        assert getattr(stored, name) == (TUNED | settings).get(name, value) or value is None, name

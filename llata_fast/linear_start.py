@@ -1,0 +1,292 @@
+"""How the linear part of a forecaster is chosen: forms fitted in closed form, mixed by their errors at several origins.
+
+A linear forecast of a lookback is its mean plus a map of [lookback - mean, mean, 1]. The forms differ in two ways: one
+map for all channels or one for each, and whether the level stays or returns to that of the training rows. Repeating
+the last season is the fifth. None is best everywhere: a return to the level halves the error of one series and doubles
+that of another, and one split of validation rows does not tell which. So every form is fitted on what lies before
+several origins in the training rows and scored on what follows each; the training rows as a whole are scored on the
+validation rows. The mixture whose worst origin is best, softly, is fitted on all training rows. A mixture of linear
+maps is a linear map.
+
+Letters: B windows, L lookback, H horizon, C channels, F forms.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .data.windows import WindowDataset
+from .linear import fill_with_mean, solve_ridge
+
+SHARED, OWN = "one map, level stays", "own maps, level stays"
+SHARED_RETURN, OWN_RETURN = "one map, level returns", "own maps, level returns"
+SEASON = "last season repeated"
+
+ORIGINS = (0.5, 0.6, 0.7, 0.8, 0.9)
+"""Shares of the training rows behind which an origin lies."""
+
+RIDGE = 1e3
+"""Penalty on what a map does beyond keeping the level, and on what a channel's map does beyond the shared one."""
+
+# windows that a fit sees, and that an origin is scored on, with so many of their steps; neighbours hardly differ
+_FITTED, _SCORED, _STEPS, _ERRORS = 4096, 160, 24, 4096
+_BATCH = 256
+# squares let a few wild windows rule: each weighs by the inverse of its error, found in so many rounds
+_ROUNDS = 3
+# how far, in relative error, an origin may be from the worst one and still count
+_SOFTNESS = 0.02
+
+
+class Origin(NamedTuple):
+    """What was measured behind an origin."""
+
+    name: str
+    windows: int
+    error: float
+    """Of the mixture, relative to `SHARED`: the mean of root mean squared and mean absolute error."""
+
+
+@dataclass
+class LinearStart:
+    """A chosen linear forecast: mean + [lookback - mean, mean, 1] @ weight."""
+
+    shared: Tensor
+    """[L + 2, H], fp32: for series of any channels."""
+    own: Tensor | None
+    """[C, L + 2, H]: what each channel's map has beyond it."""
+    mixture: dict[str, float] = field(default_factory=dict)
+    origins: list[Origin] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, dict[str, float]]:
+        return {"mixture": self.mixture, "origins": {origin.name: origin.error for origin in self.origins}}
+
+    def lines(self) -> list[str]:
+        """What was chosen and by which scores, for a log."""
+        parts = (f"{share:.2f} x {form}" for form, share in self.mixture.items() if share >= 0.005)
+        errors = (f"{origin.name} {origin.error:.3f}" for origin in self.origins)
+        return [
+            f"linear start: {' + '.join(parts)}",
+            f"its error relative to {SHARED}, by origin: {', '.join(errors)}",
+        ]
+
+
+def choose_start(
+    train: Any,
+    validation: Any,
+    *,
+    own: bool = False,
+    seasonality: int = 1,
+    unit: Literal["deviation"] | None = None,
+) -> LinearStart:
+    """Fit the forms on `train` and mix them by their errors.
+
+    Args:
+        train: windows as `llata_fast.data` makes them; origins lie in those of one series, which are in order.
+        validation: windows behind them; the last origin.
+        own: fit maps of each channel, too.
+        seasonality: steps of a season, repeated where the lookback holds one.
+        unit: "deviation": errors of a window count in its lookback's standard deviations and no level is returned to,
+            for series of different sizes.
+    """
+    forms = _Forms(own=own, seasonality=seasonality, unit=unit)
+    named, scored = [], []
+    for name, before, behind in _origins(train):
+        named.append((name, len(behind)))
+        scored.append(forms.errors(forms.fit(train, before, _STEPS), train, behind))
+    fitted = forms.fit(train, _spread(range(len(train)), _FITTED))
+    behind = _spread(range(len(validation)), _SCORED)
+    named.append(("validation", len(behind)))
+    scored.append(forms.errors(fitted, validation, behind))
+    names = list(fitted)
+    shares = mixture(scored)
+    relative = [float(relative_error(shares, errors)) if errors.shape[1] else float("nan") for errors in scored]
+    parts = dict(zip(names, shares.tolist(), strict=True))
+    shared = sum(parts[name] * fitted[_without_own(name)][0] for name in names)
+    own = None
+    if forms.own:
+        own = sum(
+            parts[name] * (fitted[name] - fitted[_without_own(name)]) for name in (OWN, OWN_RETURN) if name in parts
+        )
+    origins = [Origin(*which, error) for which, error in zip(named, relative, strict=True)]
+    return LinearStart(shared.float(), None if own is None else own.float(), parts, origins)
+
+
+@torch.no_grad()
+def start_linear_part(
+    model: nn.Module,
+    train: Any,
+    validation: Any,
+    *,
+    seasonality: int = 1,
+    unit: Literal["deviation"] | None = None,
+) -> LinearStart | None:
+    """Choose the model's linear skip, as `choose_start` does; None where it has none."""
+    skip = model.skip
+    if skip is None:
+        return None
+    start = choose_start(train, validation, own=skip.own is not None, seasonality=seasonality, unit=unit)
+    skip.shared.copy_(start.shared)
+    if start.own is not None:
+        skip.own.copy_(start.own)
+    return start
+
+
+def _without_own(form: str) -> str:
+    return {OWN: SHARED, OWN_RETURN: SHARED_RETURN}.get(form, form)
+
+
+def _origins(train: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Name, windows that end before it and windows that begin behind it, for each origin with enough of both."""
+    if not isinstance(train, WindowDataset):
+        # windows of several series are in no order
+        return
+    L, H = train.context_length, train.prediction_length
+    cuts = [int(len(train.values) * share) - L for share in ORIGINS]
+    for cut, end in zip(cuts, [*cuts[1:], len(train)], strict=True):
+        before = cut - H + 1
+        if before >= max(30, H // 8) and cut < min(end, len(train)):
+            name = f"row {cut + L:,}"
+            behind = range(cut, min(end, len(train)))
+            yield name, _spread(range(before), _FITTED), _spread(behind, _SCORED)
+
+
+def _spread(indices: range, most: int) -> Tensor:
+    """At most so many of them, evenly."""
+    number = min(len(indices), most)
+    return torch.linspace(indices[0], indices[-1], number, dtype=torch.float64).round().long()
+
+
+class _Forms:
+    """The forms and how they are fitted: name -> map [C or 1, L + 2, steps], float64."""
+
+    def __init__(self, own: bool, seasonality: int, unit: str | None):
+        self.own, self.seasonality, self.unit = own, seasonality, unit
+
+    def fit(self, windows: Any, indices: Tensor, most_steps: int | None = None) -> dict[str, Tensor]:
+        """Maps fitted on the windows `indices`, for `most_steps` of their steps or all of them."""
+        maps = None
+        for _ in range(_ROUNDS + 1):
+            gram, moment = self._moments(windows, indices, most_steps, maps)
+            maps = self._solve(gram, moment)
+        H = windows[0]["future_values"].shape[0]
+        L = gram.shape[-1] - 2
+        if 1 < self.seasonality <= L:
+            steps = _spread(range(H), most_steps or H)
+            repeated = torch.zeros(1, L + 2, len(steps), dtype=torch.float64)
+            repeated[0, L - self.seasonality + steps % self.seasonality, torch.arange(len(steps))] = 1
+            maps[SEASON] = repeated
+        return maps
+
+    def _moments(
+        self, windows: Any, indices: Tensor, most_steps: int | None, maps: dict[str, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Sums of squares of inputs [C or 1, L + 2, L + 2] and with targets [C or 1, L + 2, steps]."""
+        gram: Any = 0.0
+        moment: Any = 0.0
+        weights = complete_windows = 0.0
+        for inputs, target in self._batches(windows, indices, most_steps):
+            complete = ~target.isnan().any(2)  # [C, B]
+            target = target.nan_to_num()
+            weight = complete.float()
+            if maps is not None:
+                best = maps.get(OWN, maps[SHARED]).float()
+                error = (torch.matmul(inputs, best) - target).square().mean(2).sqrt()
+                typical = (error * complete).sum() / complete.sum().clamp(min=1)
+                weight = weight / (error + 0.1 * typical).clamp(min=1e-6)
+            if not self.own:
+                inputs, target, weight = (part.flatten(0, 1)[None] for part in (inputs, target, weight))
+            weighted = (inputs * weight[..., None]).transpose(1, 2)
+            gram = gram + (weighted @ inputs).double()
+            moment = moment + (weighted @ target).double()
+            weights, complete_windows = weights + weight.sum().item(), complete_windows + complete.sum().item()
+        # the penalty is in windows of weight 1, as many as the indices stand for
+        scale = (int(indices[-1]) + 1) / len(indices) * complete_windows / weights if weights else 1.0
+        return gram * scale, moment * scale
+
+    def _solve(self, gram: Tensor, moment: Tensor) -> dict[str, Tensor]:
+        maps = {}
+        width = gram.shape[-1]
+        for size, shared, own in ((width - 2, SHARED, OWN), (width, SHARED_RETURN, OWN_RETURN)):
+            if size == width and self.unit is not None:
+                continue
+            squares, products = gram[:, :size, :size], moment[:, :size]
+            common = solve_ridge(squares.sum(0, keepdim=True), products.sum(0, keepdim=True), RIDGE)
+            maps[shared] = _padded(common, width)
+            if self.own:
+                maps[own] = _padded(common + solve_ridge(squares, products - squares @ common, RIDGE), width)
+        return maps
+
+    def errors(self, maps: dict[str, Tensor], windows: Any, indices: Tensor) -> Tensor:
+        """Errors [F, M] at `_STEPS` steps of the windows `indices`, what is missing left out."""
+        parts = []
+        for inputs, target in self._batches(windows, indices, _STEPS):
+            H = windows[0]["future_values"].shape[0]
+            forecasts = []
+            for weight in maps.values():
+                steps = _spread(range(H), _STEPS) if weight.shape[-1] == H else slice(None)
+                forecasts.append(torch.matmul(inputs, weight[..., steps].float()) - target)
+            errors = torch.stack(forecasts)
+            parts.append(errors[:, ~target.isnan()])
+        errors = torch.cat(parts, 1)
+        if not errors.shape[1]:
+            return errors
+        return errors[:, _spread(range(errors.shape[1]), _ERRORS)].double()
+
+    def _batches(self, windows: Any, indices: Tensor, most_steps: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs [C, B, L + 2] and targets minus the lookback's mean [C, B, steps]."""
+        for part in indices.split(_BATCH):
+            batch = windows.__getitems__(part)
+            past, future, level = batch["past_values"], batch["future_values"], batch.get("window_level")
+            if level is None:
+                observed = batch.get("past_observed_mask", torch.ones_like(past, dtype=torch.bool))
+                past = fill_with_mean(past, observed)
+                level = past.mean(1)
+                # the least that instance norm divides by
+                size = (past.var(1, correction=0) + 1e-5).sqrt()
+                past, future = past - level[:, None], future - level[:, None]
+            else:
+                size = batch["window_scale"]
+                past = past * size[:, None]
+            if self.unit == "deviation":
+                past, future = past / size[:, None], future / size[:, None]
+            steps = _spread(range(future.shape[1]), most_steps or future.shape[1])
+            inputs = torch.cat((past, level[:, None], torch.ones_like(level)[:, None]), 1)
+            yield inputs.float().permute(2, 0, 1), future[:, steps].float().permute(2, 0, 1)
+
+
+def _padded(weight: Tensor, rows: int) -> Tensor:
+    return torch.nn.functional.pad(weight, (0, 0, 0, rows - weight.shape[-2]))
+
+
+def mixture(scored: list[Tensor], rounds: int = 300) -> Tensor:
+    """Shares [F], none negative and 1 in sum, of forecasts with errors [F, M] behind several origins.
+
+    They make the worst origin's `relative_error` small, and those within `_SOFTNESS` of it: convex, and minimised by
+    exponentiated gradients.
+    """
+    forms, scored = len(scored[0]), [errors for errors in scored if errors.shape[1]]
+    best = shares = torch.full((forms,), 1 / forms, dtype=torch.float64)
+    least = float("inf")
+    for number in range(rounds if scored else 0):
+        with torch.enable_grad():
+            shares.requires_grad_()
+            errors = torch.stack([relative_error(shares, origin) for origin in scored])
+            loss = _SOFTNESS * (errors / _SOFTNESS).logsumexp(0)
+            (gradient,) = torch.autograd.grad(loss, shares)
+        shares = shares.detach()
+        if loss.item() < least:
+            best, least = shares, loss.item()
+        rate = 4.0 / (1 + number) ** 0.5
+        moved = shares * torch.exp(-rate * (gradient - gradient.min()))
+        shares = moved / moved.sum()
+    return best
+
+
+def relative_error(shares: Tensor, errors: Tensor) -> Tensor:
+    """Of a mixture of forecasts with errors [F, M], in those of the first: mean of root mean squared and absolute."""
+    mixed = shares @ errors
+    squared = (mixed.square().mean() / errors[0].square().mean().clamp(min=1e-12) + 1e-12).sqrt()
+    return (squared + mixed.abs().mean() / errors[0].abs().mean().clamp(min=1e-12)) / 2

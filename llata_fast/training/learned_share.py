@@ -1,0 +1,116 @@
+"""How much of what was learned beside the linear start a forecast keeps, and what that was worth."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..linear_start import relative_error
+from ..ranks import from_first_rank
+from .trainer import ForecastTrainer
+
+BLOCKS = 4
+"""Stretches of the validation windows that bear witness, each on its own."""
+
+_GRID = 20
+
+# of these, errors to keep at a time
+_WINDOWS, _VALUES = 1024, 2**25
+
+# of a forecast's error, below which a gain is none; and the least error that one is measured in
+_WORTH, _LEAST = 0.005, 1e-12
+
+
+@dataclass(frozen=True)
+class LearnedShare:
+    """The share, and mean squared and absolute validation errors with it and of the linear start alone."""
+
+    share: float
+    mse: float
+    mae: float
+    start_mse: float
+    start_mae: float
+    seconds: float
+    trained_parameters: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def lines(self, language_model: bool) -> list[str]:
+        """What training brought, for a log, and what to do without it would cost and save."""
+        what = "language model" if language_model else "trained part"
+        pairs = ((self.mse, self.start_mse), (self.mae, self.start_mae))
+        gains = [1 - kept / max(start, _LEAST) for kept, start in pairs]
+        scores = (
+            f"validation MSE {self.mse:.4f} and MAE {self.mae:.4f}, of the linear start alone "
+            f"{self.start_mse:.4f} and {self.start_mae:.4f}"
+        )
+        verdict = "helped" if sum(gains) / 2 >= _WORTH else "did not help"
+        costs, saves = (f"{100 * gain:+.1f} %" for gain in gains), f"{self.trained_parameters:,} trained parameters"
+        return [
+            f"{self.share:.2f} of what was learned is kept: {scores}",
+            f"the {what} {verdict}: the linear start alone would change validation MSE and MAE by "
+            f"{' and '.join(costs)} and save {saves} and {self.seconds:.0f} s of training",
+        ]
+
+
+@torch.no_grad()
+def weigh_learned_part(trainer: ForecastTrainer, seconds: float) -> LearnedShare | None:
+    """Keep as much of what `trainer` has learned in `seconds` as validation bears out; every rank calls it.
+
+    The share is the one whose worst stretch of validation windows, of `BLOCKS`, gains most over the linear start: none
+    where no share gains in all of them. None where the model has no linear skip.
+    """
+    model = trainer.model
+    if model.skip is None:
+        return None
+    model.eval()
+    errors = torch.cat([_errors(trainer, batch) for batch in _batches(trainer)], 1)  # [2, windows, H, C]
+    blocks = [part[:, ~part[0].isnan()] for part in errors.chunk(BLOCKS, 1)]
+    blocks = [block for block in blocks if block.shape[1]]
+    known = torch.cat(blocks, 1) if blocks else torch.zeros(2, 0)
+    # what has diverged is not kept
+    share = from_first_rank(lambda: _best_share(blocks) if blocks and known.isfinite().all() else 0.0)
+    model.skip.learned_share.mul_(share)
+    start = known[0]
+    kept = start.lerp(known[1], share) if share else start
+    size = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    mse, start_mse = (errors.square().mean().item() for errors in (kept, start))
+    mae, start_mae = (errors.abs().mean().item() for errors in (kept, start))
+    return LearnedShare(share, mse, mae, start_mse, start_mae, seconds, size)
+
+
+def _best_share(blocks: list[Tensor]) -> float:
+    """Of the errors [2, M] of start and whole, stretch by stretch."""
+
+    def worst(share: float) -> float:
+        return max(relative_error(torch.tensor([1 - share, share]), block).item() for block in blocks)
+
+    return min((number / _GRID for number in range(_GRID + 1)), key=worst)
+
+
+def _batches(trainer: ForecastTrainer) -> Iterator[dict[str, Tensor]]:
+    """Windows of validation, spread evenly, with their errors few enough for the memory."""
+    windows = trainer.splits.val
+    H, C = windows[0]["future_values"].shape
+    number = min(len(windows), _WINDOWS, max(BLOCKS, _VALUES // (H * C)))
+    indices = torch.linspace(0, len(windows) - 1, number, dtype=torch.float64).round().long()
+    for part in indices.split(trainer.args.per_device_eval_batch_size):
+        yield windows.__getitems__(part)
+
+
+def _errors(trainer: ForecastTrainer, batch: dict[str, Tensor]) -> Tensor:
+    """Errors [2, B, H, C] of the start and of the trained forecast, on the CPU, of M4 in the units of MASE."""
+    past, future = batch["past_values"], batch["future_values"]
+    observed = batch.get("past_observed_mask", torch.ones_like(past, dtype=torch.bool))
+    if "window_level" in batch:
+        level, scale = batch["window_level"][:, None], batch["window_scale"][:, None]
+        past, future = past * scale + level, future + level
+    start = trainer.model.skip.alone(past.to(trainer.args.device), observed.to(trainer.args.device))
+    whole = trainer.forecast(past, observed)
+    errors = torch.stack([forecast.to(future.device) - future for forecast in (start, whole)])
+    if "insample_scale" in batch:
+        errors = errors / batch["insample_scale"][:, None]
+    return errors.float().cpu()
