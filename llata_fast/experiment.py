@@ -247,7 +247,7 @@ def _fan(
 ) -> dict[str, torch.Tensor]:
     """Ends of the 80 and 50 percent intervals of lookbacks [B, L, C], each [B, H, C], lower before upper."""
     config, device = trainer.model.config, trainer.args.device
-    windows = run_windows(trainer.outputs, past.to(device), observed.to(device), reads_level=config.skip_level > 0)
+    windows = run_windows(trainer.outputs, past.to(device), observed.to(device), reads_level=trainer.model.reads_level)
     levels = (0.1, 0.9, 0.25, 0.75)
     quantiles = calibrated_quantiles(*windows, config.quantile_levels, calibration, levels)
     return {f"{level:g}": quantiles[..., place] for place, level in enumerate(levels)}
