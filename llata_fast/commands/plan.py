@@ -8,7 +8,7 @@ parallel strategy, and the fastest one that fits. Rates are the data sheets', ti
 
 import argparse
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 from ..cli import add_settings
 from ..errors import InputError
@@ -27,11 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--channels", type=int, default=7, help="channels of the series")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default bf16, on a CPU fp32")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="plan with it alone; default: both")
+    parser.add_argument(
+        "--corpus_steps", type=float, help="steps of corpora that a pre-training passes over once, say 27e9: its cost"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object and nothing else")
 
 
 def run(options: argparse.Namespace):
     from ..planning.planner import Request, make_plan
+    from ..planning.pretraining import in_words, pretraining_cost
     from ..planning.report import as_json, as_text, model_config
 
     if options.stage not in ("auto", *STAGES):
@@ -52,4 +56,8 @@ def run(options: argparse.Namespace):
     arguments = ModelSettings(**{item.name: getattr(options, item.name) for item in fields(ModelSettings)})
     config = model_config(arguments, options.channels)
     plan = make_plan(config, request, STAGES if options.stage == "auto" else (options.stage,))
-    print(json.dumps(as_json(plan)) if options.json else as_text(plan))
+    cost = None if options.corpus_steps is None else pretraining_cost(plan, options.corpus_steps)
+    if options.json:
+        print(json.dumps(as_json(plan) | ({} if cost is None else {"pretraining": asdict(cost)})))
+    else:
+        print(as_text(plan) if cost is None else f"{as_text(plan)}\n{in_words(cost)}")
