@@ -10,9 +10,9 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 READY := .venv/.ready
 
 # a CUDA build of torch brings the triton that it was built for, a CPU build brings none
-TRITON := triton==3.9.0; platform_system == 'Linux' and python_version >= '3.11'
+TRITON := triton==3.9.0; platform_system == 'Linux'
 
-.PHONY: install train pretrain test lint faults bench resources tune clean
+.PHONY: install train pretrain test test-oldest test-newest lint faults bench resources tune clean
 
 install: $(READY)
 
@@ -37,9 +37,32 @@ pretrain: $(READY)
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses $(JOBS) --dist loadfile --timeout 600
 
+# the fast part of the suite with the oldest and the newest versions that setup.py allows of what placing, attention and
+# trainer rest on; torch is the one of .venv
+OLDEST := transformers==5.4.0 accelerate==1.10.0 deepspeed==0.18.0
+NEWEST := --upgrade transformers<6 accelerate<2 deepspeed<0.20
+FAST := $(addprefix tests/,test_config.py test_saving.py test_parity.py test_modeling.py test_ablations.py \
+	test_settings.py backbone/test_twin.py backbone/test_attention.py backbone/test_loading.py \
+	backbone/test_dequantised.py training/test_arguments.py training/test_averaging.py training/test_ds_configs.py \
+	training/test_resumed_settings.py)
+PACKAGES := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+
+test-oldest test-newest: test-%: .venv-%/.ready
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest --quiet --timeout 600 $(FAST)
+
+.venv-oldest/.ready: VERSIONS := $(OLDEST)
+.venv-newest/.ready: VERSIONS := $(NEWEST)
+.venv-oldest/.ready .venv-newest/.ready: .venv-%/.ready: $(READY)
+	$(PYTHON) -m venv .venv-$*
+	echo "import site; site.addsitedir('$$($(BIN)/python $(PACKAGES))')" > $$(.venv-$*/bin/python $(PACKAGES))/base.pth
+	.venv-$*/bin/python -m pip install --constraint constraints.txt setuptools
+	.venv-$*/bin/python -m pip install --no-build-isolation $(foreach version,$(VERSIONS),"$(version)")
+	touch $@
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # docs/reliability.md: kills, damaged files and odd values for MINUTES minutes
 faults: $(READY)
@@ -59,4 +82,4 @@ tune: $(READY)
 	$(BIN)/python bench/tune.py
 
 clean:
-	rm -rf .venv build dist llata_fast.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-oldest .venv-newest build dist llata_fast.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

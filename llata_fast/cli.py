@@ -40,6 +40,9 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         return super()._format_action_invocation(action)
 
 
+_PARSING: dict[str, Any] = {"formatter_class": _HelpFormatter, "allow_abbrev": False}
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line and name the nearest option; options are not abbreviated."""
 
@@ -47,7 +50,7 @@ class Parser(argparse.ArgumentParser):
     source = ""
 
     def __init__(self, **kwargs: Any):
-        super().__init__(**{"formatter_class": _HelpFormatter, "allow_abbrev": False} | kwargs)
+        super().__init__(**_PARSING | kwargs)
 
     def parse_args(self, args=None, namespace=None):
         options, unknown = self.parse_known_args(args, namespace)

@@ -1,6 +1,7 @@
 """All that shapes the weights of a forecaster: one table of fields for the command line and `config.json` alike."""
 
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -25,6 +26,12 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
     """
 
     model_type = "llata"
+    if TYPE_CHECKING:
+        # None before `from_backbone` has read the backbone; no model is built then
+        backbone_config: PreTrainedConfig
+        num_heads: int
+        num_prototypes: int
+        alignment_rank: int
     # a forecast is all that evaluation gathers from the ranks
     keys_to_ignore_at_inference = [
         "quantile_outputs",
@@ -54,7 +61,7 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
         vars(self).update(vars(ModelSettings(**own)))
         if isinstance(backbone_config, dict):
             backbone_config = AutoConfig.for_model(**backbone_config)
-        self.backbone_config = backbone_config
+        self.backbone_config = backbone_config  # type: ignore[assignment]  # as declared above
         self.merged = merged
         self.includes_backbone = includes_backbone
         self.num_channels = num_channels

@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 from contextlib import suppress
+from typing import Any
 
 from torch import distributed
 
@@ -38,7 +39,7 @@ class Lifelines:
         self._peers: dict[int, socket.socket] = {}
         self._saying_goodbye: set[int] = set()
         listener = socket.create_server(("", 0), backlog=self.size) if self.rank == 0 else None
-        box = [(listener.getsockname()[1], secrets.token_hex(16), self.name) if listener else None]
+        box: list[Any] = [(listener.getsockname()[1], secrets.token_hex(16), self.name) if listener else None]
         distributed.broadcast_object_list(box, src=0)
         port, token, first = box[0]
         if listener is not None:
@@ -49,7 +50,7 @@ class Lifelines:
         distributed.barrier()
 
     def _accept(self, listener: socket.socket, token: str):
-        names = {}
+        names: dict[int, str] = {}
 
         def accept():
             while len(names) < self.size - 1:

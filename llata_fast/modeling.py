@@ -175,6 +175,11 @@ class LlataForPrediction(PreTrainedModel):
     """The forecaster. `from_backbone` makes a new one, `from_pretrained` reads a trained one."""
 
     config_class = LlataConfig
+    config: LlataConfig
+    backbone: TwinBackbone | PlainBackbone | StandIn
+    channel_weights: Tensor | None
+    prototypes: Tensor
+    _keys_to_ignore_on_save: set[str]
     base_model_prefix = ""
     main_input_name = "past_values"
     supports_gradient_checkpointing = True
@@ -194,7 +199,7 @@ class LlataForPrediction(PreTrainedModel):
         if config.linear_skip:
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
-        self.quantile_head = None
+        self.quantile_head: QuantileHead | None = None
         if config.quantile_levels:
             self.quantile_head = QuantileHead(self.head.in_features, config.prediction_length, config.quantile_levels)
         sizes = (config.context_length, config.prediction_length, config.num_own_maps)

@@ -6,6 +6,7 @@ knows those names.
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,7 +84,7 @@ def load_reference_checkpoint(
         attn_pdrop=dropout,
         use_cache=False,
     )
-    fields = {
+    fields: dict[str, Any] = {
         "backbone": "gpt2",
         "num_layers": sizes["num_layers"],
         "context_length": sizes["context_length"],

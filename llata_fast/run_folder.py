@@ -111,7 +111,8 @@ class Preprocessor:
             series.date_column,
             series.frequency,
             series.seasonality,
-            **scaler.to_dict(),
+            mean=scaler.mean.tolist(),
+            scale=scaler.scale.tolist(),
         )
 
     @classmethod
@@ -245,7 +246,7 @@ class RunFolder:
 
     def last_checkpoint(self) -> Checkpoint:
         """The whole checkpoint that was written last; raises InputError where there is none."""
-        passed_over = []
+        passed_over: list[str] = []
         for path in reversed(self.checkpoints()):
             damage = find_damage(path)
             if damage is None:

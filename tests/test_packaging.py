@@ -68,6 +68,16 @@ def test_every_imported_package_is_required(wheel):
     assert imported - sys.stdlib_module_names - {"llata_fast"} <= required
 
 
+def test_the_oldest_versions_that_are_tested_are_those_allowed():
+    """`make test-oldest` installs what setup.py names as the least, `make test-newest` stays below what it excludes."""
+    allowed = re.findall(r'"(transformers|accelerate|deepspeed)>=([\d.]+),<([\d.]+)"', (ROOT / "setup.py").read_text())
+    makefile = (ROOT / "Makefile").read_text()
+    assert len(allowed) == 3
+    for name, least, below in allowed:
+        assert re.search(rf"^OLDEST := .*\b{name}=={re.escape(least)}(\.0)*( |$)", makefile, flags=re.MULTILINE), name
+        assert re.search(rf"^NEWEST := .*\b{name}<{re.escape(below)}( |$)", makefile, flags=re.MULTILINE), name
+
+
 def _absolute_imports(node):
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]

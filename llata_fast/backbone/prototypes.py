@@ -70,6 +70,7 @@ def backbone_prototypes(weights: BackboneWeights, num_prototypes: int) -> Tensor
     """
     if weights.word_embeddings is not None:
         return load_prototypes(weights.word_embeddings, num_prototypes)
+    assert weights.prototypes is not None, "a bundle holds its prototypes instead"
     held = len(weights.prototypes)
     if not 1 <= num_prototypes <= held:
         raise InputError(f"num_prototypes is {num_prototypes}, a bundle of {held} prototypes allows 1 to {held}")

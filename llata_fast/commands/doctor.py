@@ -40,7 +40,7 @@ def run(options: argparse.Namespace):
         rows = {name: _version(name) for name in (*_PACKAGES, *_EXTRAS)}
         rows |= {
             "devices": _devices(),
-            "precision auto": training.precision,
+            "precision auto": str(training.precision),
             "Triton kernels": _kernels(),
             f"attention, {options.num_tokens} tokens": attention.explain(
                 options.num_tokens, training.compute_dtype, training.device

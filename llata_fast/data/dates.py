@@ -79,11 +79,12 @@ def parse_dates(
 
 def _starts(text: pd.Series) -> pd.Series:
     """The first moments of intervals, such as 2024-01-01 00:00 - 2024-01-01 01:00."""
-    matches = [_INTERVAL.fullmatch(label) for label in text]
-    if None in matches:
-        row = matches.index(None)
-        raise DateError(f"{text.iloc[row]!r} is not an interval like {text.iloc[0]!r}", row)
-    return pd.Series([match[1] for match in matches])
+    starts = []
+    for row, label in enumerate(text):
+        if (match := _INTERVAL.fullmatch(label)) is None:
+            raise DateError(f"{label!r} is not an interval like {text.iloc[0]!r}", row)
+        starts.append(match[1])
+    return pd.Series(starts)
 
 
 def _read_clock(text: pd.Series, item: slice | np.ndarray, expected: Step | None) -> pd.DatetimeIndex:

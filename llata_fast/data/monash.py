@@ -29,7 +29,8 @@ def read_tsf(path: Path) -> tuple[str | None, Iterator[tuple[str, pd.Timestamp, 
 
     "?" is a missing value, NaN. Raises InputError, with the line, for what is no .tsf file.
     """
-    attributes, frequency = [], None
+    attributes: list[tuple[str, str]] = []
+    frequency = None
     lines = _numbered_lines(path)
     for number, line in lines:
         word, _, rest = line.partition(" ")
@@ -39,7 +40,7 @@ def read_tsf(path: Path) -> tuple[str | None, Iterator[tuple[str, pd.Timestamp, 
             parts = rest.split()
             if len(parts) != 2 or parts[1] not in ("string", "numeric", "date"):
                 raise InputError(f"{path}, line {number}: @attribute takes a name and string, numeric or date")
-            attributes.append(tuple(parts))
+            attributes.append((parts[0], parts[1]))
         elif word == "@frequency":
             frequency = _step(rest.strip())
         elif not word.startswith("@"):

@@ -51,7 +51,7 @@ class WindowUnits(NamedTuple):
         return level + scale * values.double()
 
 
-Outputs = Callable[[dict[str, Tensor]], tuple[Tensor, ...]]
+Outputs = Callable[[dict[str, Tensor | None]], tuple[Tensor, ...]]
 """A model: from inputs as a `WindowDataset` makes them, less the targets, to forecasts [B, H, C] and, where it has
 them, quantiles [B, H, C, Q]."""
 

@@ -9,7 +9,7 @@ import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ class StandardScaler:
         # not scale == 0: rounding gives a constant 0.1 a tiny one
         constant = np.nanmin(values, axis=0) == np.nanmax(values, axis=0)
         if constant.any():
-            names = ", ".join(repr(columns[channel]) for channel in np.flatnonzero(constant))
+            names = ", ".join(repr(columns[int(channel)]) for channel in np.flatnonzero(constant))
             warnings.warn(f"constant in the training rows, scaled by 1: {names}", stacklevel=2)
         return cls(np.where(constant, np.nanmin(values, axis=0), mean), np.where(constant, 1.0, scale))
 
@@ -80,6 +80,11 @@ class StandardScaler:
 
 class Windows(Dataset):
     """Windows of any source, whose `__getitems__` returns a whole batch."""
+
+    if TYPE_CHECKING:
+
+        def __len__(self) -> int: ...
+        def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]: ...
 
     in_order = False
     """Whether training takes them as they come, since they are drawn at random already."""
@@ -197,9 +202,9 @@ def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 class Splits(NamedTuple):
     """Standardised windows of one series, and the scaler fitted on its training rows."""
 
-    train: WindowDataset
-    val: WindowDataset
-    test: WindowDataset
+    train: Windows
+    val: Windows
+    test: Windows
     scaler: StandardScaler
 
 

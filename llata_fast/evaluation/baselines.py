@@ -1,6 +1,6 @@
 """What a forecaster must beat: scored on the same windows, in the same units."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ def seasonal_naive(seasonality: int, prediction_length: int) -> Forecast:
 
 @torch.no_grad()
 def score(
-    forecast: Forecast, windows: Windows, columns: list[str], batch_size: int = 1024, drop_last: bool = False
+    forecast: Forecast, windows: Windows, columns: Sequence[str], batch_size: int = 1024, drop_last: bool = False
 ) -> dict:
     """{"mse", "mae", "per_channel"} of a forecast over every window; `drop_last` leaves out a last smaller batch."""
     metrics = ForecastMetrics(columns)

@@ -1,6 +1,7 @@
 """A picture of a benchmark's tables."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,7 +46,7 @@ def plot_costs(path: str | Path, results: str | Path):
         axis.margins(x=0.1)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    marks = {"color": "0.4", "marker": "o", "linestyle": ""}
+    marks: dict[str, Any] = {"color": "0.4", "marker": "o", "linestyle": ""}
     key = [Line2D([], [], **marks | {"color": colour}, label=table) for table, colour in colours.items()]
     key.append(Line2D([], [], **marks, markerfacecolor="none", label="hollow: an ablation, or without an option"))
     figure.legend(handles=key, loc="outside lower center", ncols=3, frameon=False, fontsize=9)

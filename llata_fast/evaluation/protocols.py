@@ -193,7 +193,8 @@ def _reading_order(column: "pd.Series") -> "pd.Series":
 
 def _averages(group: "pd.DataFrame", errors: Sequence[str]) -> list[str]:
     """Rows with the mean over horizons, of models that have every horizon of the table."""
-    horizons, lines = group["horizon"].nunique(), []
+    lines: list[str] = []
+    horizons = group["horizon"].nunique()
     if horizons == 1:
         return lines
     for (model, recipe), rows in group.groupby(["model", "recipe"], sort=False):

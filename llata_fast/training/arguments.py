@@ -27,7 +27,7 @@ _CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
 
 
 @dataclass
-class ForecastTrainingArguments(TrainingSettings, TrainingArguments):
+class ForecastTrainingArguments(TrainingSettings, TrainingArguments):  # type: ignore[misc]  # None until settled
     """`TrainingSettings` and all else that the Trainer takes, settled for this machine."""
 
     def __post_init__(self):
@@ -86,6 +86,7 @@ class ForecastTrainingArguments(TrainingSettings, TrainingArguments):
     def windows_per_step(self) -> int:
         """Windows of a step, over all ranks and accumulation steps."""
         ranks = int(os.environ.get("WORLD_SIZE", 1))
+        assert self.per_device_train_batch_size is not None, "settled from batch_size"
         return self.per_device_train_batch_size * ranks * self.gradient_accumulation_steps
 
     def _settle_checkpointing(self):
@@ -200,7 +201,8 @@ def _parser() -> Parser:
     parser.set_defaults(help_all=argparse.SUPPRESS)
     ours = {action.dest for action in parser._actions}
     group = parser.add_argument_group("the Trainer's own")
-    for action in HfArgumentParser(TrainingArguments, add_help=False)._actions:
+    theirs: Any = TrainingArguments
+    for action in HfArgumentParser(theirs, add_help=False)._actions:
         if action.dest not in ours:
             group._add_action(action)
     return parser

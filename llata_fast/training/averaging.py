@@ -23,7 +23,8 @@ class WeightAverage(TrainerCallback):
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
         named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self.names, self.weights = list(named), list(named.values())
+        self.names = list(named)
+        self.weights: list[torch.Tensor] = list(named.values())
         self.average: list[torch.Tensor] | None = None
         self.saved: list[torch.Tensor] | None = None
         self.steps = 0
@@ -48,6 +49,7 @@ class WeightAverage(TrainerCallback):
 
     @torch.no_grad()
     def on_step_end(self, args, state, control, **kwargs):
+        assert self.average is not None, "on_step_begin makes it"
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(self.average, self.weights, 1 - decay)
@@ -58,12 +60,14 @@ class WeightAverage(TrainerCallback):
 
     def save(self, path: Path):
         """Write the weights that training goes on from; the model holds the average."""
+        assert self.saved is not None, "the average is shown where a checkpoint is written"
         weights = zip(self.names, self.saved, strict=True)
         save_file({name: weight.contiguous() for name, weight in weights}, path)
 
     @torch.no_grad()
     def _show(self, control):
         if (control.should_evaluate or control.should_save or control.should_training_stop) and self.saved is None:
+            assert self.average is not None, "on_step_begin makes it"
             self.saved = [weight.clone() for weight in self.weights]
             torch._foreach_copy_(self.weights, self.average)
 

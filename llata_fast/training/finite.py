@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
+from ..data.windows import Windows
 from ..durable import partial_name, settle_folder, write_text
 from ..errors import InputError
 from ..ranks import on_first_rank
@@ -33,7 +34,7 @@ _log = logging.getLogger(__name__)
 class NumberedWindows(Dataset):
     """The same windows, each batch with their numbers under `WINDOW_INDEX`."""
 
-    def __init__(self, windows: Dataset):
+    def __init__(self, windows: Windows):
         self.windows = windows
 
     def __len__(self) -> int:

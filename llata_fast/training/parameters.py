@@ -9,7 +9,9 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
     """Trained and frozen parameters by part of the model, and in all."""
     counts: dict[str, int] = {}
     # four bits are stored two by two
-    packed = {module.projection.weight: module.num_weights for module in quantised_modules(model)}
+    packed: dict[nn.Parameter, int] = {
+        module.projection.weight: module.num_weights for module in quantised_modules(model)
+    }
     for name, parameter in model.named_parameters():
         kind = "trained" if parameter.requires_grad else "frozen"
         # ZeRO-3 keeps the size of what it has taken apart
@@ -24,6 +26,7 @@ def parameter_table(counts: dict[str, int]) -> str:
     parts = dict.fromkeys(name.rpartition(" ")[0] for name in counts if " " in name)
     rows = [("parameters", "trained", "frozen")]
     for part, prefix in [*((part, f"{part} ") for part in parts), ("in all", "")]:
-        rows.append((part, *(f"{counts.get(f'{prefix}{kind}', 0):,}" for kind in ("trained", "frozen"))))
+        trained, frozen = (f"{counts.get(f'{prefix}{kind}', 0):,}" for kind in ("trained", "frozen"))
+        rows.append((part, trained, frozen))
     width = max(len(cell) for row in rows for cell in row)
     return "\n".join(f"{part:<{width}}  {trained:>{width}}  {frozen:>{width}}" for part, trained, frozen in rows)

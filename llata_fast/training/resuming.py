@@ -43,7 +43,8 @@ def claimed_run(
 def _choose(
     model: ModelSettings, data: DataSettings, training: ForecastTrainingArguments, held: contextlib.ExitStack
 ) -> tuple[str, str | None, list[str]]:
-    resume, passed_over = training.resume_from_checkpoint, []
+    passed_over: list[str] = []
+    resume = training.resume_from_checkpoint
     last = resume in _LAST
     if resume is not None and not last:
         if not resume or not Path(resume).is_dir():
@@ -135,15 +136,16 @@ def check_resumes(config: LlataConfig, data: DataSettings, checkpoint: str | Pat
     if _has_same_backbone(theirs, config):
         theirs.backbone = config.backbone
     check_agreement(vars(theirs) | series, vars(config) | vars(data), str(checkpoint))
-    if None not in (theirs.num_channels, config.num_channels) and theirs.num_channels != config.num_channels:
+    known = theirs.num_channels is not None and config.num_channels is not None
+    if known and theirs.num_channels != config.num_channels:
         raise InputError(f"{checkpoint} was trained on {theirs.num_channels} channels, not {config.num_channels}")
 
 
 def _has_same_backbone(theirs: LlataConfig, config: LlataConfig) -> bool:
     """Whether two models rest on the same frozen base, wherever it lies."""
-    prints = theirs.backbone_fingerprint, config.backbone_fingerprint
-    if None not in prints:
-        return same_weights(*prints)
+    ours, their = config.backbone_fingerprint, theirs.backbone_fingerprint
+    if ours is not None and their is not None:
+        return same_weights(their, ours)
     try:
         return settled_source(theirs.backbone) == config.backbone
     except InputError:

@@ -10,13 +10,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
 from ..backbone.attention import CAUSAL_SDPA
 from ..planning.flops import count_flops
+
+if TYPE_CHECKING:
+    from ..modeling import LlataForPrediction
 
 # bytes of the three matrices: 96 MiB in 16 bits
 _MATMUL_SIZE = {"cuda": 4096, "cpu": 512}
@@ -33,7 +36,7 @@ def memory_hint(error: BaseException) -> str:
     )
 
 
-def micro_step_flops(model: nn.Module, num_windows: int, num_channels: int) -> int:
+def micro_step_flops(model: "LlataForPrediction", num_windows: int, num_channels: int) -> int:
     """FLOPs of forward and backward over a micro-batch, counted on tensors without memory.
 
     Frozen weights get no weight gradients and cost none; what activation checkpointing computes twice counts once.

@@ -21,6 +21,7 @@ from ..data.units import forecast_windows
 from ..data.windows import Windows
 from ..durable import partial_name, settle_folder, writing
 from ..metrics import ForecastMetrics
+from ..modeling import LlataForPrediction
 from ..ranks import on_first_rank
 from ..run_folder import BEST_CHECKPOINT, TRAINER_STATE, UNAVERAGED, RunFolder
 from .arguments import ForecastTrainingArguments
@@ -43,8 +44,11 @@ class ForecastTrainer(Trainer):
     """Adds two learning-rate groups, streamed forecast metrics and the terms of the loss in the log."""
 
     args: ForecastTrainingArguments
+    model: LlataForPrediction
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: LambdaLR
 
-    def __init__(self, model: nn.Module, args: ForecastTrainingArguments, splits: Splits, columns: list[str]):
+    def __init__(self, model: LlataForPrediction, args: ForecastTrainingArguments, splits: Splits, columns: list[str]):
         splits = splits._replace(**{name: getattr(splits, name).to(args.device) for name in ("train", "val", "test")})
         if args.deepspeed is not None:
             finish_partitioning(model, args.hf_deepspeed_config.dtype(), args.device)
