@@ -88,6 +88,7 @@ MACHINE = {
     "attn_implementation": "eager",
     "overwrite_output_dir": True,
     "trust_checkpoint": True,
+    "deterministic": True,
     "gradient_accumulation_steps": 2,
     "per_device_eval_batch_size": 3,
     "save_total_limit": 1,
