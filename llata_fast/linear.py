@@ -40,8 +40,9 @@ class LeastSquares:
             raise ValueError("unit 'deviation' is for centred windows: a constant has none")
         self.per_channel, self.ridge = per_channel, ridge
         self.centred, self.unit = centred, unit
-        self.shared: Tensor | None = None
-        self.weight: Tensor | None = None
+        # set by `fit`
+        self.shared: Tensor
+        self.weight: Tensor
 
     def fit(self, train: Any, batch_size: int = 1024) -> "LeastSquares":
         """Learn from every window of `train`, made by `llata_fast.data`.
@@ -110,6 +111,9 @@ class LinearSkip(nn.Module):
     channel's map differs from the shared one by its own; a series of another number of channels is forecast by the
     shared one. Nothing here is trained: `linear_start` chooses the maps, zero before.
     """
+
+    shared: Tensor
+    own: Tensor | None
 
     def __init__(self, context_length: int, prediction_length: int, num_channels: int = 0):
         super().__init__()
