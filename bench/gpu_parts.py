@@ -68,7 +68,7 @@ def kernel_calls(options: argparse.Namespace):
     if options.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"
     import torch
-    from llata_fast.kernels import alignment_loss, patch_embed, prototype_attention
+    from llata_fast.kernels import alignment_loss, deep_alignment_loss, patch_embed, prototype_attention, twin_norm
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for dtype in (torch.float32,) if options.dry_run else (torch.bfloat16, torch.float32):
@@ -82,22 +82,40 @@ def kernel_calls(options: argparse.Namespace):
             prototype_attention(draw(150, 2, E), draw(77, 2, E), draw(77, 2, E)).sum().backward()
         for kind in ("l1",) if options.dry_run else ("l1", "smooth_l1"):
             alignment_loss(draw(150, 50), draw(150, 50), draw(33, 50), draw(33, 50), kind=kind).backward()
+            features = [torch.randn(300, 50, device=device).requires_grad_() for _ in range(3)]
+            options = {"depth_weights": [0.5, 0.7, 1.0], "kind": kind}
+            deep_alignment_loss(features, draw(3, 33, 50), draw(3, 33, 50), **options).backward()
+        for kind in ("layer", "rms"):
+            weight, frozen = draw(50, dtype=torch.float32), draw(50, dtype=torch.float32).detach()
+            biases = (weight, frozen) if kind == "layer" else (None, None)
+            norm = twin_norm(
+                draw(99, 50),
+                weight,
+                biases[0],
+                frozen,
+                biases[1],
+                update=draw(99, 50),
+                num_time_rows=40,
+                eps=1e-5,
+                kind=kind,
+            )
+            sum(output.sum() for output in norm).backward()
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def sanitizer(options: argparse.Namespace):
-    """compute-sanitizer over every kernel: accesses beyond an allocation, races in shared memory."""
+    """compute-sanitizer over every kernel: wrong accesses, races, unwritten memory, barriers."""
     program = (sys.executable, __file__, "kernel_calls", *(["--dry-run"] if options.dry_run else []))
     # without the sanitizer first: what it is to watch is then compiled
     run(*program)
-    tools = [] if options.dry_run else ["memcheck", "racecheck"]
+    tools = [] if options.dry_run else ["memcheck", "racecheck", "initcheck", "synccheck"]
     for tool in tools:
         # torch's cache of memory would hide what lies beyond a tensor
         command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *program)
         run(*command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
         report(tool=tool, errors=0)
-    report(headline=f"no errors by {' and '.join(tools)}" if tools else "the kernels run")
+    report(headline=f"no errors by {', '.join(tools)}" if tools else "the kernels run")
 
 
 def write_waves(path: Path, rows: int, channels: int = 7) -> Path:

@@ -20,7 +20,7 @@ import torch
 from llata_fast.kernels import configs
 from llata_fast.kernels._launch import target_name
 
-OPS = ("patch_embed", "prototype_attention", "alignment_loss")
+OPS = ("patch_embed", "prototype_attention", "deep_alignment_loss", "alignment_loss", "twin_norm")
 GAIN = 0.98
 
 

@@ -69,9 +69,12 @@ def num_multiprocessors(device: torch.device) -> int:
 
 
 def num_splits(device: torch.device, waves: int, programs: int, limit: int) -> int:
-    """Into how many parts, at most `limit`, to cut each program's work so that every multiprocessor gets `waves`."""
+    """Into how many parts, at most `limit`, to cut each program's work: as many as fit `waves` a multiprocessor.
+
+    One part more would start another wave, which would be nearly empty.
+    """
     wanted = waves * num_multiprocessors(device)
-    return max(1, min(-(-wanted // max(programs, 1)), limit))
+    return max(1, min(wanted // max(programs, 1), limit))
 
 
 def dot_options(dtype: torch.dtype) -> dict:
