@@ -241,6 +241,19 @@ def test_commands(folder, df, capsys):
     assert "llata_fast backtest" in capsys.readouterr().err
 
 
+LOADED = """
+import sys
+from llata_fast.__main__ import main
+main(sys.argv[1:])
+print([name for name in ("deepspeed", "transformers.trainer", "llata_fast.experiment") if name in sys.modules])
+"""
+
+
+def test_a_forecast_loads_no_trainer(folder, launch):
+    line = f"predict {folder}/run --input {folder}/sales.csv --quantile_levels .5 --output {folder}/g.csv"
+    assert launch("python", "-c", "import llata_fast\n" + LOADED, *line.split()).splitlines()[-1] == "[]"
+
+
 def test_train_py_takes_a_panel(folder, launch):
     small = [f"--{name}={value}" for name, value in SMALL.items()]
     backbone = next(folder.glob("*.json"))
