@@ -12,7 +12,7 @@ READY := .venv/.ready
 # a CUDA build of torch brings the triton that it was built for, a CPU build brings none
 TRITON := triton==3.9.0; platform_system == 'Linux'
 
-.PHONY: install train pretrain test test-oldest test-newest lint faults bench resources tune clean
+.PHONY: install train pretrain test test-oldest test-newest lint faults bench resources tune docs clean
 
 install: $(READY)
 
@@ -81,5 +81,11 @@ resources: $(READY)
 tune: $(READY)
 	$(BIN)/python bench/tune.py
 
+# docs/_build/index.html: the manual, with an API reference from the docstrings; needs no network
+docs: $(READY)
+	$(BIN)/python -c 'import furo, myst_parser, sphinx' 2>/dev/null || $(PIP) --constraint constraints.txt furo myst-parser sphinx
+	$(BIN)/python -m sphinx --fail-on-warning -q -b html docs docs/_build
+
 clean:
-	rm -rf .venv .venv-oldest .venv-newest build dist llata_fast.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-oldest .venv-newest docs/_build build dist llata_fast.egg-info .pytest_cache .ruff_cache .hypothesis \
+		.benchmarks

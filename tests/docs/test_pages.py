@@ -1,0 +1,64 @@
+"""The manual's code runs at a small size, its command lines are taken, and its pages are in the table of contents."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny import random_backbone
+
+from llata_fast.__main__ import command_parser
+from llata_fast.training.arguments import given_flags
+
+pytestmark = pytest.mark.usefixtures("plain_ops")
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+# what makes a documented training small
+TINY = (
+    "max_steps=2, batch_size=8, backbone=BACKBONE, num_layers=1, num_prototypes=9, intermediate_size=20, "
+    'report_to="none", disable_tqdm=True'
+)
+
+
+def test_quickstart_runs(tmp_path, monkeypatch):
+    blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / "quickstart.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2 and "max_steps=200" in blocks[0]
+    days = pd.date_range("2024-01-01", periods=120)
+    rng = np.random.default_rng(0)
+    frames = [
+        pd.DataFrame({"sku": name, "date": days, "qty": 20 + rng.poisson(5, len(days))}) for name in ("A-1", "B-2")
+    ]
+    pd.concat(frames).to_csv(tmp_path / "sales.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    names = {"BACKBONE": random_backbone(tmp_path)}
+    for block in blocks:
+        exec(compile(block.replace("max_steps=200", TINY), "quickstart.md", "exec"), names)
+    table = names["f"].predict_df(names["panel"])
+    assert list(table) == ["sku", "date", "target_name", "predictions", "0.1", "0.5", "0.9"]
+    assert len(table) == 2 * 7
+    assert {"MASE", "WQL"} <= set(names["scores"])
+
+
+def command_lines():
+    for page in sorted(DOCS.glob("*.md")):
+        for line in re.findall(r"^ {4}((?:python|deepspeed|torchrun|llata-fast) .*)$", page.read_text(), re.MULTILINE):
+            yield pytest.param(line, id=f"{page.stem}: {line[:40]}")
+
+
+@pytest.mark.parametrize("line", list(command_lines()))
+def test_command_lines_are_taken(line):
+    words = line.partition(" #")[0].split()
+    if "train.py" in words:
+        # an unknown option ends the program
+        given_flags(words[words.index("train.py") + 1 :])
+    elif words[0] == "llata-fast" or words[:3] == ["python", "-m", "llata_fast"]:
+        command, *options = words[1:] if words[0] == "llata-fast" else words[3:]
+        command_parser(command).parse_args(options)
+    else:
+        assert words[0] in ("python", "pytest") and (DOCS.parent / words[1]).exists()
+
+
+def test_every_page_is_in_the_contents():
+    listed = re.findall(r"^([a-z_]+)$", (DOCS / "index.md").read_text(), re.MULTILINE)
+    assert {path.stem for path in DOCS.glob("*.md")} - {"index"} == set(listed)
