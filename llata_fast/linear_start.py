@@ -11,6 +11,7 @@ maps is a linear map.
 Letters: B windows, L lookback, H horizon, C channels, F forms.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -28,16 +29,19 @@ SEASON = "last season repeated"
 ORIGINS = (0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of the training rows behind which an origin lies."""
 
-RIDGE = 1e3
-"""Penalty on what a map does beyond keeping the level, and on what a channel's map does beyond the shared one."""
+RIDGES = (1e3, 10.0)
+"""Penalties on what a map does beyond keeping the level, and on what a channel's map does beyond the shared one; the
+origins choose between them."""
 
 # windows that a fit sees, and that an origin is scored on, with so many of their steps; neighbours hardly differ
-_FITTED, _SCORED, _STEPS, _ERRORS = 4096, 160, 24, 4096
+_FITTED, _SCORED, _STEPS, _ERRORS = 16384, 160, 24, 4096
 _BATCH = 256
 # squares let a few wild windows rule: each weighs by the inverse of its error, found in so many rounds
 _ROUNDS = 3
 # how far, in relative error, an origin may be from the worst one and still count
 _SOFTNESS = 0.02
+_LEAST_STEP = 1 / 256
+_SECOND = torch.tensor([0.0, 1.0], dtype=torch.float64)
 
 
 class Origin(NamedTuple):
@@ -91,27 +95,52 @@ def choose_start(
         unit: "deviation": errors of a window count in its lookback's standard deviations and no level is returned to,
             for series of different sizes.
     """
-    forms = _Forms(own=own, seasonality=seasonality, unit=unit)
+    tries = [_try(_Forms(own, seasonality, unit, ridge), train, validation) for ridge in RIDGES]
+    # in the errors of one and the same forecast
+    yardsticks = [errors[:1] for errors in tries[0].scored]
+
+    def error(trial: _Trial) -> float:
+        pairs = zip(yardsticks, trial.scored, strict=True)
+        mixed = [
+            torch.cat((yardstick, (trial.shares @ errors)[None])) for yardstick, errors in pairs if errors.shape[1]
+        ]
+        return sum(relative_error(_SECOND, pair).item() for pair in mixed)
+
+    best = min(tries, key=error)
+    shares, maps = best.shares.tolist(), best.maps
+    parts = dict(zip(maps, shares, strict=True))
+    shared = sum(parts[name] * maps[_without_own(name)][0] for name in maps)
+    beyond = None
+    if own:
+        beyond = sum(
+            parts[name] * (maps[name] - maps[_without_own(name)]) for name in (OWN, OWN_RETURN) if name in parts
+        )
+    relative = (
+        relative_error(best.shares, errors).item() if errors.shape[1] else float("nan") for errors in best.scored
+    )
+    origins = [Origin(*which, error) for which, error in zip(best.named, relative, strict=True)]
+    return LinearStart(shared.float(), None if beyond is None else beyond.float(), parts, origins)
+
+
+class _Trial(NamedTuple):
+    """What one penalty comes to."""
+
+    maps: dict[str, Tensor]
+    named: list[tuple[str, int]]
+    scored: list[Tensor]
+    shares: Tensor
+
+
+def _try(forms: "_Forms", train: Any, validation: Any) -> _Trial:
     named, scored = [], []
     for name, before, behind in _origins(train):
         named.append((name, len(behind)))
         scored.append(forms.errors(forms.fit(train, before, _STEPS), train, behind))
-    fitted = forms.fit(train, _spread(range(len(train)), _FITTED))
+    maps = forms.fit(train, _spread(range(len(train)), _FITTED))
     behind = _spread(range(len(validation)), _SCORED)
     named.append(("validation", len(behind)))
-    scored.append(forms.errors(fitted, validation, behind))
-    names = list(fitted)
-    shares = mixture(scored)
-    relative = [float(relative_error(shares, errors)) if errors.shape[1] else float("nan") for errors in scored]
-    parts = dict(zip(names, shares.tolist(), strict=True))
-    shared = sum(parts[name] * fitted[_without_own(name)][0] for name in names)
-    own = None
-    if forms.own:
-        own = sum(
-            parts[name] * (fitted[name] - fitted[_without_own(name)]) for name in (OWN, OWN_RETURN) if name in parts
-        )
-    origins = [Origin(*which, error) for which, error in zip(named, relative, strict=True)]
-    return LinearStart(shared.float(), None if own is None else own.float(), parts, origins)
+    scored.append(forms.errors(maps, validation, behind))
+    return _Trial(maps, named, scored, mixture(scored))
 
 
 @torch.no_grad()
@@ -162,8 +191,8 @@ def _spread(indices: range, most: int) -> Tensor:
 class _Forms:
     """The forms and how they are fitted: name -> map [C or 1, L + 2, steps], float64."""
 
-    def __init__(self, own: bool, seasonality: int, unit: str | None):
-        self.own, self.seasonality, self.unit = own, seasonality, unit
+    def __init__(self, own: bool, seasonality: int, unit: str | None, ridge: float):
+        self.own, self.seasonality, self.unit, self.ridge = own, seasonality, unit, ridge
 
     def fit(self, windows: Any, indices: Tensor, most_steps: int | None = None) -> dict[str, Tensor]:
         """Maps fitted on the windows `indices`, for `most_steps` of their steps or all of them."""
@@ -213,10 +242,10 @@ class _Forms:
             if size == width and self.unit is not None:
                 continue
             squares, products = gram[:, :size, :size], moment[:, :size]
-            common = solve_ridge(squares.sum(0, keepdim=True), products.sum(0, keepdim=True), RIDGE)
+            common = solve_ridge(squares.sum(0, keepdim=True), products.sum(0, keepdim=True), self.ridge)
             maps[shared] = _padded(common, width)
             if self.own:
-                maps[own] = _padded(common + solve_ridge(squares, products - squares @ common, RIDGE), width)
+                maps[own] = _padded(common + solve_ridge(squares, products - squares @ common, self.ridge), width)
         return maps
 
     def errors(self, maps: dict[str, Tensor], windows: Any, indices: Tensor) -> Tensor:
@@ -261,28 +290,35 @@ def _padded(weight: Tensor, rows: int) -> Tensor:
     return torch.nn.functional.pad(weight, (0, 0, 0, rows - weight.shape[-2]))
 
 
-def mixture(scored: list[Tensor], rounds: int = 300) -> Tensor:
+def mixture(scored: list[Tensor]) -> Tensor:
     """Shares [F], none negative and 1 in sum, of forecasts with errors [F, M] behind several origins.
 
     They make the worst origin's `relative_error` small, and those within `_SOFTNESS` of it: convex, and minimised by
-    exponentiated gradients.
+    moving shares from one form to another, the best of ever smaller steps at a time.
     """
     forms, scored = len(scored[0]), [errors for errors in scored if errors.shape[1]]
-    best = shares = torch.full((forms,), 1 / forms, dtype=torch.float64)
-    least = float("inf")
-    for number in range(rounds if scored else 0):
-        with torch.enable_grad():
-            shares.requires_grad_()
-            errors = torch.stack([relative_error(shares, origin) for origin in scored])
-            loss = _SOFTNESS * (errors / _SOFTNESS).logsumexp(0)
-            (gradient,) = torch.autograd.grad(loss, shares)
-        shares = shares.detach()
-        if loss.item() < least:
-            best, least = shares, loss.item()
-        rate = 4.0 / (1 + number) ** 0.5
-        moved = shares * torch.exp(-rate * (gradient - gradient.min()))
-        shares = moved / moved.sum()
-    return best
+    shares = torch.full((forms,), 1 / forms, dtype=torch.float64)
+    if not scored:
+        return shares
+
+    def loss(shares: Tensor) -> float:
+        errors = torch.stack([relative_error(shares, origin) for origin in scored])
+        return (_SOFTNESS * (errors / _SOFTNESS).logsumexp(0)).item()
+
+    least, step = loss(shares), 0.25
+    while step >= _LEAST_STEP:
+        moved = False
+        for giver, taker in itertools.permutations(range(forms), 2):
+            amount = min(step, shares[giver].item())
+            if not amount:
+                continue
+            trial = shares.clone()
+            trial[giver], trial[taker] = shares[giver] - amount, shares[taker] + amount
+            if (now := loss(trial)) < least:
+                shares, least, moved = trial, now, True
+        if not moved:
+            step /= 2
+    return shares
 
 
 def relative_error(shares: Tensor, errors: Tensor) -> Tensor:
