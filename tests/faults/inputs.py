@@ -188,10 +188,10 @@ def _same_setting(found: Any, given: Any) -> bool:
 
 def _run_files(run: Path) -> list[Case]:
     series = read_csv(write_series(run.parent / "new.csv", 30))
-    expected = Forecaster.from_run(run).predict(series)
+    expected = Forecaster.from_pretrained(run).wide.predict(series)
 
     def forecast():
-        return Forecaster.from_run(run).predict(series)
+        return Forecaster.from_pretrained(run).wide.predict(series)
 
     folder = RunFolder(run)
     cases = []
