@@ -106,7 +106,7 @@ def read_manifest(folder: str | Path) -> dict | None:
             for name, entry in manifest["files"].items()
         }
         return {"version": int(manifest["version"]), "written": float(manifest["written"]), "files": files}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
 
 
