@@ -11,7 +11,7 @@ import llata_fast
 from llata_fast.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAVY = ("torch", "transformers", "pandas", "deepspeed", "accelerate")
+HEAVY = ("torch", "transformers", "pandas", "deepspeed", "accelerate", "transformers.trainer")
 # what a program has imported and the seconds of CPU it took, on stderr as its last line
 REPORT = f"""
 import atexit, json, resource, runpy, sys
@@ -51,6 +51,13 @@ def test_import_loads_nothing_heavy():
 def test_help_of_training_loads_nothing_heavy():
     loaded, seconds = started("sys.argv[0] = 'train.py'; runpy.run_path('train.py', run_name='__main__')", "--help")
     assert loaded == [] and seconds < 2
+
+
+def test_forecasting_knows_no_trainer():
+    """All that predict imports before it reads the run."""
+    parts = ("forecasting.forecaster", "forecasting.pictures", "forecasting.table_files", "commands.predict", "data")
+    loaded, _ = started("".join(f"import llata_fast.{part}\n" for part in parts))
+    assert "torch" in loaded and not {"transformers.trainer", "deepspeed"} & set(loaded)
 
 
 def test_public_names():
