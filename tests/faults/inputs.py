@@ -151,11 +151,9 @@ def _settings(folder: Path, settings: dict) -> list[Case]:
         given = {name.replace("-", "_"): value for name, value in given.items()}
         groups = [vars(group) for group in parsed]
         found = {name: value for group in reversed(groups) for name, value in group.items()}
-        # what the Trainer's own class makes of its arguments is its matter
-        ours = {
-            name: value for name, value in given.items() if name in settings and name in found and name != "report_to"
-        }
-        return all(_same_setting(found[name], value) for name, value in ours.items())
+        # what the Trainer's own class makes of its arguments is its matter, as is what null stands for
+        ours = [name for name, value in given.items() if name in settings and name in found and value is not None]
+        return all(_same_setting(found[name], given[name]) for name in ours if name != "report_to")
 
     deepspeed = folder / "zero.json"
     config = json.loads((Path(__file__).parents[2] / "ds_configs" / "zero2.json").read_text())
