@@ -31,7 +31,7 @@ def _load_head(ptr, offs, size, pid_a, E, stride_row, stride_head, stride_e, DOT
                BLOCK_E: tl.constexpr):  # fmt: skip
     """Rows `offs` of one head [BLOCK, BLOCK_E], 0 beyond `size` rows and beyond E."""
     offs_e = tl.arange(0, BLOCK_E)
-    ptrs = ptr + pid_a * stride_head + offs[:, None].to(tl.int64) * stride_row + offs_e[None, :].to(tl.int64) * stride_e
+    ptrs = ptr + pid_a * stride_head + offs[:, None].to(tl.int64) * stride_row + offs_e[None, :] * stride_e
     return tl.load(ptrs, mask=(offs[:, None] < size) & (offs_e[None, :] < E), other=0.0).to(DOT_DTYPE)
 
 
@@ -111,7 +111,8 @@ def _bwd_dq_kernel(
     _store_head(dq_ptr, dq * scale, offs_m, M, pid_a, A, E, BLOCK_E)
 
 
-@triton.jit(do_not_specialize=["M", "rows_per_split"])
+# sizes are specialised on: known to be multiples of 16, they save the registers that heads of 256 lack
+@triton.jit
 def _bwd_dkv_kernel(
     dout_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr,
     M, V, A, E, rows_per_split,

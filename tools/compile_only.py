@@ -164,7 +164,7 @@ def launches(sample: bool = False):
             q, k, lse = empty(10272, 12, E), empty(500, 12, E), empty(12, 10272, dtype=torch.float32)
             yield "", partial(prototype_attention_fwd, q, k, k, 0.1)
             yield "", partial(prototype_attention_bwd, q, q, k, k, q, lse, 0.1)
-        for G, M, D in ((1, 256, 768),) if sample else ((1, 256, 768), (7, 10272, 768)):
+        for G, M, D in ((1, 256, 768),) if sample else ((1, 256, 768), (7, 10272, 2048)):
             weight, loss, slope = empty(G, D, D), empty(1, dtype=torch.float32), empty(G, M, D)
             slope = slope if dtype == torch.bfloat16 else empty(0)
             # a residual stream is fp32 under autocast, too
