@@ -52,7 +52,11 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any):
         super().__init__(**_PARSING | kwargs)
 
+    # argparse complains of what is missing first, though a misspelt option is why
+    _given: tuple[str, ...] | list[str] = ()
+
     def parse_args(self, args=None, namespace=None):
+        self._given = list(sys.argv[1:] if args is None else args)
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:
             self.error(unknown_option(unknown[0], self.option_names()))
@@ -63,6 +67,10 @@ class Parser(argparse.ArgumentParser):
         return [name[2:] for name in self._option_string_actions if name.startswith("--")]
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("the following arguments are required"):
+            options = (word for word in self._given if word.startswith("--") and word != "--")
+            unknown = [word for word in options if word.partition("=")[0] not in self._option_string_actions]
+            message = unknown_option(unknown[0], self.option_names()) if unknown else message
         report_and_exit(self.source + message, self.prog)
 
 

@@ -144,12 +144,12 @@ def test_predict_continues_the_series(run, tmp_path, capfd, frequency):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["forecast.csv", "series.csv"]
 
 
-def test_predict_is_the_model_between_the_training_rows_units(run, tmp_path):
-    seen = make_table().drop(columns="date").to_numpy()[: int(ROWS * 0.7)]
-    mean, scale = seen.mean(0), seen.std(0)
-    # another series: the units are those of the run's, not its own
+def test_predict_is_the_model_between_the_series_own_units(run, tmp_path):
+    # another series: what the run's start knows of a level is measured by the series' own rows
     table = make_table(90)
     table[["load", "share"]] *= 1.5
+    seen = table.drop(columns="date").to_numpy()[: int(90 * 0.7)]
+    mean, scale = seen.mean(0), seen.std(0)
     llata_fast("predict", run, "--input", write(tmp_path, table), "--output", tmp_path / "forecast.csv")
     past = (table.drop(columns="date").to_numpy()[-L:] - mean) / scale
     forecast = Forecaster.from_pretrained(run)(torch.from_numpy(past).float()[None])[0].cpu().numpy() * scale + mean
@@ -472,7 +472,8 @@ def test_run_that_is_none(refused, run, tmp_path):
     for folder in ("absent", "empty"):
         for message in refusals(tmp_path / folder):
             assert f"{folder} is not the folder of a finished run" in message
-    for name in ("preprocessor_config.json", "manifest.json", "run.yaml", "config.json", "model.safetensors"):
+    names = ("preprocessor_config.json", "manifest.json", "run.yaml", "config.json", "calibration.npz")
+    for name in (*names, "model.safetensors"):
         for message in refusals(broken):
             assert name in message
         (broken / name).write_text("[1,")
@@ -494,8 +495,9 @@ def test_help(command, capsys):
 def documented_commands():
     for name in ("README.md", "ds_configs/README.md", "bench/results/quality/TUNING.md"):
         text = (ROOT / name).read_text().replace("\\\n", " ")
-        for line in re.findall(r"^ {4}((?:python|deepspeed|torchrun) .*)$", text, flags=re.MULTILINE):
-            yield shlex.split(line.replace(" ...", ""), comments=True)
+        for line in re.findall(r"^ {4}((?:python|deepspeed|torchrun|llata-fast) .*)$", text, flags=re.MULTILINE):
+            words = shlex.split(line.replace(" ...", ""), comments=True)
+            yield ["python", "-m", "llata_fast", *words[1:]] if words[0] == "llata-fast" else words
 
 
 def test_the_documents_command_lines_are_taken(monkeypatch):

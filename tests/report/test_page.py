@@ -145,7 +145,7 @@ def test_errors_by_step_average_to_the_score(run):
     settings = folder.read_settings()
     lengths = {"context_length": 12, "prediction_length": 5}
     task = read_task(DataSettings(dataset=settings["dataset"]), ModelSettings(**lengths))
-    errors = measures.test_errors(Forecaster.from_run(run), task)
+    errors = measures.test_errors(Forecaster.from_pretrained(run), task)
     assert errors.by_step.mean() == pytest.approx(folder.read_metrics()["test"]["mae"], rel=1e-5)
     best, median, worst = (window.error for window in errors.examples)
     assert best < median < worst
