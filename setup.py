@@ -37,6 +37,7 @@ setup(
         "numpy",
         "pandas",
         "pyarrow",
+        "pydantic",
         "pyyaml",
         "safetensors",
         "tqdm",

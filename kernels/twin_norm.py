@@ -43,6 +43,7 @@ def twin_norm_ref(
     weights = (time_weight, time_bias), (text_weight.detach(), None if text_bias is None else text_bias.detach())
     parts = []
     for rows, (weight, bias) in zip(branches, weights, strict=True):
+        weight, bias = weight.to(wide.dtype), None if bias is None else bias.to(wide.dtype)
         weight = weight if offset == 0 else offset + weight
         if kind == "layer":
             parts.append(F.layer_norm(rows, weight.shape, weight, bias, eps))
@@ -142,7 +143,8 @@ def _empty_outputs(x, time_weight, time_bias, text_weight, text_bias, update, nu
                    out_dtype):  # fmt: skip
     M, D = x.shape
     statistics = [x.new_empty(M if used else 0, dtype=torch.float32) for used in (kind == "layer", True)]
-    return x.new_empty(M, D, dtype=out_dtype), x.new_empty(M if update is not None else 0, D), *statistics
+    total = x.new_empty(0, D) if update is None else x.new_empty(M, D, dtype=torch.promote_types(x.dtype, update.dtype))
+    return x.new_empty(M, D, dtype=out_dtype), total, *statistics
 
 
 def twin_norm_fwd(

@@ -107,9 +107,9 @@ def check_whole(checkpoint: Path):
 
 
 def _find_best(folder: RunFolder, resume: Path) -> Path | None:
-    """The best checkpoint up to `resume`, in the run's own folder or beside `resume`; None where that is the best."""
+    """The best checkpoint up to `resume`, itself perhaps, in the run's own folder or beside it; None without one."""
     name = json.loads((resume / TRAINER_STATE).read_text())["stateful_callbacks"].get(BEST_CHECKPOINT)
-    if not name or name == resume.name:
+    if not name:
         return None
     for path in (folder / name, resume.parent / name):
         if path.is_dir() and find_damage(path) is None:

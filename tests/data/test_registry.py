@@ -27,7 +27,7 @@ def hosted(tmp_path):
 
 
 def test_names():
-    assert set(DATASETS) == set("ETTh1 ETTh2 ETTm1 ETTm2 Weather ECL Traffic Exchange ILI Metro".split())
+    assert set(DATASETS) == set("ETTh1 ETTh2 ETTm1 ETTm2 Weather ECL Traffic Exchange ILI Metro EIA".split())
     for name, spec in DATASETS.items():
         assert spec.name == name
         assert get_dataset(name.upper()) is get_dataset(name.lower()) is spec

@@ -79,7 +79,7 @@ def measured(folder, small, heavy, launch, free_port):
     series = write_series(folder / "series.csv", 160, 3)
     wide = write_series(folder / "wide.csv", 300, CHANNELS)
     common = {"max_steps": 3, "precision": "fp32", "use_cpu": True, "eval_strategy": "no", "save_strategy": "no"}
-    common |= {"report_to": "none", "disable_tqdm": True}
+    common |= {"report_to": "none", "disable_tqdm": True, "recipe": "paper"}
 
     def flags(name, settings, data, stage, more, fields):
         named = settings | common | {"dataset": data, "output_dir": folder / "runs" / name}

@@ -84,6 +84,8 @@ def settings(folder):
         "save_steps": 1,
         "save_total_limit": 5,
         "per_device_eval_batch_size": 4,
+        # its own steps decide, not the linear start
+        "recipe": "paper",
         "report_to": "none",
         "disable_tqdm": True,
     }

@@ -36,6 +36,8 @@ def settings(tmp_path):
         "eval_steps": 1,
         "save_steps": 1,
         "precision": "fp32",
+        # its own steps decide, not the linear start
+        "recipe": "paper",
         "report_to": "none",
     }
 

@@ -29,6 +29,8 @@ def flags(tmp_path_factory):
         "eval_strategy": "no",
         "save_strategy": "steps",
         "save_steps": STEPS,
+        # its own steps decide, not the linear start
+        "recipe": "paper",
         "report_to": "none",
     }
     return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
