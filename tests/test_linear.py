@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import Ridge
-from tiny import tiny_model, window
+from tiny import all_windows, tiny_model, waves, window
 
 from llata_fast.data import WindowDataset
 from llata_fast.evaluation.baselines import score, seasonal_naive
@@ -88,22 +88,9 @@ def test_bf16_takes_nothing_from_the_linear_forecast(backbone):
         torch.testing.assert_close(model(past).prediction_outputs, expected)
 
 
-def make_windows(rows=60, gaps=()):
-    hours = torch.arange(rows)[:, None]
-    values = torch.sin(2 * torch.pi * hours / torch.tensor([4, 6])) + 0.3 * torch.randn(rows, C) + 5
-    for row, channel in gaps:
-        values[row, channel] = torch.nan
-    return WindowDataset(values, L, H)
-
-
-def all_windows(windows):
-    ((past, observed, future),) = windows.batches(len(windows))
-    return past, observed, future
-
-
 @pytest.mark.parametrize("gaps", [[], [(20, 0), (21, 0), (40, 1)]], ids=["complete", "gaps"])
 def test_linear_is_ridge_regression(gaps):
-    windows = make_windows(gaps=gaps)
+    windows = waves(gaps=gaps)
     models = {flag: LeastSquares(per_channel=flag, ridge=0.5).fit(windows, batch_size=7) for flag in (False, True)}
     past, observed, future = all_windows(windows)
     channels = []
@@ -130,7 +117,7 @@ def ridge_regression(inputs, targets):
 
 
 def test_scaled_windows_of_any_size_count_alike():
-    values = make_windows().values
+    values = waves().values
     larger = values * torch.tensor([1.0, 1000.0])
     scaled, again = (LeastSquares(unit="deviation").fit(WindowDataset(rows, L, H)) for rows in (values, larger))
     torch.testing.assert_close(again.shared, scaled.shared, rtol=1e-3, atol=1e-5)
@@ -143,7 +130,7 @@ def test_scaled_windows_of_any_size_count_alike():
 
 
 def test_windows_in_units_of_their_level_count_alike():
-    values = make_windows().values
+    values = waves().values
     one, other = values[:, :1], 1000 * values[:, 1:]
     both, alone = (
         LeastSquares(unit="level", ridge=1e-3).fit(WindowDataset(torch.cat(rows, 1), L, H))
@@ -169,8 +156,8 @@ def test_linear_learns_a_wave():
 
 @pytest.mark.parametrize("centred", [True, False])
 def test_one_map_forecasts_any_number_of_channels(centred):
-    model = LeastSquares(centred=centred).fit(make_windows())
-    past, observed, _ = all_windows(make_windows())
+    model = LeastSquares(centred=centred).fit(waves())
+    past, observed, _ = all_windows(waves())
     more = torch.cat((past, past[..., :1]), 2), torch.cat((observed, observed[..., :1]), 2)
     forecast = model(*more)
     torch.testing.assert_close(forecast[..., :C], model(past, observed))
@@ -178,7 +165,7 @@ def test_one_map_forecasts_any_number_of_channels(centred):
 
 
 def test_dlinear_is_least_squares_with_a_constant():
-    windows = make_windows()
+    windows = waves()
     past, observed, future = all_windows(windows)
     inputs, targets = past.transpose(1, 2).reshape(-1, L), future.transpose(1, 2).reshape(-1, H)
     design = np.concatenate((inputs.double().numpy(), np.ones((len(inputs), 1))), 1)

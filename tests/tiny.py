@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 
 from llata_fast.config import LlataConfig
+from llata_fast.data import WindowDataset
 from llata_fast.modeling import LlataForPrediction
 
 # grouped queries, a head width that is not D / A, and sliding windows shorter than the tests' sequences
@@ -95,3 +96,18 @@ def write_series(path: Path, rows: int = 200, channels: int = 3, date_column: st
     table.insert(0, date_column, pd.date_range("2024-01-01", periods=rows, freq="h"))
     table.to_csv(path, index=False)
     return path
+
+
+def waves(rows: int = 60, gaps=(), context: int = 8, horizon: int = 3) -> WindowDataset:
+    """Windows of two noisy waves; `gaps` lists (row, channel) of missing values."""
+    steps = torch.arange(rows)[:, None]
+    values = torch.sin(2 * torch.pi * steps / torch.tensor([4, 6])) + 0.3 * torch.randn(rows, 2) + 5
+    for row, channel in gaps:
+        values[row, channel] = torch.nan
+    return WindowDataset(values, context, horizon)
+
+
+def all_windows(windows: WindowDataset) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Every window's past, what of it is observed, and future."""
+    ((past, observed, future),) = windows.batches(len(windows))
+    return past, observed, future

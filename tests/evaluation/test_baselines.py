@@ -5,24 +5,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import all_windows, waves
 
-from llata_fast.data import WindowDataset
 from llata_fast.evaluation.baselines import score, seasonal_naive
 
 L, H, C = 8, 3, 2
-
-
-def make_windows(rows=60, gaps=()):
-    hours = torch.arange(rows)[:, None]
-    values = torch.sin(2 * torch.pi * hours / torch.tensor([4, 6])) + 0.3 * torch.randn(rows, C) + 5
-    for row, channel in gaps:
-        values[row, channel] = torch.nan
-    return WindowDataset(values, L, H)
-
-
-def all_windows(windows):
-    ((past, observed, future),) = windows.batches(len(windows))
-    return past, observed, future
 
 
 @given(seasonality=st.integers(1, 12), horizon=st.integers(1, 30))
@@ -42,7 +29,7 @@ def test_seasonal_naive_fills_a_gap_with_the_mean():
 
 
 def test_every_window_is_scored_once():
-    windows = make_windows(gaps=[(30, 1)])
+    windows = waves(gaps=[(30, 1)])
     naive = seasonal_naive(4, H)
     scores = score(naive, windows, ["a", "b"])
     for batch_size in (1, 7, 1000):
