@@ -1,10 +1,14 @@
 """The scaling study: its matrix, what is not done twice, and what compares its rows."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from tiny import random_backbone
+
+REPORT = Path(__file__).resolve().parents[2] / "bench" / "scaling_report.py"
 
 
 @pytest.fixture
@@ -55,6 +59,21 @@ def test_rows_are_added_once_and_compared(study, tmp_path):
     assert (strong.batch == 8).all() and sorted(set(strong.ranks)) == [1, 2, 4]
     first = grown[(grown.ranks == 1) & (grown.kind == "simulated")]
     assert (first.efficiency == 1).all()
+
+
+@pytest.mark.parametrize("sizes, drawn", [((0, 70), True), ((70, 70), False)])
+def test_quality_is_drawn_where_sizes_differ(tmp_path, sizes, drawn):
+    spec = importlib.util.spec_from_file_location("scaling_report", REPORT)
+    report = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(report)
+    rows = [
+        {"protocol": "long_term", "dataset": "d", "recipe": "paper", "horizon": 96, "model": model, "mse": 0.4}
+        | {"frozen_parameters": size * 1e6}
+        for model, size in zip(("no_llm", "llata"), sizes, strict=True)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "results.csv", index=False)
+    report._draw_quality(tmp_path, tmp_path / "quality.png")
+    assert (tmp_path / "quality.png").exists() == drawn
 
 
 def test_bad_input(launch):
