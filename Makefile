@@ -42,7 +42,7 @@ test: lint
 OLDEST := transformers==5.4.0 accelerate==1.10.0 deepspeed==0.18.0
 NEWEST := --upgrade transformers<6 accelerate<2 deepspeed<0.20
 FAST := $(addprefix tests/,test_config.py test_saving.py test_parity.py test_modeling.py test_ablations.py \
-	test_settings.py backbone/test_twin.py backbone/test_attention.py backbone/test_loading.py \
+	test_private_names.py test_settings.py backbone/test_twin.py backbone/test_attention.py backbone/test_loading.py \
 	backbone/test_dequantised.py training/test_arguments.py training/test_averaging.py training/test_ds_configs.py \
 	training/test_resumed_settings.py)
 PACKAGES := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'

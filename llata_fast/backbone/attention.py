@@ -245,7 +245,10 @@ def _tried(backend: str, probe: _Probe, seconds: float | None) -> str | None:
     T = 24
     window = None if probe.sliding_window is None else min(probe.sliding_window, T // 2)
     try:
-        _load(backend, seconds)
+        _, with_lengths, *_ = _load(backend, seconds)
+        # older versions of transformers silently drop a cap that the backend does not take
+        if probe.softcap is not None and "softcap" not in inspect.signature(with_lengths).parameters:
+            return "it cannot cap attention scores (softcap)"
         shapes = [(1, heads, T, probe.head_dim) for heads in (probe.num_heads, *2 * [probe.num_key_value_heads])]
         # no random numbers: the run's own must not depend on what is installed
         inputs = [
@@ -278,7 +281,12 @@ def _load(backend: str, seconds: float | None = None) -> tuple[Callable, ...]:
         raise ImportError("the package kernels is not installed, or not in a version that transformers takes")
     elif seconds is not None:
         load = functools.partial(within, seconds, load)
-    functions, _ = load()
+    try:
+        functions, _ = load()
+    except Exception:
+        # older versions note a backend as loaded before it is, and would hand out the one before it
+        modeling_flash_attention_utils._loaded_implementation = None
+        raise
     return functions
 
 

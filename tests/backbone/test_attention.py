@@ -288,8 +288,7 @@ def hub(machine, monkeypatch):
     def install(get_kernel):
         machine()
         monkeypatch.setattr(attention, "is_kernels_available", lambda: True)
-        monkeypatch.setattr(hub_kernels, "is_kernels_available", lambda: True)
-        monkeypatch.setattr(hub_kernels, "get_kernel", lambda *args, **kwargs: get_kernel())
+        monkeypatch.setattr(hub_kernels, "load_and_register_attn_kernel", lambda *args, **kwargs: get_kernel())
 
     return install
 
