@@ -22,7 +22,7 @@ $(READY): setup.py pyproject.toml constraints.txt requirements-embedded.txt
 	$(PIP) --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(BIN)/python -c "import triton" 2>/dev/null || $(PIP) "$(TRITON)"
 	$(PIP) --constraint constraints.txt setuptools
-	$(PIP) --constraint constraints.txt --no-build-isolation --editable ".[backtest,export,parquet,plot,tensorboard,test]"
+	$(PIP) --constraint constraints.txt --no-build-isolation --editable ".[backtest,calendar,export,parquet,plot,tensorboard,test]"
 	$(PIP) --no-deps --requirement requirements-embedded.txt
 	touch $@
 

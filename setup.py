@@ -45,6 +45,7 @@ setup(
     extras_require={
         # metrics, and exponential smoothing beside them
         "backtest": ["statsmodels>=0.15", "utilsforecast>=0.2.10"],
+        "calendar": ["holidays"],
         "docs": ["furo", "myst-parser", "sphinx"],
         "export": ["onnx", "onnxruntime", "onnxscript", "peft"],
         "flash-attn": ["flash-attn"],

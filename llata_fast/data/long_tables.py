@@ -43,23 +43,28 @@ class LongTable:
         return f"{self.name}, item {quoted(self.ids[self.codes[row]])}, row {self.rows[row]}"
 
 
-def read_frame(
-    df: Any,
-    id_column: str | None,
-    timestamp_column: str | None,
-    target: str | Sequence[str] | None,
-    missing: str,
-    name: str,
-) -> LongTable:
-    """The rows of a frame or a table of Arrow, which is not changed; arguments and errors as in `Panel.from_df`."""
-    if missing not in ("error", "mask"):
-        raise InputError(f"missing must be error or mask, got {missing!r}")
+def as_frame(df: Any, name: str) -> pd.DataFrame:
+    """A frame, or a table of Arrow as one, whose columns are there once."""
     if not isinstance(df, pd.DataFrame):
         if not hasattr(df, "to_pandas"):
             raise InputError(f"{name} must be a DataFrame or a table of Arrow, got {type(df).__name__}")
         df = df.to_pandas()
     if doubled := df.columns[df.columns.duplicated()].tolist():
         raise InputError(f"{name}: column {doubled[0]!r} is there twice")
+    return df
+
+
+def read_frame(
+    df: pd.DataFrame,
+    id_column: str | None,
+    timestamp_column: str | None,
+    target: str | Sequence[str] | None,
+    missing: str,
+    name: str,
+) -> LongTable:
+    """The rows of a frame, which is not changed; arguments and errors as in `Panel.from_df`."""
+    if missing not in ("error", "mask"):
+        raise InputError(f"missing must be error or mask, got {missing!r}")
     id_column = _column(df, id_column, ID_COLUMNS, "id_column", name)
     timestamp_column = _column(df, timestamp_column, TIMESTAMP_COLUMNS, "timestamp_column", name)
     if target is None or isinstance(target, str):

@@ -16,10 +16,13 @@ import pandas as pd
 
 from ..errors import InputError, InputWarning
 from . import series as wide
+from .calendar import calendar_columns, calendar_texts, calendar_values
+from .covariates import Covariates, Roles
 from .dates import date_format
+from .future_rows import NAME, FutureRows
 from .grids import is_local, like, plain
 from .item_steps import place_on_grids
-from .long_tables import LongTable, quoted, read_frame
+from .long_tables import LongTable, as_frame, quoted, read_frame
 from .registry import find_dataset
 from .series import Missing, TimeSeries
 from .sources import locate
@@ -52,6 +55,7 @@ class Panel:
     """No rows: the caller's type of timestamps."""
     time_format: str | None = None
     """Of timestamps that were text."""
+    covariates: Covariates | None = None
 
     @classmethod
     def from_df(
@@ -63,6 +67,10 @@ class Panel:
         freq: str | None = None,
         missing: Missing = "mask",
         name: str = "panel",
+        known_covariates: str | Sequence[str] | None = None,
+        past_covariates: str | Sequence[str] | None = None,
+        static_covariates: str | Sequence[str] | None = None,
+        calendar: bool | str | Sequence[str] | None = None,
     ) -> "Panel":
         """The panel in a long table (pandas, or a table of Arrow), whose rows may stand in any order.
 
@@ -71,13 +79,25 @@ class Panel:
             timestamp_column: by default timestamp, ds or another name for dates.
             target: a column or several; by default target or y.
             freq: the step of every item; by default each item's is found, and a warning says where it differs.
-            missing: gaps and empty cells are masked, or an error.
+            missing: gaps and empty cells are masked, or an error; empty cells of covariates are masked.
+            known_covariates: columns whose future is known, too: a price, a promotion, a weather forecast.
+            past_covariates: columns that are seen beside the target, up to where its forecast begins.
+            static_covariates: columns that have one value an item.
+            calendar: hour, weekday, month and countries whose holidays count, which timestamps tell of themselves;
+                True for those of the first three that a step is finer than.
+
+        Covariates are numbers, or categories where they are text, booleans or pandas' categories.
 
         Raises:
             InputError: names item, column and row.
         """
+        roles = Roles.of(known_covariates, past_covariates, static_covariates, calendar)
+        df = as_frame(df, name)
         table = read_frame(df, id_column, timestamp_column, target, missing, name)
-        return cls._on_grids(table, freq, missing)
+        others = {column: "the target" if len(table.targets) == 1 else "a target" for column in table.targets}
+        others |= {table.id_column: "the id", table.timestamp_column: "the timestamp"}
+        roles.check(df, others, name)
+        return cls._on_grids(table, freq, missing, df, roles)
 
     @classmethod
     def from_csv(cls, path: str | os.PathLike, **how: Any) -> "Panel":
@@ -128,11 +148,12 @@ class Panel:
         )
 
     @classmethod
-    def _on_grids(cls, table: LongTable, freq: str | None, missing: Missing) -> "Panel":
+    def _on_grids(cls, table: LongTable, freq: str | None, missing: Missing, df: pd.DataFrame, roles: Roles) -> "Panel":
         placed = place_on_grids(table, parse_step(freq) if freq else None, missing)
         values = np.full((placed.offsets[-1], table.values.shape[1]), np.nan)
-        values[placed.offsets[table.codes] + placed.index] = table.values
-        return cls(
+        rows = placed.offsets[table.codes] + placed.index
+        values[rows] = table.values
+        panel = cls(
             name=table.name,
             ids=table.ids,
             offsets=placed.offsets,
@@ -146,6 +167,79 @@ class Panel:
             times=table.times,
             time_format=table.time_format,
         )
+        if not roles:
+            return panel
+        panel = replace(panel, covariates=Covariates.read(df, table, rows, placed.offsets, roles))
+        return panel if roles.calendar is None else panel._with_calendar(roles.calendar)
+
+    def _with_calendar(self, names: tuple[str, ...]) -> "Panel":
+        """With the calendar's columns of these names (`calendar_columns`) among the known covariates."""
+        columns = calendar_columns(names, self.steps, self.name)
+        covariates = self._required_covariates
+        if taken := set(columns) & {*covariates.columns, *covariates.static}:
+            raise InputError(f"{self.name}: column {min(taken)!r} is one of the calendar: give it another name")
+        return replace(
+            self, covariates=covariates.with_calendar(columns, self._calendar(columns), calendar_texts(columns))
+        )
+
+    def ahead(self, horizon: int, future: Any = None) -> "Panel":
+        """The same items, whose known covariates go on for `horizon` steps behind the last row of each.
+
+        `future` is a table with the items' ids, timestamps and known covariates; rows of other ids and times are passed
+        over, empty cells masked. Without one, the covariates of rows that `until` has cut off count.
+
+        Raises InputError, by item and date, for what is not there.
+        """
+        covariates = self.covariates
+        if covariates is None:
+            if future is not None:
+                raise InputError(f"{NAME}: there are no known covariates that it could bring")
+            return self
+        if future is None:
+            short = covariates.ahead(self.lengths) < horizon
+            if covariates.given and short.any():
+                raise InputError(
+                    f"{self.name}: the known covariates {', '.join(covariates.given)} end with the targets: give their "
+                    f"next {horizon} steps as {NAME}"
+                )
+            extended = covariates.extended(np.maximum(self.lengths + horizon, np.diff(covariates.offsets)))
+        else:
+            if not covariates.given:
+                raise InputError(f"{NAME}: there are no known covariates that it could bring")
+            rows = FutureRows(self, future, covariates.given, horizon)
+            extended = covariates.extended(self.lengths + horizon)
+            places = (extended.offsets[:-1] + self.lengths)[:, None] + np.arange(horizon)
+            extended.values[places, : len(covariates.given)] = rows.values
+            extended = replace(extended, categories=extended.categories | rows.texts)
+        panel = replace(self, covariates=extended)
+        if not covariates.calendar:
+            return panel
+        first, known = len(covariates.given), len(covariates.known)
+        extended.values[:, first:known] = panel._calendar(covariates.calendar)
+        return panel
+
+    def _calendar(self, columns: tuple[str, ...]) -> np.ndarray:
+        """[rows of the covariates, columns] what the timestamps say."""
+        offsets = self._required_covariates.offsets
+        items = np.repeat(np.arange(len(self)), np.diff(offsets))
+        index = np.arange(len(items)) - offsets[items]
+        values = np.zeros((len(items), len(columns)))
+        for number, step in enumerate(self.steps):
+            rows = self.step_of[items] == number
+            dates = step.dates(self.origins[items[rows]], index[rows])
+            zoned = like(dates, pd.DatetimeIndex(self._as_dates(self.times)), all(map(is_local, self.steps)))
+            values[rows] = calendar_values(columns, pd.DatetimeIndex(zoned), step.days)
+        return values
+
+    @staticmethod
+    def _as_dates(times: pd.Series) -> pd.Series:
+        return times.dt.to_timestamp() if isinstance(times.dtype, pd.PeriodDtype) else times
+
+    @property
+    def _required_covariates(self) -> Covariates:
+        if self.covariates is None:
+            raise InputError(f"{self.name} has no covariates")
+        return self.covariates
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -192,6 +286,7 @@ class Panel:
             values=self.values[rows],
             origins=self.origins[items],
             step_of=self.step_of[items],
+            covariates=self.covariates and self.covariates.at(items),
         )
 
     def with_targets(self, targets: Sequence[str]) -> "Panel":
@@ -213,7 +308,10 @@ class Panel:
         return self.at(np.flatnonzero(~self.ids.isin(held_out)))
 
     def until(self, steps_before_end: int) -> "Panel":
-        """Every item without its last `steps_before_end` rows; what had no more is left out."""
+        """Every item without its last `steps_before_end` rows; what had no more is left out.
+
+        Covariates of these rows stay: the known ones are those of the future then.
+        """
         kept = self.at(np.flatnonzero(self.lengths > steps_before_end)) if steps_before_end else self
         lengths = kept.lengths - steps_before_end
         offsets = np.concatenate(([0], np.cumsum(lengths)))
@@ -240,11 +338,17 @@ class Panel:
         return pd.Series(index).astype(dtype) if pd.api.types.is_datetime64_any_dtype(dtype) else pd.Series(index)
 
     def to_df(self) -> pd.DataFrame:
-        """The long table on the grids: a row for every id and time, NaN where nothing was observed."""
+        """The long table on the grids: a row for every id and time, NaN where nothing was observed.
+
+        Covariates stand behind the targets, but those of the calendar.
+        """
         items = np.repeat(np.arange(len(self)), self.lengths)
         index = np.arange(len(items)) - self.offsets[items]
         frame = pd.DataFrame({self.id_column: self.ids[items], self.timestamp_column: self.dates(items, index)})
-        return frame.assign(**dict(zip(self.targets, self.values.T, strict=True)))
+        frame = frame.assign(**dict(zip(self.targets, self.values.T, strict=True)))
+        if self.covariates is None:
+            return frame
+        return frame.assign(**self.covariates.frame(items, index))
 
 
 def read_csv(path: str | os.PathLike, **how: Any) -> Panel:

@@ -1,0 +1,83 @@
+"""What a timestamp says of itself, as categories that are known of the future: hour, weekday, month, holidays."""
+
+import importlib.util
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from ..errors import InputError
+from .steps import Step, Whole
+
+HOUR, WEEKDAY, MONTH, HOLIDAY = "hour", "weekday", "month", "holiday"
+COLUMNS = {name: f"calendar_{name}" for name in (HOUR, WEEKDAY, MONTH)}
+_SAYS = {HOUR: lambda days: days < 1, WEEKDAY: lambda days: days < 7, MONTH: lambda days: days < 360}
+_TEXTS = {
+    HOUR: tuple(map(str, range(24))),
+    WEEKDAY: ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
+    MONTH: tuple(map(str, range(1, 13))),
+}
+
+
+def calendar_columns(names: Sequence[str], steps: Sequence[Step], where: str) -> tuple[str, ...]:
+    """Columns of the calendar: `names` are hour, weekday, month and countries whose holidays count (DE, US).
+
+    Without one of the first three, those of them that a step is finer than.
+
+    Raises:
+        InputError: the items count in whole numbers, an unknown name, or `holidays` is not installed.
+    """
+    if any(isinstance(step, Whole) for step in steps):
+        raise InputError(f"{where}: a calendar takes dates, and these timestamps are whole numbers")
+    finest = min(step.days for step in steps)
+    chosen = [name for name in names if name in COLUMNS]
+    countries = [name for name in names if name not in COLUMNS]
+    for country in countries:
+        _holidays(country, [2024])
+    chosen = chosen or [name for name in COLUMNS if _SAYS[name](finest)]
+    columns = (
+        *(COLUMNS[name] for name in dict.fromkeys(chosen)),
+        *(f"calendar_{HOLIDAY}_{name}" for name in countries),
+    )
+    if not columns:
+        raise InputError(f"{where}: a calendar says nothing of steps of {finest:.0f} days")
+    return columns
+
+
+def calendar_texts(columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Column -> its categories."""
+    of_parts = {COLUMNS[name]: texts for name, texts in _TEXTS.items()}
+    return {column: of_parts.get(column, ("False", "True")) for column in columns}
+
+
+def calendar_values(columns: Sequence[str], dates: pd.DatetimeIndex, days: float) -> np.ndarray:
+    """[rows, columns]: the places among `calendar_texts` of rows that begin at `dates` and are `days` long."""
+    parts = {COLUMNS[HOUR]: dates.hour, COLUMNS[WEEKDAY]: dates.day_of_week, COLUMNS[MONTH]: dates.month - 1}
+    values = [
+        parts[column] if column in parts else _has_holiday(column.rpartition("_")[2], dates, days) for column in columns
+    ]
+    return np.stack([np.asarray(value, dtype=np.float64) for value in values], 1)
+
+
+def _has_holiday(country: str, dates: pd.DatetimeIndex, days: float) -> np.ndarray:
+    """[rows] whether a holiday lies in the row's days."""
+    if not len(dates):
+        return np.zeros(0)
+    first = dates.tz_localize(None).normalize().to_numpy().astype("M8[D]")
+    count = max(1, round(days))
+    years = range(int(dates.year.min()), int(dates.year.max()) + 2)
+    free = np.sort(np.array(list(_holidays(country, years)), dtype="M8[D]"))
+    return np.searchsorted(free, first + count) > np.searchsorted(free, first)
+
+
+def _holidays(country: str, years: Sequence[int] | range):
+    if importlib.util.find_spec("holidays") is None:
+        raise InputError(f"calendar {country}: holidays need a package: pip install llata-fast[calendar]")
+    import holidays
+
+    try:
+        return holidays.country_holidays(country, years=years)
+    except NotImplementedError:
+        raise InputError(
+            f"calendar {country}: neither {', '.join(COLUMNS)} nor a country whose holidays are known (DE, US)"
+        ) from None
