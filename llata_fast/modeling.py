@@ -394,7 +394,7 @@ class LlataForPrediction(PreTrainedModel):
                 task = forecast_loss(self.config.task_loss, forecasts, future_values, insample_scale)
             output = ForecastOutput(loss=task, prediction_outputs=forecasts, task_loss=task)
         if self.quantile_head is not None:
-            self._add_quantiles(output, features[-1][: len(time)], units[1], future_values)
+            self._add_quantiles(output, features[-1][: time.shape[0]], units[1], future_values)
         return output.to_tuple() if return_dict is False else output
 
     @property

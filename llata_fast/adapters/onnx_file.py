@@ -1,24 +1,26 @@
-"""The forecaster as an ONNX file: lookbacks in, forecasts out, any number of windows, missing values masked."""
+"""The forecaster as an ONNX file: lookbacks in, points and quantiles out, any number of windows, values masked."""
 
 import contextlib
 import importlib.util
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..forecasting.calibration import Calibration, between_levels
 from ..modeling import LlataForPrediction
 
+_LEVELS = tuple(round(0.1 * step, 1) for step in range(1, 10))
 INPUTS = ("past_values", "past_observed_mask")
 _PACKAGES = ("onnx", "onnxscript")
 # a batch of one would be taken for a constant
 _EXAMPLE_WINDOWS = 2
 
 
-class _Forecast(nn.Module):
+class _Points(nn.Module):
     """The model's forecast alone: past_values [B, L, C] and its mask -> prediction_outputs [B, H, C]."""
 
     def __init__(self, model: LlataForPrediction):
@@ -29,31 +31,81 @@ class _Forecast(nn.Module):
         return self.model(past_values, past_observed_mask=past_observed_mask).prediction_outputs
 
 
-def export_onnx(model: LlataForPrediction, path: str | Path, num_channels: int) -> Path:
+class _Quantiles(nn.Module):
+    """Points [B, H, C] and quantiles [B, H, C, Q], which rise with their level."""
+
+    def __init__(
+        self, model: LlataForPrediction, calibration: Calibration | None, levels: Sequence[float], num_channels: int
+    ):
+        super().__init__()
+        self.model, self.num_levels = model, len(levels)
+        head_levels = model.config.quantile_levels
+        offsets = None if calibration is None else calibration.at(levels, num_channels).float()
+        self.register_buffer("offsets", offsets)  # [H, C, Q]
+        self.register_buffer("weights", between_levels(head_levels, levels).float() if head_levels else None)
+
+    def forward(self, past_values: Tensor, past_observed_mask: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.model(past_values, past_observed_mask=past_observed_mask)
+        points = output.prediction_outputs
+        if self.weights is not None:
+            quantiles = output.quantile_outputs @ self.weights
+        else:
+            quantiles = points[..., None].expand(*points.shape, self.num_levels)
+        if self.offsets is not None:
+            quantiles = quantiles + self.offsets * _deviation(past_values, past_observed_mask)[..., None]
+        return points, quantiles.sort(-1).values
+
+
+def _deviation(past: Tensor, observed: Tensor) -> Tensor:
+    """Deviation [B, 1, C] of the observed values, what a calibration measures by."""
+    count = observed.sum(1, keepdim=True).clamp(min=1)
+    past = torch.where(observed, past, 0.0)
+    moves = torch.where(observed, past - past.sum(1, keepdim=True) / count, 0.0)
+    return (moves.square().sum(1, keepdim=True) / count).sqrt()
+
+
+def export_onnx(
+    model: LlataForPrediction,
+    path: str | Path,
+    num_channels: int,
+    calibration: Calibration | None = None,
+    quantile_levels: Sequence[float] | None = None,
+) -> Path:
     """Write a merged model as ONNX; returns the path.
 
     The file takes past_values [B, L, C] fp32 and past_observed_mask [B, L, C] bool (False where a value is missing) and
-    gives prediction_outputs [B, H, C] fp32. B is free, L and C are fixed.
+    gives prediction_outputs [B, H, C] fp32 and, of a model with a quantile head or a calibration, quantile_outputs
+    [B, H, C, Q] fp32, rising along Q, at the levels in its metadata "quantile_levels". B is free, L and C are fixed.
+
+    Args:
+        quantile_levels: Q levels; by default those of the head, else 0.1 to 0.9.
 
     Raises:
-        InputError: onnx or onnxscript is not installed, or the model is not merged.
+        InputError: onnx or onnxscript is not installed, the model is not merged, or has no quantiles to give.
     """
     if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
         raise InputError(f"an ONNX file needs {missing[0]}: pip install llata-fast[export]")
     if not model.config.merged:
         raise InputError("only a merged model is exported to ONNX: call merge() first")
+    has_quantiles = calibration is not None or bool(model.config.quantile_levels)
+    if quantile_levels and not has_quantiles:
+        raise InputError("this model has neither a quantile head nor a calibration, so an ONNX file has no quantiles")
+    levels = list(quantile_levels or model.config.quantile_levels or _LEVELS) if has_quantiles else []
+    forecast = _Quantiles(model, calibration, levels, num_channels) if has_quantiles else _Points(model)
     past = torch.randn(_EXAMPLE_WINDOWS, model.config.context_length, num_channels, device=model.device)
     batch = torch.export.Dim("batch")
     with _quiet(), torch.inference_mode():
         program = torch.onnx.export(
-            _Forecast(model).eval(),
+            forecast.to(model.device).eval(),
             (past, torch.ones_like(past, dtype=torch.bool)),
             input_names=list(INPUTS),
-            output_names=["prediction_outputs"],
+            output_names=["prediction_outputs", "quantile_outputs"][: 1 + has_quantiles],
             dynamic_shapes={name: {0: batch} for name in INPUTS},
             dynamo=True,
             verbose=False,
         )
+    if has_quantiles:
+        program.model.metadata_props["quantile_levels"] = " ".join(f"{level:g}" for level in levels)
     program.save(str(path))
     return Path(path)
 

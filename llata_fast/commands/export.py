@@ -4,8 +4,8 @@ merged   LoRA and tuned norms folded into the backbone, nothing else needed to f
          `evaluate` and `LlataForPrediction.from_pretrained`, with the temporal branch's decoder for transformers'
          AutoModel in its sub-folder `backbone`.
 adapter  LoRA, tuned norms and positions, as PEFT loads them on the backbone's first blocks.
-onnx     model.onnx: standardised lookbacks and their mask in, forecasts out, for any number of windows; beside it the
-         run's settings and scaler.
+onnx     model.onnx: standardised lookbacks and their mask in, forecasts and calibrated quantiles out, for any number
+         of windows; beside it the columns, their means and scales.
 """
 
 import argparse
@@ -54,10 +54,12 @@ def _write(model, kind: str, folder: RunFolder, output: Path):
         export_adapter(model, output)
     elif kind == "onnx":
         from ..adapters.onnx_file import export_onnx
+        from ..forecasting.calibration import Calibration
 
         preprocessor = folder.read_preprocessor()
+        calibration = Calibration.load(folder.calibration) if folder.calibration.is_file() else None
         output.mkdir(parents=True, exist_ok=True)
-        export_onnx(model.merge(), output / "model.onnx", num_channels=len(preprocessor.columns))
+        export_onnx(model.merge(), output / "model.onnx", len(preprocessor.columns), calibration)
         RunFolder(output).write_preprocessor(preprocessor)
     else:
         from ..adapters.merged_folder import export_merged

@@ -41,9 +41,12 @@ class Forecaster:
         info: Preprocessor,
         calibration: Calibration | None = None,
         settings: dict[str, Any] | None = None,
+        source: str | Path | None = None,
     ):
         self.model, self.info, self.settings = model.merge(), info, settings or {}
         self.calibration = calibration
+        # where the model lies as it was before it was merged
+        self.source = source
 
     @classmethod
     def fit(
@@ -106,7 +109,7 @@ class Forecaster:
             raise InputError(f"{source} is damaged: {error}") from error
         calibration = Calibration.load(folder.calibration) if folder.calibration.is_file() else None
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(model.to(device), info, calibration, folder.read_settings())
+        return cls(model.to(device), info, calibration, folder.read_settings(), folder.path)
 
     def save_pretrained(self, folder: str | Path):
         """Write a folder that `from_pretrained` loads, its backbone and calibration in it."""
@@ -276,6 +279,27 @@ class Forecaster:
             self.core.outputs, windows, config.quantile_levels, reads_level=self.model.reads_level
         )
         return self
+
+    def export_onnx(self, path: str | Path, quantile_levels: Sequence[float] | None = None) -> Path:
+        """Write points and calibrated quantiles as ONNX (`adapters.onnx_file.export_onnx`); returns the path."""
+        from ..adapters.onnx_file import export_onnx
+
+        if self.info.any_series:
+            raise InputError("a model for any series has no number of channels that an ONNX file could take")
+        channels = len(self.info.columns)
+        return export_onnx(self.model, path, channels, self.calibration, self._levels(quantile_levels) or None)
+
+    def export_adapter(self, folder: str | Path) -> Path:
+        """Write what training changed in the backbone as a PEFT adapter; returns its folder.
+
+        Raises:
+            InputError: PEFT is not installed, or the run that this was loaded from holds no LoRA, or is gone.
+        """
+        from ..adapters.peft_adapter import export_adapter
+
+        if self.source is None:
+            raise InputError("only a forecaster that was loaded from a run is exported as an adapter: from_pretrained")
+        return export_adapter(LlataForPrediction.from_pretrained(self.source), folder)
 
     @property
     def core(self) -> PanelForecaster:

@@ -7,6 +7,9 @@ from tiny import random_backbone, tiny_model, window
 
 from llata_fast.adapters.onnx_file import export_onnx
 from llata_fast.errors import InputError
+from llata_fast.forecasting.calibration import LEVELS, Calibration
+from llata_fast.forecasting.forecaster import Forecaster
+from llata_fast.run_folder import Preprocessor
 
 pytest.importorskip("onnxscript")
 runtime = pytest.importorskip("onnxruntime")
@@ -34,6 +37,37 @@ def test_runtime_agrees_with_the_model(tmp_path, family, fields):
             (got,) = session.run(None, inputs)
             assert got.shape == expected.shape
             assert np.abs(got - expected).max() < 1e-4 * past.std().item()
+
+
+INFO = Preprocessor("waves", ["a", "b", "c"], "date", "h", 24, mean=[0.0] * 3, scale=[1.0] * 3)
+
+
+@pytest.mark.parametrize(
+    "head_levels, calibrated, asked",
+    [([0.1, 0.5, 0.9], True, None), ([0.1, 0.9], False, None), (None, True, [0.05, 0.25, 0.9])],
+    ids=["head-calibrated", "head", "calibration-alone"],
+)
+def test_quantiles_are_the_forecaster_s(tmp_path, head_levels, calibrated, asked):
+    model = tiny_model(random_backbone(tmp_path), quantile_levels=head_levels)
+    calibration = Calibration(torch.randn(5, 3, len(LEVELS)).sort(-1).values, 100) if calibrated else None
+    forecaster = Forecaster(model, INFO, calibration)
+    session = runtime.InferenceSession(forecaster.export_onnx(tmp_path / "model.onnx", asked))
+    levels = [float(level) for level in session.get_modelmeta().custom_metadata_map["quantile_levels"].split()]
+    assert levels == (asked or head_levels)
+    for batch in (1, 3):
+        past, _ = window(batch)
+        observed = torch.rand(past.shape) > 0.2
+        points, quantiles = forecaster.predict(list(past.where(observed, torch.nan).numpy()), quantile_levels=levels)
+        got = session.run(None, {"past_values": past.numpy(), "past_observed_mask": observed.numpy()})
+        for ours, theirs in zip((points, quantiles), got, strict=True):
+            assert theirs.shape == np.shape(ours)
+            assert np.abs(theirs - np.stack(ours)).max() < 1e-4 * past.std().item()
+
+
+def test_quantiles_that_are_not_to_be_had(tmp_path):
+    model = tiny_model(random_backbone(tmp_path)).merge()
+    with pytest.raises(InputError, match="no quantiles"):
+        export_onnx(model, tmp_path / "model.onnx", num_channels=3, quantile_levels=[0.5])
 
 
 def test_only_a_merged_model_is_exported(tmp_path):

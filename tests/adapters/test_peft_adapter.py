@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import BACKBONES, random_backbone, tiny_model
 from transformers import AutoModel
 
 from llata_fast.adapters.peft_adapter import export_adapter
 from llata_fast.backbone.loading import load_backbone_weights
 from llata_fast.errors import InputError
+from llata_fast.forecasting.forecaster import Forecaster
+from llata_fast.run_folder import Preprocessor, RunFolder
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.usefixtures("plain_ops")
@@ -46,3 +49,19 @@ def test_merged_model_has_no_adapter(tmp_path):
 def test_model_without_lora_has_no_adapter(tmp_path, change):
     with pytest.raises(InputError, match="no LoRA"):
         export_adapter(tiny_model(random_backbone(tmp_path), **change), tmp_path / "adapter")
+
+
+def test_forecaster_exports_the_run_that_it_was_loaded_from(tmp_path):
+    model = tiny_model(random_backbone(tmp_path))
+    folder = RunFolder(tmp_path / "run")
+    model.save_pretrained(folder.path)
+    folder.write_settings({})
+    info = Preprocessor("waves", ["a"], "date", "h", 24, mean=[0.0], scale=[1.0])
+    folder.write_preprocessor(info)
+    folder.finish()
+    Forecaster.from_pretrained(folder.path).export_adapter(tmp_path / "adapter")
+    export_adapter(model, tmp_path / "expected")
+    weights = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("adapter", "expected")]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+    with pytest.raises(InputError, match="loaded from a run"):
+        Forecaster(model, info).export_adapter(tmp_path / "none")
