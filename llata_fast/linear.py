@@ -114,6 +114,7 @@ class LinearSkip(nn.Module):
 
     shared: Tensor
     own: Tensor | None
+    learned_share: Tensor
 
     def __init__(self, context_length: int, prediction_length: int, num_channels: int = 0):
         super().__init__()
@@ -122,6 +123,14 @@ class LinearSkip(nn.Module):
         self.register_buffer("own", torch.zeros(num_channels, *sizes) if num_channels else None)
         # of what is learned beside it, in the forecast
         self.register_buffer("learned_share", torch.ones(()))
+        self.is_all = False
+        self.register_load_state_dict_post_hook(lambda skip, _: skip.keep(skip.learned_share.item()))
+
+    def keep(self, share: float):
+        """Take `share` of what is learned beside it; of none, `is_all`, the language model need not run."""
+        self.learned_share.fill_(share)
+        # not read from the buffer at every batch, which would wait for a GPU
+        self.is_all = share == 0
 
     def forward(
         self,

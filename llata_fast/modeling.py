@@ -373,13 +373,14 @@ class LlataForPrediction(PreTrainedModel):
         if self.training and self.config.merged:
             raise RuntimeError("a merged model has no textual branch and cannot be trained")
         self.check_shapes(past_values, future_values)
-        time, loc, scale = self.embed(past_values, past_observed_mask)
         two_branches = self.training and self.config.has_text_branch
-        if two_branches:
-            tokens = torch.cat((time, self.cross_attention(time, self.prototypes)))
+        if self.forecasts_without_backbone:
+            _, loc, scale = self.embedding(past_values, past_observed_mask)
+            time, features = None, (None,)
         else:
-            tokens = time
-        features = self.backbone(tokens)
+            time, loc, scale = self.embed(past_values, past_observed_mask)
+            tokens = torch.cat((time, self.cross_attention(time, self.prototypes))) if two_branches else time
+            features = self.backbone(tokens)
         units = (loc, scale) if window_scale is None else (window_scale * loc, window_scale * scale)
         skipped = None
         if self.skip is not None:
@@ -398,6 +399,11 @@ class LlataForPrediction(PreTrainedModel):
         return output.to_tuple() if return_dict is False else output
 
     @property
+    def forecasts_without_backbone(self) -> bool:
+        """Whether nothing that was learned is in a forecast: validation kept the linear skip alone."""
+        return not self.training and self.skip is not None and self.skip.is_all and self.quantile_head is None
+
+    @property
     def reads_level(self) -> bool:
         """Whether a forecast is more than the lookback's level and moves: the linear skip may return to a level."""
         return self.skip is not None and self.skip.reads_level
@@ -408,11 +414,13 @@ class LlataForPrediction(PreTrainedModel):
         tokens = tokens.squeeze(2) if self.config.variate_tokens else tokens.flatten(0, 1)
         return self.encoder(tokens), loc, scale
 
-    def forecast(self, features: Tensor, loc: Tensor, scale: Tensor, skipped: Tensor | None = None) -> Tensor:
-        """Last features of one or both branches -> forecasts [B or 2B, H, C], fp32.
+    def forecast(self, features: Tensor | None, loc: Tensor, scale: Tensor, skipped: Tensor | None = None) -> Tensor:
+        """Last features of one or both branches -> forecasts [B or 2B, H, C], fp32; None: `skipped` alone.
 
         loc and scale are [B, C]; `skipped` [B, C, H] is added to the normalised forecasts.
         """
+        if features is None:
+            return (skipped * scale[..., None] + loc[..., None]).transpose(1, 2)
         C = loc.shape[1]
         normalised = self.head(features.reshape(-1, C, self.head.in_features)).float()  # [rows, C, H]
         branches = normalised.unflatten(0, (-1, loc.shape[0]))

@@ -77,6 +77,30 @@ def test_the_share_scales_what_is_learned(backbone):
     torch.testing.assert_close(model(past).prediction_outputs, torch.lerp(start, whole, 0.25), rtol=1e-4, atol=1e-3)
 
 
+def test_where_nothing_is_kept_the_language_model_does_not_run(backbone, tmp_path):
+    past, _ = window()
+    model = tiny_model(backbone, linear_skip=True)
+    torch.nn.init.normal_(model.head.weight)
+    torch.nn.init.normal_(model.skip.shared)
+    ran = []
+    count = lambda *_: ran.append(1)
+    model.backbone.register_forward_hook(count)
+    model.skip.learned_share.fill_(0)
+    expected = model.eval()(past).prediction_outputs
+    model.skip.keep(0.0)
+    assert ran.pop() and torch.equal(model(past).prediction_outputs, expected) and not ran
+    model.save_pretrained(tmp_path / "run")
+    restored = LlataForPrediction.from_pretrained(tmp_path / "run")
+    restored.backbone.register_forward_hook(count)
+    assert torch.equal(restored(past).prediction_outputs, expected) and not ran
+    model.train()(past)
+    assert ran.pop(), "what is trained does"
+    with_head = tiny_model(backbone, linear_skip=True, quantile_levels=[0.5]).eval()
+    with_head.skip.keep(0.0)
+    with_head.backbone.register_forward_hook(count)
+    assert with_head(past).quantile_outputs is not None and ran, "quantiles come from its features"
+
+
 def test_bf16_takes_nothing_from_the_linear_forecast(backbone):
     """bf16 has no value between 1016 and 1024, nor three digits for a season's weights."""
     model = tiny_model(backbone, linear_skip=True, num_channels=3).eval()

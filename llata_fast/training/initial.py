@@ -46,7 +46,7 @@ def load_initial(model: LlataForPrediction, source: str):
         raise InputError(f"{source}: its weights do not fit: it {problem}")
     if model.skip is not None:
         # of what is learned it keeps as much as this training bears out
-        model.skip.learned_share.fill_(1.0)
+        model.skip.keep(1.0)
 
 
 def _folder_of(source: str) -> Path:

@@ -73,7 +73,7 @@ def weigh_learned_part(trainer: ForecastTrainer, seconds: float) -> LearnedShare
     known = torch.cat(blocks, 1) if blocks else torch.zeros(2, 0)
     # what has diverged is not kept
     share = from_first_rank(lambda: _best_share(blocks) if blocks and known.isfinite().all() else 0.0)
-    model.skip.learned_share.mul_(share)
+    model.skip.keep(share)
     start = known[0]
     kept = start.lerp(known[1], share) if share else start
     size = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
