@@ -13,9 +13,10 @@ from ..data.sources import settled_dataset
 from ..durable import delete_partials, find_damage, partial_name
 from ..errors import InputError
 from ..ranks import from_first_rank
-from ..run_folder import BEST_CHECKPOINT, CONFIG, SETTINGS, TRAINER_STATE, FolderInUse, RunFolder, numbered_folders
+from ..run_folder import CONFIG, SETTINGS, FolderInUse, RunFolder, numbered_folders
 from ..settings import DataSettings, ModelSettings, check_agreement
 from .arguments import ForecastTrainingArguments
+from .best_checkpoint import find_best
 
 _LAST = ("last", "true", "True")
 
@@ -24,7 +25,7 @@ _LAST = ("last", "true", "True")
 def claimed_run(
     model: ModelSettings, data: DataSettings, training: ForecastTrainingArguments
 ) -> Iterator[tuple[RunFolder, list[str]]]:
-    """The run's folder, held until the end, and lines on what was passed over; the same on every rank.
+    """The run's folder, held until the end, and lines on what it goes on from; the same on every rank.
 
     Settles `training.output_dir`, by default a new folder, and `training.resume_from_checkpoint`.
 
@@ -43,7 +44,7 @@ def claimed_run(
 def _choose(
     model: ModelSettings, data: DataSettings, training: ForecastTrainingArguments, held: contextlib.ExitStack
 ) -> tuple[str, str | None, list[str]]:
-    passed_over: list[str] = []
+    lines: list[str] = []
     resume = training.resume_from_checkpoint
     last = resume in _LAST
     if resume is not None and not last:
@@ -61,11 +62,11 @@ def _choose(
                 "--overwrite_output_dir true"
             )
     if last:
-        checkpoint, passed_over = folder.last_checkpoint()
+        checkpoint, lines = folder.last_checkpoint()
         resume = str(checkpoint)
     if resume is not None and training.load_best_model_at_end:
-        _find_best(folder, Path(resume))
-    return str(folder), resume, passed_over
+        lines = lines + find_best(folder, Path(resume), training)[1]
+    return str(folder), resume, lines
 
 
 def _default(model: ModelSettings, data: DataSettings) -> Path:
@@ -104,20 +105,6 @@ def check_whole(checkpoint: Path):
     """Raise InputError unless a checkpoint is as it was written."""
     if damage := find_damage(checkpoint):
         raise InputError(f"{checkpoint} is no whole checkpoint: {damage}")
-
-
-def _find_best(folder: RunFolder, resume: Path) -> Path | None:
-    """The best checkpoint up to `resume`, itself perhaps, in the run's own folder or beside it; None without one."""
-    name = json.loads((resume / TRAINER_STATE).read_text())["stateful_callbacks"].get(BEST_CHECKPOINT)
-    if not name:
-        return None
-    for path in (folder / name, resume.parent / name):
-        if path.is_dir() and find_damage(path) is None:
-            return path
-    raise InputError(
-        f"{folder} lacks {name}, the best up to {resume.name}, or it is damaged: restore it, or keep the last weights "
-        "with --load_best_model_at_end false"
-    )
 
 
 def check_resumes(config: LlataConfig, data: DataSettings, checkpoint: str | Path):
@@ -162,9 +149,9 @@ def begin(folder: RunFolder, training: ForecastTrainingArguments, settings: dict
     if training.overwrite_output_dir and not resume:
         folder.clear()
     delete_partials(folder.path)
-    best = _find_best(folder, Path(resume)) if resume and training.load_best_model_at_end else None
-    if best is not None and best.parent != folder.path:
-        target = folder / best.name
-        shutil.copytree(best, partial_name(target))
+    best = find_best(folder, Path(resume), training)[0] if resume and training.load_best_model_at_end else None
+    if best is not None and best.path.parent != folder.path:
+        target = folder / best.path.name
+        shutil.copytree(best.path, partial_name(target))
         partial_name(target).replace(target)
     folder.write_settings(settings)

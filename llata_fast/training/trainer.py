@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -26,6 +26,7 @@ from ..ranks import on_first_rank
 from ..run_folder import BEST_CHECKPOINT, TRAINER_STATE, UNAVERAGED, RunFolder
 from .arguments import ForecastTrainingArguments
 from .averaging import UnaveragedWeights, WeightAverage
+from .best_checkpoint import BEST_BY, OwnBest, measure
 from .deepspeed_state import is_universal, restricted_unpickling, trained_state
 from .finite import WINDOW_INDEX, FiniteGuard, NumberedWindows, check_finite
 from .progress import ProgressLine, TrainingLog
@@ -67,7 +68,7 @@ class ForecastTrainer(Trainer):
         weights = self.average or UnaveragedWeights(model)
         self.stopping = Stopping()
         self.guard = FiniteGuard(self, args.skip_nonfinite)
-        callbacks = [self.stopping, self.guard, _OwnBest(self.run), weights]
+        callbacks = [self.stopping, self.guard, OwnBest(self.run), weights]
         if args.patience and args.load_best_model_at_end:
             callbacks.append(EarlyStopping(early_stopping_patience=args.patience))
         super().__init__(
@@ -171,6 +172,7 @@ class ForecastTrainer(Trainer):
             if args.should_save:
                 # a path would lead a run that was moved to another's weights
                 state.best_model_checkpoint, state.stateful_callbacks[BEST_CHECKPOINT] = None, best
+                state.stateful_callbacks[BEST_BY] = measure(args)
                 state.save_to_json(str(partial / name / TRAINER_STATE))
                 if self.average is not None:
                     self.average.save(partial / name / UNAVERAGED)
@@ -339,17 +341,6 @@ class ForecastTrainer(Trainer):
         """Lookbacks [B, L, C] in units of their own -> forecasts [B, H, C], and quantiles [B, H, C, Q] or None."""
         result = self.outputs({"past_values": past_values, "past_observed_mask": past_observed_mask})
         return result[0], result[1] if len(result) > 1 else None
-
-
-class _OwnBest(TrainerCallback):
-    """Finds the best checkpoint in the run's own folder, wherever that lay when it was written."""
-
-    def __init__(self, run: RunFolder):
-        self.run = run
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        best = state.stateful_callbacks.get(BEST_CHECKPOINT)
-        state.best_model_checkpoint = best and str(self.run / best)
 
 
 def _may_lack(keys: set[str], module: nn.Module, incompatible):

@@ -209,3 +209,27 @@ def test_a_checkpoint_that_nobody_vouches_for(settings, whole, tmp_path, capfd):
         run(settings, folder, resume_from_checkpoint="last")
     assert exit.value.code == 2 and "it has no manifest.json" in capfd.readouterr().err
     write_manifest(folder / "checkpoint-4")
+
+
+def test_another_measure_finds_the_best_anew(settings, whole, tmp_path, capfd):
+    """What was the highest until then is no yardstick for the lowest."""
+    folder, weights, best = whole
+    moved = copied(whole, tmp_path, "model.safetensors")
+    log = json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
+    scores = {entry["step"]: entry["eval_mae"] for entry in log if "eval_mae" in entry}
+    lowest = min(scores, key=scores.__getitem__)
+    assert lowest != best
+    again = run(settings, moved, resume_from_checkpoint="last", greater_is_better=False, metric_for_best_model="mae")
+    # what of the learned part is kept is weighed afterwards
+    kept, name = load_file(folder / f"checkpoint-{lowest}" / "model.safetensors"), "alignment.text_weight"
+    assert torch.equal(again[name], kept[name]) and not torch.equal(again[name], weights[name])
+    line = f"the best checkpoint by the lowest mae is checkpoint-{lowest}; by the highest mse it was checkpoint-{best}"
+    assert line in capfd.readouterr().out
+    assert RunFolder(moved).read_metrics()["validation"]["step"] == lowest
+
+
+def test_another_measure_needs_no_checkpoint_of_the_first(settings, whole, tmp_path, capfd):
+    _, _, best = whole
+    moved = copied(whole, tmp_path, "model.safetensors", *(f"checkpoint-{step}" for step in (1, 2, 3)))
+    run(settings, moved, resume_from_checkpoint="last", greater_is_better=False)
+    assert f"by the lowest mse is checkpoint-4; by the highest mse it was checkpoint-{best}" in capfd.readouterr().out

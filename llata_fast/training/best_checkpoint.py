@@ -1,0 +1,95 @@
+"""Which checkpoint is the best so far: in the run's own folder, by the measure that this training asks for."""
+
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+from transformers import TrainerCallback
+
+from ..durable import find_damage
+from ..errors import InputError
+from ..ranks import from_first_rank
+from ..run_folder import BEST_CHECKPOINT, TRAINER_STATE, RunFolder
+from .arguments import ForecastTrainingArguments
+
+BEST_BY = "best_by"
+"""Under what name a trainer's state holds the measure that its best checkpoint was chosen by."""
+
+
+class Best(NamedTuple):
+    """The best checkpoint up to some step."""
+
+    path: Path
+    value: float
+    """Of the measure."""
+    step: int
+
+
+def measure(training: ForecastTrainingArguments) -> str:
+    """What the best checkpoint is chosen by, such as "lowest mse"."""
+    metric = training.metric_for_best_model.removeprefix("eval_")
+    return f"{'highest' if training.greater_is_better else 'lowest'} {metric}"
+
+
+def find_best(folder: RunFolder, resume: Path, training: ForecastTrainingArguments) -> tuple[Best | None, list[str]]:
+    """The best checkpoint up to `resume`, itself perhaps, in the run's own folder or beside it, and lines about it.
+
+    Where the measure is another one than before, it is found anew among the checkpoints that are left.
+
+    Raises:
+        InputError: the one that was the best is missing or damaged.
+    """
+    state = json.loads((resume / TRAINER_STATE).read_text())
+    stored, ours = state["stateful_callbacks"], measure(training)
+    name, theirs = stored.get(BEST_CHECKPOINT), stored.get(BEST_BY, ours)
+    if ours != theirs:
+        best = _best_of_those_left(folder, resume, state["log_history"], training)
+        found = best.path.name if best else "none of those that are left"
+        return best, [f"the best checkpoint by the {ours} is {found}; by the {theirs} it was {name or 'none'}"]
+    if not name:
+        return None, []
+    for path in (folder / name, resume.parent / name):
+        if path.is_dir() and find_damage(path) is None:
+            return Best(path, state["best_metric"], state["best_global_step"]), []
+    raise InputError(
+        f"{folder} lacks {name}, the best up to {resume.name}, or it is damaged: restore it, or keep the last weights "
+        "with --load_best_model_at_end false"
+    )
+
+
+def _best_of_those_left(
+    folder: RunFolder, resume: Path, log_history: list[dict], training: ForecastTrainingArguments
+) -> Best | None:
+    metric = f"eval_{training.metric_for_best_model.removeprefix('eval_')}"
+    sign = -1 if training.greater_is_better else 1
+    scored = [entry for entry in log_history if math.isfinite(entry.get(metric, math.nan))]
+    for entry in sorted(scored, key=lambda entry: sign * entry[metric]):
+        for parent in (folder.path, resume.parent):
+            path = parent / f"checkpoint-{entry['step']}"
+            if path.is_dir() and find_damage(path) is None:
+                return Best(path, entry[metric], entry["step"])
+    return None
+
+
+class OwnBest(TrainerCallback):
+    """Finds the best checkpoint in the run's own folder, wherever that lay when it was written."""
+
+    def __init__(self, run: RunFolder):
+        self.run = run
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        name = state.stateful_callbacks.get(BEST_CHECKPOINT)
+        state.best_model_checkpoint = name and str(self.run / name)
+        if state.stateful_callbacks.get(BEST_BY, measure(args)) == measure(args):
+            return
+        best, _ = from_first_rank(lambda: find_best(self.run, Path(args.resume_from_checkpoint), args))
+        state.best_model_checkpoint = best and str(self.run / best.path.name)
+        state.best_metric, state.best_global_step = (best.value, best.step) if best else (None, None)
+        if stopping := state.stateful_callbacks.get("EarlyStopping"):
+            later = [
+                entry
+                for entry in state.log_history
+                if "eval_loss" in entry and entry["step"] > (best.step if best else 0)
+            ]
+            stopping["attributes"]["early_stopping_patience_counter"] = len(later)
