@@ -28,8 +28,9 @@ def settled(*argv):
 def checkpoint(run, step, best=None):
     path = Path(run, f"checkpoint-{step}")
     path.mkdir(parents=True)
-    best = best and f"checkpoint-{best}"
-    (path / "trainer_state.json").write_text(json.dumps({"stateful_callbacks": {"best_checkpoint": best}}))
+    state = {"best_metric": best and 0.5, "best_global_step": best}
+    state["stateful_callbacks"] = {"best_checkpoint": best and f"checkpoint-{best}"}
+    (path / "trainer_state.json").write_text(json.dumps(state))
     write_manifest(path)
     return path
 
