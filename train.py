@@ -3,7 +3,7 @@
 # first: why says llata_fast/__init__.py
 import llata_fast  # noqa: F401, I001
 
-from llata_fast.cli import one_line_errors, report_and_exit, show_warnings_in_one_line, training_parser
+from llata_fast.cli import one_line_errors, report_and_exit, show_log, show_warnings_in_one_line, training_parser
 
 
 def train():
@@ -11,7 +11,7 @@ def train():
     from llata_fast.experiment import run_experiment
     from llata_fast.training.arguments import parse_arguments
 
-    run = run_experiment(*parse_arguments(), say=print)
+    run = run_experiment(*parse_arguments())
     if not run.metrics:
         # another rank than the first
         return
@@ -25,6 +25,7 @@ def main():
     # help, and what is wrong at first sight, before torch is imported
     training_parser().parse_known_args()
     show_warnings_in_one_line()
+    show_log()
     import torch
 
     from llata_fast.ranks import leaving_in_order

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .cli import Parser, one_line_errors, show_warnings_in_one_line
+from .cli import Parser, one_line_errors, show_log, show_warnings_in_one_line
 from .commands import COMMANDS, command, summary
 
 _NAME = "llata_fast"
@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None):
     chosen = _parser().parse_args(argv)
     options = command_parser(chosen.command).parse_args(chosen.rest)
     show_warnings_in_one_line()
+    show_log()
     # help needs no torch
     from .ranks import leaving_in_order
 

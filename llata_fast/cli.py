@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import copy
 import difflib
+import logging
 import os
 import sys
 import warnings
@@ -104,6 +105,28 @@ def show_warnings_in_one_line():
             print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
     warnings.showwarning = show_in_one_line
+
+
+class _Shown(logging.Handler):
+    """Prints what the package logs: progress on stdout, between any bars, and a line on stderr of what goes wrong."""
+
+    def emit(self, record: logging.LogRecord):
+        message = record.getMessage()
+        if record.levelno < logging.WARNING:
+            from tqdm import tqdm
+
+            tqdm.write(message)
+            sys.stdout.flush()
+        else:
+            print(f"{record.levelname.lower()}: {message}", file=sys.stderr, flush=True)
+
+
+def show_log():
+    """From here on, what the package logs is shown; a library call leaves that to its caller's `logging`."""
+    log = logging.getLogger(__package__)
+    log.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Shown) for handler in log.handlers):
+        log.addHandler(_Shown())
 
 
 @contextlib.contextmanager

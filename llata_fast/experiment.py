@@ -3,7 +3,6 @@
 import functools
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,24 +65,23 @@ def train(dataset: str = "Metro", **settings: Any) -> Outcome:
     return run_experiment(*choose_settings({"dataset": dataset} | settings))
 
 
-def train_on_panel(panel: Panel, say: Callable[[str], None] = _log.info, **settings: Any) -> Outcome:
+def train_on_panel(panel: Panel, **settings: Any) -> Outcome:
     """Train on all but the last rows of a panel's items, which validate: as `train`, of whose settings it takes any."""
     model, data, training = choose_settings({"dataset": panel.name} | settings)
     data.id_column, data.date_column, data.target = panel.id_column, panel.timestamp_column, list(panel.targets)
-    return run_experiment(model, data, training, say, PanelTask(panel, model))
+    return run_experiment(model, data, training, PanelTask(panel, model))
 
 
 def run_experiment(
     model: ModelSettings,
     data: DataSettings,
     training: ForecastTrainingArguments,
-    say: Callable[[str], None] = _log.info,
     task: Task | None = None,
 ) -> Outcome:
     """Read the data, train on its windows, score every test window once, and write the run's folder.
 
-    Every rank calls it; `say` gets lines about the model and the folder on the first one. `task` is read from the data
-    unless it is given.
+    Every rank calls it; the first one logs what the model and the folder are. `task` is read from the data unless it is
+    given.
 
     Raises:
         InputError: what the settings ask for cannot be had; nothing is written then.
@@ -104,7 +102,7 @@ def run_experiment(
         if first:
             chosen = linear_start.lines() if linear_start else []
             for line in (*lines, *_description(trainer, counts), *chosen, f"the run goes to {folder}"):
-                say(line)
+                _log.info(line)
         start = time.perf_counter()
         trained = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         seconds, speed = time.perf_counter() - start, trainer.throughput.summary()
@@ -140,7 +138,7 @@ def run_experiment(
         }
         folder.write_metrics(metrics)
         for line in learned.lines(trainer.model.config.has_language_model) if learned else []:
-            say(line)
+            _log.info(line)
         picture = folder / PICTURE if pictures.HAS_MATPLOTLIB else None
         drawn = task.picture({"forecast": forecast} | fan | forecasts)
         ends = [drawn["forecasts"].pop(name) for name in fan]

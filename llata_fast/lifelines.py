@@ -4,15 +4,17 @@ A rank that dies leaves the others in a collective that waits for it, with some 
 closes a dead process's connections, however it died; of a machine that is gone, keep-alive tells within a minute.
 """
 
+import logging
 import os
 import secrets
 import socket
-import sys
 import threading
 from contextlib import suppress
 from typing import Any
 
 from torch import distributed
+
+_log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 10
 """How long a rank may take to end by itself once another one has failed, before it is ended."""
@@ -25,7 +27,7 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 class Lifelines:
     """What one rank holds of them. Every rank of a process group makes it at the same place.
 
-    Who dies is named on stderr, by the first rank of each machine that is left, and the others end with 1, after
+    Who dies is named in the log, by the first rank of each machine that is left, and the others end with 1, after
     GRACE_SECONDS if their main threads have not done so. A rank that ends early, and says why, takes them along.
     """
 
@@ -73,7 +75,7 @@ class Lifelines:
             peer = socket.create_connection(address, timeout=_CONNECT_SECONDS)
             peer.sendall(f"{token} {self.rank} {self.name}\n".encode())
         except OSError as error:
-            print(f"{self.name} cannot watch {first} at port {port}: {error}", file=sys.stderr)
+            _log.error("%s cannot watch %s at port %s: %s", self.name, first, port, error)
         else:
             self._watch(0, peer, first)
 
@@ -119,7 +121,7 @@ class Lifelines:
             self.lost.set()
         # the first local rank speaks for its machine
         if dead and (self.rank == 0 or os.environ.get("LOCAL_RANK", "0") == "0" or dead.startswith("rank 0 ")):
-            print(f"{dead} has died: the job ends", file=sys.stderr, flush=True)
+            _log.error("%s has died: the job ends", dead)
         if self.rank == 0:
             self._tell(f"died {dead}" if dead else f"ended {status}")
         threading.Event().wait(GRACE_SECONDS)

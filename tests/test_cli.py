@@ -1,6 +1,7 @@
 """Both programs from the user's side: what a run can be asked for afterwards, and what bad input gets in return."""
 
 import json
+import logging
 import os
 import re
 import runpy
@@ -20,6 +21,7 @@ from transformers import AutoModel
 
 from llata_fast.__main__ import command_parser, main
 from llata_fast.backbone.loading import load_backbone_weights, read_backbone_config
+from llata_fast.cli import show_log
 from llata_fast.commands import COMMANDS
 from llata_fast.data import read_csv
 from llata_fast.forecasting import pictures
@@ -355,6 +357,15 @@ def test_forecasts_in_gzip(run, tmp_path):
     output = tmp_path / "next.csv.gz"
     llata_fast("predict", run, "--input", run.parent / "series.csv", "--output", output)
     assert output.read_bytes()[:2] == b"\x1f\x8b" and len(pd.read_csv(output)) == H
+
+
+def test_what_is_logged_is_shown_once(capsys):
+    for _ in range(2):
+        show_log()
+    log = logging.getLogger("llata_fast.any")
+    log.info("step %d of %d", 1, 2)
+    log.warning("odd")
+    assert capsys.readouterr() == ("step 1 of 2\n", "warning: odd\n")
 
 
 def test_unknown_dataset(refused, run, backbone, tmp_path):

@@ -75,6 +75,16 @@ def test_op_has_its_reference_test_and_bench(op):
     assert (ROOT / "bench" / f"bench_{op}.py").is_file()
 
 
+def test_only_commands_print():
+    """A library call logs; what the log looks like on a terminal is for the command line to say."""
+    found = []
+    for path in ROOT.glob("llata_fast/**/*.py"):
+        if path.parent.name != "commands" and path.name != "cli.py":
+            calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+            found += [f"{path.name}:{call.lineno}" for call in calls if getattr(call, "id", None) == "print"]
+    assert not found
+
+
 def test_entry_reads_as_a_list():
     assert len((ROOT / "train.py").read_text().splitlines()) < 100
 

@@ -45,7 +45,7 @@ def run(options: argparse.Namespace):
         missing=how.get("missing"),
     )
     with stopping_on_sigterm():
-        outcome = train_on_panel(panel, say=print, **given)
+        outcome = train_on_panel(panel, **given)
     if not outcome.metrics:
         # another rank than the first
         return

@@ -1,5 +1,6 @@
-"""What a training says while it runs: one line for people, the whole record in the run's log file."""
+"""What a training reports while it runs: one line for people, the whole record in the run's log file."""
 
+import logging
 import time
 from typing import Any
 
@@ -7,6 +8,8 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from ..run_folder import RunFolder
+
+_log = logging.getLogger(__name__)
 
 _TERMS = ("task", "consistency", "alignment")
 
@@ -54,7 +57,7 @@ class TrainingLog(TrainerCallback):
 
 
 class ProgressLine(ProgressCallback):
-    """The Trainer's progress bar and a line of text a record; without `bar` the lines alone."""
+    """The Trainer's progress bar, and a logged line a record; without `bar` the lines alone."""
 
     def __init__(self, bar: bool):
         super().__init__()
@@ -83,12 +86,8 @@ class ProgressLine(ProgressCallback):
             return
         record = {"step": state.global_step, "max_steps": state.max_steps, "best": state.best_metric} | logs
         line = training_line(record, self._seconds_left(state))
-        if line is None:
-            return
-        if self.training_bar is not None:
-            self.training_bar.write(line)
-        else:
-            print(line, flush=True)
+        if line is not None:
+            _log.info(line)
 
     def _seconds_left(self, state) -> float | None:
         if self._began is None or state.global_step <= self._began[1]:
