@@ -12,7 +12,7 @@ READY := .venv/.ready
 # a CUDA build of torch brings the triton that it was built for, a CPU build brings none
 TRITON := triton==3.9.0; platform_system == 'Linux'
 
-.PHONY: install train pretrain test test-oldest test-newest lint faults bench resources tune docs clean
+.PHONY: install train pretrain test test-oldest test-newest test-adapters lint faults bench resources tune docs clean
 
 install: $(READY)
 
@@ -47,12 +47,20 @@ FAST := $(addprefix tests/,test_config.py test_saving.py test_parity.py test_mod
 	training/test_resumed_settings.py)
 PACKAGES := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-test-oldest test-newest: test-%: .venv-%/.ready
-	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest --quiet --timeout 600 $(FAST)
+# the neighbours that we have adapters for, which want an older pandas and datasets than we do
+ADAPTERS := sktime==1.2.0 gluonts==0.17.0 fev==0.10.0 pandas<3 datasets<5 wandb
+
+test-oldest test-newest test-adapters: test-%: .venv-%/.ready
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest --quiet --timeout 600 $(TESTS)
+
+test-oldest test-newest: TESTS := $(FAST)
+test-adapters: TESTS := $(addprefix tests/,$(addprefix adapters/test_,fev.py gift_eval.py gluonts.py sktime.py) \
+	training/test_wandb.py)
 
 .venv-oldest/.ready: VERSIONS := $(OLDEST)
 .venv-newest/.ready: VERSIONS := $(NEWEST)
-.venv-oldest/.ready .venv-newest/.ready: .venv-%/.ready: $(READY)
+.venv-adapters/.ready: VERSIONS := $(ADAPTERS)
+.venv-oldest/.ready .venv-newest/.ready .venv-adapters/.ready: .venv-%/.ready: $(READY)
 	$(PYTHON) -m venv .venv-$*
 	echo "import site; site.addsitedir('$$($(BIN)/python $(PACKAGES))')" > $$(.venv-$*/bin/python $(PACKAGES))/base.pth
 	.venv-$*/bin/python -m pip install --constraint constraints.txt setuptools
@@ -87,5 +95,5 @@ docs: $(READY)
 	$(BIN)/python -m sphinx --fail-on-warning -q -b html docs docs/_build
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest docs/_build build dist llata_fast.egg-info .pytest_cache .ruff_cache .hypothesis \
+	rm -rf .venv .venv-oldest .venv-newest .venv-adapters docs/_build build dist llata_fast.egg-info .pytest_cache .ruff_cache .hypothesis \
 		.benchmarks

@@ -48,10 +48,14 @@ setup(
         "calendar": ["holidays"],
         "docs": ["furo", "myst-parser", "sphinx"],
         "export": ["onnx", "onnxruntime", "onnxscript", "peft"],
+        # sktime and fev bring older pandas and datasets
+        "fev": ["fev>=0.10"],
         "flash-attn": ["flash-attn"],
+        "gift-eval": ["datasets>=4.1"],
         "parquet": ["pyarrow"],
         "plot": ["matplotlib"],
         "quantization": ["bitsandbytes>=0.46.1"],
+        "sktime": ["sktime>=1.2"],
         "tensorboard": ["tensorboard"],
         "test": [
             # what it writes must be read, and the other way round

@@ -1,1 +1,1 @@
-"""Trained models for other software: PEFT adapters, ONNX files."""
+"""Trained models for other software: PEFT, ONNX, the hub, sktime, gluonts, GIFT-Eval, fev."""

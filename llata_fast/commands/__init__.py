@@ -19,6 +19,7 @@ COMMANDS = (
     "export",
     "push",
     "benchmark",
+    "gift_eval",
     "bundle",
     "corpus",
     "plan",

@@ -137,20 +137,27 @@ def _of_model(
     return points, np.concatenate([part[2] for part in parts])
 
 
-def _seasonal_naive(known: Panel, horizon: int, seasonality: int) -> _Forecast:
-    """The last season again; its quantiles are those of the errors that it made inside each item, by season ahead."""
+def seasonal_naive(
+    values: np.ndarray, horizon: int, seasonality: int, levels: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The last season of a series [rows, C] again: points [horizon, C] and quantiles [horizon, C, levels].
 
+    Quantiles are those of the errors that it made inside the series, by season ahead; NaN where nothing is known.
+    """
+    values = pd.DataFrame(values).ffill().to_numpy()
+    period = min(seasonality, len(values))
+    points = values[len(values) - period + np.arange(horizon) % period]
+    errors = values[period:] - values[:-period] if len(values) > period else np.zeros((1, values.shape[1]))
+    spread = np.nanquantile(np.nan_to_num(errors), levels, axis=0)
+    ahead = np.sqrt(np.arange(horizon) // seasonality + 1)[:, None]
+    return points, points[..., None] + ahead[..., None] * spread.T[None]
+
+
+def _seasonal_naive(known: Panel, horizon: int, seasonality: int) -> _Forecast:
     def forecast(panel: Panel) -> tuple[np.ndarray, np.ndarray]:
-        points, spreads = [], []
-        ahead = np.sqrt(np.arange(horizon) // seasonality + 1)[:, None]
-        for item in range(len(panel)):
-            values = pd.DataFrame(panel.item(item)).ffill().to_numpy()
-            period = min(seasonality, len(values))
-            points.append(values[len(values) - period + np.arange(horizon) % period])
-            errors = values[period:] - values[:-period] if len(values) > period else np.zeros((1, values.shape[1]))
-            spread = np.nanquantile(np.nan_to_num(errors), LEVELS, axis=0)
-            spreads.append(ahead[..., None] * spread.T[None])
-        return np.stack(points), np.stack(points)[..., None] + np.stack(spreads)
+        parts = [seasonal_naive(panel.item(item), horizon, seasonality, LEVELS) for item in range(len(panel))]
+        points, quantiles = zip(*parts, strict=True)
+        return np.stack(points), np.stack(quantiles)
 
     return forecast
 

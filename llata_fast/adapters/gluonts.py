@@ -1,0 +1,116 @@
+"""A predictor with gluonts' interface (https://ts.gluon.ai, Apache-2.0), which works without gluonts, too.
+
+>>> predictor = LlataPredictor(Forecaster.from_pretrained("runs/any"), prediction_length=24)
+>>> gluonts.model.evaluate_model(predictor, test_data=test_data, metrics=[MASE()])
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from ..forecasting.backtests import seasonal_naive
+from ..forecasting.calibration import between_levels
+from ..forecasting.forecaster import Forecaster
+from .arrays import forecast_arrays
+
+LEVELS = (0.025, *(round(0.1 * step, 1) for step in range(1, 10)), 0.975)
+"""Those that GIFT-Eval's metrics ask for."""
+
+Entry = Mapping[str, Any]
+"""{"target": [rows] or [C, rows], NaN for missing, "start": a pandas Period, "item_id": a name}; more is ignored."""
+
+
+@dataclass
+class QuantileForecast:
+    """What follows one entry, as gluonts' metrics and plots read it."""
+
+    points: np.ndarray
+    """[H], or [H, C] of an entry with channels."""
+    quantiles: np.ndarray
+    """[levels, H] or [levels, H, C], rising along the levels."""
+    levels: Sequence[float]
+    start_date: Any
+    """Of the first step that is forecast; None where the entry has no start."""
+    item_id: str | None = None
+    info: dict | None = None
+
+    @property
+    def prediction_length(self) -> int:
+        return len(self.points)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The point forecast."""
+        return self.points
+
+    @property
+    def median(self) -> np.ndarray:
+        return self.quantile(0.5)
+
+    def quantile(self, level: float | str) -> np.ndarray:
+        """[H] or [H, C] at a level, 0.9 or "0.9" or "p90"; between two levels interpolated."""
+        name = str(level)
+        number = float(name[1:]) / 100 if name.startswith("p") else float(name)
+        weights = between_levels(self.levels, [number]).numpy()
+        return np.tensordot(weights[:, 0], self.quantiles, 1)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.points if name == "mean" else self.quantile(name)
+
+
+@dataclass
+class LlataPredictor:
+    """A run as gluonts' `Predictor`: entries in, a forecast for each out, in their order."""
+
+    forecaster: Forecaster
+    prediction_length: int
+    levels: Sequence[float] = LEVELS
+    batch_size: int = 512
+    """Entries at a time; no result depends on it."""
+
+    def predict(self, dataset: Iterable[Entry], **ignored: Any) -> Iterator[QuantileForecast]:
+        """Forecast what follows every entry.
+
+        Raises:
+            InputError: an entry of other channels than the run's.
+        """
+        entries = iter(dataset)
+        while batch := list(islice(entries, self.batch_size)):
+            series = [_rows(entry) for entry in batch]
+            points, quantiles = forecast_arrays(self.forecaster, series, self.prediction_length, self.levels)
+            for entry, point, spread in zip(batch, points, np.moveaxis(quantiles, -1, 1), strict=True):
+                yield _forecast(entry, point, spread, self.levels)
+
+
+@dataclass
+class SeasonalNaivePredictor:
+    """The baseline beside it: the last season again, with the quantiles of the errors that it made in the series."""
+
+    prediction_length: int
+    seasonality: int
+    levels: Sequence[float] = LEVELS
+
+    def predict(self, dataset: Iterable[Entry], **ignored: Any) -> Iterator[QuantileForecast]:
+        """Forecast what follows every entry."""
+        for entry in dataset:
+            points, quantiles = seasonal_naive(_rows(entry), self.prediction_length, self.seasonality, self.levels)
+            points, quantiles = np.nan_to_num(points), np.nan_to_num(quantiles)
+            yield _forecast(entry, points, np.moveaxis(quantiles, -1, 0), self.levels)
+
+
+def _rows(entry: Entry) -> np.ndarray:
+    """[rows, C]"""
+    target = np.asarray(entry["target"], dtype=np.float64)
+    return target[:, None] if target.ndim == 1 else target.T
+
+
+def _forecast(entry: Entry, points: np.ndarray, quantiles: np.ndarray, levels: Sequence[float]) -> QuantileForecast:
+    """points [H, C] and quantiles [levels, H, C] in the entry's own number of dimensions."""
+    target, start = np.asarray(entry["target"]), entry.get("start")
+    if target.ndim == 1:
+        points, quantiles = points[:, 0], quantiles[..., 0]
+    first = None if start is None else start + target.shape[-1]
+    return QuantileForecast(points, quantiles, levels, first, entry.get("item_id"))

@@ -1,0 +1,59 @@
+"""Score a run by GIFT-Eval's protocol, and write the files that its leaderboard takes.
+
+The data sets lie in one folder as the hub's Salesforce/GiftEval has them. OUTPUT/MODEL and, for comparison,
+OUTPUT/seasonal_naive get an all_results.csv, a row as soon as a data set is done, and a config.json. What is there
+already is not scored again.
+"""
+
+import argparse
+from pathlib import Path
+
+from ..errors import InputError
+from .inputs import add_backbone_argument
+
+TYPES = ("pretrained", "fine-tuned", "zero-shot", "deep-learning")
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("run", help="folder of a finished run, of one channel or for any series")
+    add_backbone_argument(parser)
+    parser.add_argument("--data_dir", required=True, help="folder that holds the benchmark's data sets")
+    parser.add_argument("--datasets", nargs="+", required=True, help="data sets, such as m4_weekly or ett1/H")
+    parser.add_argument("--terms", nargs="+", default=["short"], help="of short, medium and long")
+    parser.add_argument("--output", default="results", help="folder for the results, a sub-folder a model")
+    parser.add_argument("--model", default="llata", help="name of the model in its results")
+    parser.add_argument("--model_type", choices=TYPES, required=True, help="what the leaderboard calls the model")
+    parser.add_argument(
+        "--testdata_leakage", choices=("Yes", "No"), required=True, help="whether test data was trained on"
+    )
+    for name in ("model_link", "code_link", "org"):
+        parser.add_argument(f"--{name}", default="", help=f"{name} in config.json")
+    parser.add_argument("--batch_size", type=int, default=512, help="series at a time; no result depends on it")
+
+
+def run(options: argparse.Namespace):
+    from ..adapters import gift_eval
+    from ..adapters.gluonts import LlataPredictor, SeasonalNaivePredictor
+    from ..forecasting.forecaster import Forecaster
+
+    forecaster = Forecaster.from_pretrained(options.run, backbone=options.backbone)
+    if not forecaster.info.any_series and len(forecaster.info.columns) != 1:
+        raise InputError(f"{options.run} forecasts {len(forecaster.info.columns)} channels together, GIFT-Eval one")
+    submitted = {name: getattr(options, name) for name in ("model_type", "testdata_leakage", "model_link", "code_link")}
+    results = {
+        options.model: gift_eval.Submission(options.model, **submitted, org=options.org),
+        "seasonal_naive": gift_eval.Submission("seasonal_naive", "statistical", "No"),
+    }
+    files = {name: gift_eval.ResultFiles(Path(options.output, name), entry) for name, entry in results.items()}
+    for name in options.datasets:
+        for term in options.terms:
+            task = gift_eval.read_task(options.data_dir, name, term)
+            predictors: dict[str, gift_eval.Predictor] = {
+                options.model: LlataPredictor(forecaster, task.horizon, batch_size=options.batch_size),
+                "seasonal_naive": SeasonalNaivePredictor(task.horizon, task.seasonality),
+            }
+            for model, predictor in predictors.items():
+                row = files[model].row(task) or files[model].add(task, gift_eval.score(predictor, task))
+                mase, crps = row["eval_metrics/MASE[0.5]"], row["eval_metrics/mean_weighted_sum_quantile_loss"]
+                print(f"{task.name}: {model} MASE {mase:.4f}, CRPS {crps:.4f}")
+    print(f"results: {', '.join(str(each.folder) for each in files.values())}")
