@@ -70,6 +70,8 @@ test-adapters: TESTS := $(addprefix tests/,$(addprefix adapters/test_,fev.py gif
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	git ls-files '*.md' | xargs $(BIN)/proselint check --config .proselintrc.json
 	$(BIN)/mypy
 
 # docs/reliability.md: kills, damaged files and odd values for MINUTES minutes

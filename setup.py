@@ -60,8 +60,11 @@ setup(
         "test": [
             # what it writes must be read, and the other way round
             "datasets>=4.1",
+            # make lint: spelling, and the style of the pages
+            "codespell",
             "hypothesis",
             "mypy",
+            "proselint",
             "pytest",
             "pytest-benchmark",
             "pytest-timeout",

@@ -163,7 +163,7 @@ class LinearSkip(nn.Module):
         return mean + self._forecast(inputs.float()).transpose(1, 2)
 
     def _forecast(self, inputs: Tensor) -> Tensor:
-        """inputs [B, L + 2, C] -> [B, C, H], fp32"""
+        """inputs [B, L + 2, C] -> [B, C, H], fp32."""
         inputs = inputs.transpose(1, 2).to(self.shared.dtype)
         forecast = inputs @ self.shared
         if self.own is not None and len(self.own) == inputs.shape[1]:

@@ -12,7 +12,7 @@ PATCHES = {"patch_length": 4, "patch_stride": 3}
 
 
 def window(batch=4, channels=3):
-    """past [B, 12, C] and future [B, 5, C] on the device"""
+    """past [B, 12, C] and future [B, 5, C] on the device."""
     series = 50 + torch.randn(batch, 17, channels).cumsum(1)
     return series.to("cuda").split((12, 5), 1)
 

@@ -17,7 +17,7 @@ ORACLES = {
 
 
 def pair(missing=0.3):
-    """prediction and target [B, H, C] with errors on both sides of smooth L1's kink, and some targets missing"""
+    """prediction and target [B, H, C] with errors on both sides of smooth L1's kink, and some targets missing."""
     prediction, target = torch.randn(2, 4, 6, 3).mul(2)
     return prediction.requires_grad_(), target.masked_fill(torch.rand(4, 6, 3) < missing, torch.nan)
 

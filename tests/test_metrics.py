@@ -16,7 +16,7 @@ COLUMNS = ["a", "b", "c"]
 
 
 def pair(windows, missing=0.0):
-    """prediction and target [windows, 4, 3]"""
+    """prediction and target [windows, 4, 3]."""
     prediction, target = torch.randn(2, windows, 4, 3) * torch.tensor([1.0, 10.0, 100.0])
     return prediction, target.masked_fill(torch.rand(target.shape) < missing, torch.nan)
 

@@ -69,5 +69,5 @@ def test_public_names():
 
     assert llata_fast.Forecaster is Forecaster
     with pytest.raises(AttributeError, match="no attribute 'Forcaster'"):
-        llata_fast.Forcaster  # noqa: B018
+        llata_fast.Forcaster  # noqa: B018  # codespell:ignore forcaster
     assert (Path(llata_fast.__file__).parent / "py.typed").is_file()

@@ -82,7 +82,7 @@ def trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def window(batch: int = 2, channels: int = 3, context: int = 12, horizon: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
-    """past [B, L, C] and future [B, H, C] of random walks"""
+    """past [B, L, C] and future [B, H, C] of random walks."""
     series = 50 + torch.randn(batch, context + horizon, channels).cumsum(1)
     return series.split((context, horizon), 1)
 

@@ -1,4 +1,4 @@
-"""Cut a file of the reference's numbers to what proves parity: python tools/cut_parity_fixture.py SOURCE TARGET
+"""Cut a file of the reference's numbers to what proves parity: python tools/cut_parity_fixture.py SOURCE TARGET.
 
 The source holds the reference's random weights, a batch, and the outputs, losses, features and gradients that its code
 gave. What the reference holds twice (GPT-2's weights in the textual branch) is stored once, and of a large gradient

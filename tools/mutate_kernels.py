@@ -1,4 +1,4 @@
-"""Break the kernels one line at a time and see that their tests fail: python tools/mutate_kernels.py [FILE or BROKEN ...]
+"""Break the kernels line by line; see their tests fail: python tools/mutate_kernels.py [FILE or BROKEN ...].
 
 Each mutant is a copy of kernels/ with one replacement, tested in a process of its own; the checkout stays as it is.
 Prints a table of the first test that failed; exits with 1 if a mutant survived. Runs in the interpreter, for minutes.

@@ -102,7 +102,7 @@ class TwinNorm(_Branched):
         self.last, self.form = last, _norm_form(base)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [rows, ..., D] -> the same"""
+        """x [rows, ..., D] -> the same."""
         return self.add(x)[0]
 
     def add(self, x: Tensor, update: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -250,7 +250,8 @@ def _number_hint(cell: str) -> str:
 
 def _sentinel(values: np.ndarray) -> tuple[float, int] | None:
     """A value that stands for no value, and how often: the smallest or the largest, far from the range of all others,
-    and there again and again or a usual choice."""
+    and there again and again or a usual choice.
+    """
     for extreme in (values.min(), values.max()):
         others = values[values != extreme]
         count = len(values) - len(others)

@@ -61,7 +61,8 @@ _LAYOUTS = {
 
 def _from_digits(numbers: np.ndarray, layout: str) -> tuple[np.ndarray, np.ndarray]:
     """Moments (datetime64[us]) that numbers of digits in `layout` stand for, and which of them the calendar has, from
-    1600 to 2399."""
+    1600 to 2399.
+    """
 
     def part(letter: str, default: int) -> np.ndarray:
         first, length = layout.find(letter), layout.count(letter)

@@ -104,7 +104,7 @@ class FutureRows:
         raise InputError(f"{self._where(item)} {problem}{others}: {span}")
 
     def _column(self, column: pd.Series, where: Callable[[int], str]) -> np.ndarray:
-        """[rows of the table]"""
+        """[rows of the table]."""
         assert self.panel.covariates is not None
         texts = self.panel.covariates.categories.get(str(column.name))
         values, found = read_column(column, where, texts)

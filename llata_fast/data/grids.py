@@ -94,7 +94,8 @@ def find_grid(dates: np.ndarray) -> Grid | None:
 
 def usual_step(dates: np.ndarray) -> tuple[Step, np.ndarray]:
     """For dates [rows, at least 2] that no grid holds: the step of their longest unbroken stretch, and which dates lie
-    on the grid that it makes through that stretch."""
+    on the grid that it makes through that stretch.
+    """
     best = None
     for step, row in _steps_of_stretches(dates):
         _, on_grid = step.index(dates, dates[row])
@@ -105,7 +106,8 @@ def usual_step(dates: np.ndarray) -> tuple[Step, np.ndarray]:
 
 def regularity(dates: np.ndarray) -> tuple[int, int]:
     """How good a reading `dates` [rows] are of the same text, best first: (0 one step apart; 1 with holes; 2 neither,
-    3 not even sorted, and how many rows are out of place)."""
+    3 not even sorted, and how many rows are out of place).
+    """
     backwards = int((np.diff(dates).astype(np.int64) <= 0).sum())
     if backwards:
         return 3, backwards
@@ -241,7 +243,8 @@ _Rows = tuple[np.ndarray, Callable[[float], bool]]
 
 def _days_and_hours(moments: np.ndarray, base: int) -> Iterator[_Rows]:
     """The same hours on the same days of every week: their rows in it, and whether they are believed if a row is
-    missing with some chance."""
+    missing with some chance.
+    """
     days, hours = np.unique(moments // DAY), np.unique(moments % DAY)
     passed = np.bincount(np.arange(days[0], days[-1] + 1) % 7, minlength=7)
     seen = np.bincount(days % 7, minlength=7)

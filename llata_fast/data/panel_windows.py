@@ -35,7 +35,8 @@ class PanelWindows(Windows):
         prediction_length: int,
     ):
         """`items` and `cuts` [windows]: place of the item, and its row that is the first to forecast; `deviations`
-        [items, C] of the training rows. Raises InputError without a window, or a value to forecast in any."""
+        [items, C] of the training rows. Raises InputError without a window, or a value to forecast in any.
+        """
         if min(context_length, prediction_length) < 1:
             raise InputError(f"context ({context_length}) and horizon ({prediction_length}) must be at least 1")
         if not len(items):

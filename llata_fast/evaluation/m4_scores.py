@@ -67,7 +67,7 @@ def naive2(values: np.ndarray, prediction_length: int, seasonality: int) -> np.n
 
 
 def naive2_forecasts(m4: M4Set) -> np.ndarray:
-    """[N, H]"""
+    """[N, H]."""
     H, m = m4.spec.prediction_length, m4.spec.seasonality
     return np.stack([naive2(values, H, m) for values in m4.insample])
 

@@ -114,7 +114,7 @@ class Plan(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """that the backbone attends over in a step, of the temporal branch"""
+        """Tokens that the backbone attends over in one step, temporal branch alone."""
         per_channel = 1 if self.config.variate_tokens else self.config.num_patches
         return self.request.batch_size * self.request.channels * per_channel
 

@@ -90,7 +90,7 @@ def trained_state(model: nn.Module, keep: bool) -> dict[str, Tensor]:
 
 
 def is_universal(checkpoint: str | Path) -> bool:
-    """Whether `reshard` was there."""
+    """Whether the checkpoint has been resharded."""
     return Path(checkpoint, _UNIVERSAL).is_file()
 
 

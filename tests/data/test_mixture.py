@@ -160,7 +160,7 @@ BAD_FILES = {
     "a_mapping": ("path: a", "must be a list of entries"),
     "empty": ("", "must be a list of entries"),
     "no_path": ("[{weight: 1}]", "entry 1 is no mapping with a path"),
-    "unknown_key": ("[{path: a, wieght: 1}]", "entry 1: unknown key wieght"),
+    "unknown_key": ("[{path: a, wieght: 1}]", "entry 1: unknown key wieght"),  # codespell:ignore wieght
     "negative": ("[{path: a}, {path: b, weight: -1}]", "entry 2: weight must be"),
     "nan": ("[{path: a, weight: .nan}]", "weight must be"),
     "word": ("[{path: a, weight: much}]", "weight must be"),
