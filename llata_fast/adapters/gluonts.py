@@ -102,7 +102,7 @@ class SeasonalNaivePredictor:
 
 
 def _rows(entry: Entry) -> np.ndarray:
-    """[rows, C]"""
+    """[rows, C]."""
     target = np.asarray(entry["target"], dtype=np.float64)
     return target[:, None] if target.ndim == 1 else target.T
 
