@@ -22,14 +22,14 @@ from .evaluation.panel_task import PanelTask
 from .evaluation.tasks import Task, calibrates, read_task
 from .forecasting import pictures
 from .forecasting.calibration import Calibration, calibrated_quantiles, interval_scores
-from .linear_start import LinearStart
+from .linear_start import Behind, LinearStart
 from .modeling import LlataForPrediction
 from .ranks import on_first_rank
 from .run_folder import PICTURE, RunFolder
 from .settings import DataSettings, ModelSettings
 from .training.arguments import ForecastTrainingArguments, choose_settings, resolved_settings
 from .training.initial import load_initial
-from .training.learned_share import weigh_learned_part
+from .training.learned_share import LearnedShare, weigh_learned_part
 from .training.parameters import parameter_counts, parameter_table
 from .training.resuming import begin, check_resumes, claimed_run
 from .training.trainer import ForecastTrainer
@@ -109,7 +109,7 @@ def run_experiment(
         learned = weigh_learned_part(trainer, seconds)
         # before what may still fail: the run can forecast from here on
         _save(trainer, folder, task, data)
-        calibration = _calibrate(trainer, folder, task)
+        calibration = _calibrate(trainer, folder, task, linear_start, learned)
         test = task.test(trainer)
         intervals = None
         if calibration is not None:
@@ -211,14 +211,34 @@ def _save(trainer: ForecastTrainer, folder: RunFolder, task: Task, data: DataSet
     on_first_rank(settle)
 
 
-def _calibrate(trainer: ForecastTrainer, folder: RunFolder, task: Task) -> Calibration | None:
-    """Calibrate quantiles on the validation windows, and keep that in the run; every rank calls it."""
+def _calibrate(
+    trainer: ForecastTrainer,
+    folder: RunFolder,
+    task: Task,
+    start: LinearStart | None,
+    learned: LearnedShare | None,
+) -> Calibration | None:
+    """Calibrate quantiles on the validation windows, and keep that in the run; every rank calls it.
+
+    Behind a start's other origins nothing is known of what was learned: it is taken to change errors as in validation.
+    """
     if not calibrates(task):
         return None
     model = trainer.model
     windows = task.splits.val.to(trainer.args.device)
     levels = model.config.quantile_levels
-    calibration = Calibration.of(trainer.outputs, windows, levels, reads_level=model.reads_level)
+    behind: list[Behind] = []
+    if start is not None and learned is not None and not levels and learned.start_mae > 0:
+        change = learned.mae / learned.start_mae
+        behind = [part._replace(errors=change * part.errors) for part in start.behind_origins(task.splits.train)]
+    calibration = Calibration.of(
+        trainer.outputs,
+        windows,
+        levels,
+        reads_level=model.reads_level,
+        behind=behind,
+        season=start.seasonality if start is not None else 1,
+    )
 
     def keep():
         calibration.save(folder.calibration)
@@ -247,7 +267,9 @@ def _fan(
     config, device = trainer.model.config, trainer.args.device
     windows = run_windows(trainer.outputs, past.to(device), observed.to(device), reads_level=trainer.model.reads_level)
     levels = (0.1, 0.9, 0.25, 0.75)
-    quantiles = calibrated_quantiles(*windows, config.quantile_levels, calibration, levels)
+    units, outputs = windows
+    past = past.double().masked_fill(~observed, torch.nan).to(device)
+    quantiles = calibrated_quantiles(units, past, outputs, config.quantile_levels, calibration, levels)
     return {f"{level:g}": quantiles[..., place] for place, level in enumerate(levels)}
 
 

@@ -53,6 +53,17 @@ class Origin(NamedTuple):
     """Of the mixture, relative to `SHARED`: the mean of root mean squared and mean absolute error."""
 
 
+class Behind(NamedTuple):
+    """The windows behind an origin, and how far the truth lay from a start that was fitted on the rows before it."""
+
+    past: Tensor
+    """[N, L, C], NaN where missing."""
+    errors: Tensor
+    """[N, S, C]"""
+    steps: Tensor
+    """[S], of the horizon."""
+
+
 @dataclass
 class LinearStart:
     """A chosen linear forecast: mean + [lookback - mean, mean, 1] @ weight."""
@@ -63,6 +74,22 @@ class LinearStart:
     """[C, L + 2, H]: what each channel's map has beyond it."""
     mixture: dict[str, float] = field(default_factory=dict)
     origins: list[Origin] = field(default_factory=list)
+    seasonality: int = 1
+    fitted_behind: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    """Of the origins in the training rows: windows behind it, map [C or 1, L + 2, S] of the rows before, and steps."""
+
+    def behind_origins(self, train: WindowDataset) -> list[Behind]:
+        """Errors behind the origins of the training windows, each of a forecast that knows the rows before it."""
+        found = []
+        for indices, weight, steps in self.fitted_behind:
+            past, future = train.stretches(indices.tolist())
+            observed = ~past.isnan()
+            filled = fill_with_mean(past.nan_to_num(), observed)
+            level = filled.mean(1)
+            inputs = torch.cat((filled - level[:, None], level[:, None], torch.ones_like(level)[:, None]), 1)
+            forecast = level[:, None] + torch.matmul(inputs.permute(2, 0, 1), weight.to(inputs)).permute(1, 2, 0)
+            found.append(Behind(past, future[:, steps] - forecast, steps))
+        return found
 
     def to_dict(self) -> dict[str, dict[str, float]]:
         return {"mixture": self.mixture, "origins": {origin.name: origin.error for origin in self.origins}}
@@ -95,7 +122,9 @@ def choose_start(
         unit: "deviation": errors of a window count in its lookback's standard deviations and no level is returned to,
             for series of different sizes.
     """
-    return choose_of(measure_forms(train, validation, own=own, seasonality=seasonality, unit=unit))
+    start = choose_of(measure_forms(train, validation, own=own, seasonality=seasonality, unit=unit))
+    start.seasonality = seasonality
+    return start
 
 
 class Trial(NamedTuple):
@@ -107,6 +136,8 @@ class Trial(NamedTuple):
     """Name and number of windows scored, validation last."""
     scored: list[Tensor]
     """Errors [F, M] of the forms behind each origin."""
+    before: list[tuple[Tensor, dict[str, Tensor]]]
+    """Windows behind each origin but the last, and the forms fitted before it, for `_STEPS` steps."""
 
 
 def measure_forms(
@@ -135,7 +166,7 @@ def choose_of(trials: list[Trial], weigh: Callable[[list[str], list[Tensor]], Te
         return sum(relative_error(_SECOND, pair).item() for pair in mixed)
 
     place = min(range(len(trials)), key=error)
-    (maps, named, scored), shares = trials[place], weighed[place]
+    (maps, named, scored, before), shares = trials[place], weighed[place]
     parts = dict(zip(maps, shares.tolist(), strict=True))
     shared = sum(parts[name] * maps[_without_own(name)][0] for name in maps)
     beyond = None
@@ -145,19 +176,24 @@ def choose_of(trials: list[Trial], weigh: Callable[[list[str], list[Tensor]], Te
         )
     relative = (relative_error(shares, errors).item() if errors.shape[1] else float("nan") for errors in scored)
     origins = [Origin(*which, error) for which, error in zip(named, relative, strict=True)]
-    return LinearStart(shared.float(), None if beyond is None else beyond.float(), parts, origins)
+    start = LinearStart(shared.float(), None if beyond is None else beyond.float(), parts, origins)
+    for indices, fitted in before:
+        mixed = sum(parts[name] * weight for name, weight in fitted.items())
+        start.fitted_behind.append((indices, mixed, _spread(range(shared.shape[-1]), _STEPS)))
+    return start
 
 
 def _try(forms: "_Forms", train: Any, validation: Any) -> Trial:
-    named, scored = [], []
+    named, scored, fitted = [], [], []
     for name, before, behind in _origins(train):
         named.append((name, len(behind)))
-        scored.append(forms.errors(forms.fit(train, before, _STEPS), train, behind))
+        fitted.append((behind, forms.fit(train, before, _STEPS)))
+        scored.append(forms.errors(fitted[-1][1], train, behind))
     maps = forms.fit(train, _spread(range(len(train)), _FITTED))
     behind = _spread(range(len(validation)), _SCORED)
     named.append(("validation", len(behind)))
     scored.append(forms.errors(maps, validation, behind))
-    return Trial(maps, named, scored)
+    return Trial(maps, named, scored, fitted)
 
 
 @torch.no_grad()

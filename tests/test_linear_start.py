@@ -13,7 +13,9 @@ from llata_fast.linear_start import (
     OWN_RETURN,
     SEASON,
     SHARED_RETURN,
+    choose_of,
     choose_start,
+    measure_forms,
     mixture,
     start_linear_part,
 )
@@ -122,3 +124,24 @@ def test_a_model_starts_as_what_was_chosen(backbone):
     torch.testing.assert_close(model(past.float()).prediction_outputs, expected, rtol=1e-3, atol=1e-3)
     assert "validation" in start.lines()[1] and sum(start.mixture.values()) == pytest.approx(1)
     assert start_linear_part(tiny_model(backbone), train, validation) is None
+
+
+def test_errors_behind_an_origin_are_of_a_forecast_that_knows_what_lies_before():
+    values = torch.randn(ROWS, 2, dtype=torch.float64).cumsum(0)
+    values[300, 1] = torch.nan
+    other = values.clone()
+    other[810:] += 40
+    windows = [(WindowDataset(series[:900], L, H), WindowDataset(series[900:], L, H)) for series in (values, other)]
+    first, second = (measure_forms(*pair, own=True)[0] for pair in windows)
+    for (_, maps), (_, maps_of_other) in zip(first.before, second.before, strict=True):
+        for name, weight in maps.items():
+            torch.testing.assert_close(weight, maps_of_other[name])
+    start = choose_of([first])
+    shares = torch.tensor(list(start.mixture.values()), dtype=torch.float64)
+    behind = start.behind_origins(windows[0][0])
+    assert len(behind) == len(first.scored) - 1 == 5
+    for part, scored in zip(behind, first.scored, strict=False):
+        assert part.past.shape[1:] == (L, 2) and part.errors.shape[1:] == (H, 2) and part.steps.tolist() == [0, 1, 2, 3]
+        # the same errors, of which the choice kept those whose truth is known
+        expected = (shares @ scored).square().mean().sqrt()
+        torch.testing.assert_close(part.errors.square().nanmean().sqrt(), expected, rtol=1e-4, atol=0)

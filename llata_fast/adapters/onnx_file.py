@@ -38,7 +38,7 @@ class _Quantiles(nn.Module):
         self, model: LlataForPrediction, calibration: Calibration | None, levels: Sequence[float], num_channels: int
     ):
         super().__init__()
-        self.model, self.num_levels = model, len(levels)
+        self.model, self.calibration, self.num_levels = model, calibration, len(levels)
         head_levels = model.config.quantile_levels
         offsets = None if calibration is None else calibration.at(levels, num_channels).float()
         self.register_buffer("offsets", offsets)  # [H, C, Q]
@@ -52,7 +52,10 @@ class _Quantiles(nn.Module):
         else:
             quantiles = points[..., None].expand(*points.shape, self.num_levels)
         if self.offsets is not None:
-            quantiles = quantiles + self.offsets * _deviation(past_values, past_observed_mask)[..., None]
+            unit = _deviation(past_values, past_observed_mask)
+            if self.calibration is not None:
+                unit = unit * self.calibration.unit(past_values, past_observed_mask)
+            quantiles = quantiles + self.offsets * unit[..., None]
         return points, quantiles.sort(-1).values
 
 

@@ -187,7 +187,7 @@ def _linear(known: Panel, horizon: int, seasonality: int) -> _Forecast:
 
         past = torch.from_numpy(last_rows(panel, np.arange(len(panel)), context))
         units, result = run_windows(outputs, past, ~past.isnan())
-        quantiles = calibrated_quantiles(units, result, None, calibration, LEVELS)
+        quantiles = calibrated_quantiles(units, past, result, None, calibration, LEVELS)
         return units.restore(result[0]).numpy(), quantiles.numpy()
 
     return forecast

@@ -1,15 +1,21 @@
 """Split-conformal calibration: how far the truth lay from a forecast on windows that it was not trained on.
 
 For every quantile level q, horizon step and channel, what is added to the forecast of that quantile is the q-quantile,
-with the finite-sample correction, of (truth - forecast) / deviation of the window (Romano et al., arXiv 1905.03222,
-one side at a time). Without a quantile head the forecast of every quantile is the point forecast.
+with the finite-sample correction, of (truth - forecast) / unit of the window (Romano et al., arXiv 1905.03222, one side
+at a time). Without a quantile head the forecast of every quantile is the point forecast.
+
+Validation is one stretch of time, and often a harder or an easier one than what is to come. Where the forecast is a
+linear start's, errors behind its other origins bear witness, too, with as much weight, and choose the unit: the
+window's deviation, what it moves by over a season, or the geometric mean of both, whichever makes intervals of all
+other origins cover one origin's windows best.
 """
 
+import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,12 +23,16 @@ from torch import Tensor
 
 from ..data.units import Outputs, WindowUnits, run_windows
 from ..errors import InputError
+from ..linear_start import Behind
 
 LEVELS = (0.005, 0.01, 0.025, *(round(0.05 * step, 2) for step in range(1, 20)), 0.975, 0.99, 0.995)
 """Levels that are calibrated; between two of them offsets are interpolated."""
 
 MAX_SCORES = 2**26
 """Scores that are kept at a time: of more windows, evenly spaced ones are taken."""
+
+_POWERS = (0.0, 0.5, 1.0)
+_LEAST_RATIO = 0.05
 
 
 def between_levels(known: Sequence[float], wanted: Sequence[float]) -> Tensor:
@@ -56,6 +66,9 @@ class Calibration:
     offsets: Tensor
     """[H, C, len(LEVELS)] float32, NaN where there was nothing to calibrate on."""
     num_windows: int
+    season: int = 1
+    power: float = 0.0
+    """Of `season_ratio` in the unit: 0 the deviation alone, 1 the move over a season alone."""
 
     @classmethod
     @torch.no_grad()
@@ -67,20 +80,40 @@ class Calibration:
         *,
         reads_level: bool = False,
         batch_size: int = 256,
+        behind: Sequence[Behind] = (),
+        season: int = 1,
     ) -> "Calibration":
-        """Calibrate on windows as `llata_fast.data` makes them; on several ranks every one calls it."""
-        scores, count = [], 0
-        for past, future in evenly_spaced(windows, batch_size):
+        """Calibrate on windows as `llata_fast.data` makes them; on several ranks every one calls it.
+
+        Args:
+            behind: what else bears witness, of a forecast without a quantile head: as many windows are taken.
+            season: steps over which a window's moves may be its unit.
+        """
+        scores: list[Tensor] = []
+        ratios: list[Tensor] = []
+        most = sum(len(part.past) for part in behind) or len(windows)
+        for past, future in evenly_spaced(windows, batch_size, most):
             units, outputs = run_windows(model, past, ~past.isnan(), reads_level=reads_level)
             # nothing is measured by a constant window
             truth = (future - units.level) / torch.where(units.scale > 0, units.scale, torch.nan)
             levels = LEVELS if head_levels else LEVELS[:1]
             scores.append((truth[..., None] - base_quantiles(outputs, head_levels, levels)).float().cpu())
-            count += len(past)
-        errors = torch.cat(scores).sort(0).values.numpy()  # [N, H, C, levels or 1], NaN last
-        known = (~np.isnan(errors)).sum(0)
-        offsets = np.stack([_order_statistic(errors, known, place, level) for place, level in enumerate(LEVELS)], -1)
-        return cls(torch.from_numpy(offsets).float(), count)
+            if behind:
+                ratios.append(season_ratio(units.remove(past), ~past.isnan(), season).cpu())
+        errors, power = torch.cat(scores), 0.0
+        if behind:
+            witnesses = [_Witness(errors[..., 0], torch.cat(ratios))]
+            witnesses += [_witness(part, errors.shape[1], season) for part in behind]
+            power = _best_power(witnesses) if 1 < season < behind[0].past.shape[1] else 0.0
+            errors = torch.cat([part.errors / part.ratios**power for part in witnesses])[..., None]
+        ordered = errors.sort(0).values.numpy()  # [N, H, C, levels or 1], NaN last
+        known = (~np.isnan(ordered)).sum(0)
+        offsets = np.stack([_order_statistic(ordered, known, place, level) for place, level in enumerate(LEVELS)], -1)
+        return cls(torch.from_numpy(offsets).float(), len(ordered), season, power)
+
+    def unit(self, past: Tensor, observed: Tensor) -> Tensor | float:
+        """What offsets of lookbacks [B, L, C] in any unit are multiplied by beside the deviation, [B, 1, C]."""
+        return season_ratio(past, observed, self.season) ** self.power if self.power else 1.0
 
     def at(self, levels: Sequence[float], num_channels: int) -> Tensor:
         """Offsets [H, C, levels], float64; a series of other channels gets the mean of those that were calibrated."""
@@ -94,7 +127,14 @@ class Calibration:
         return offsets @ between_levels(LEVELS, inner)
 
     def save(self, path: str | Path):
-        np.savez_compressed(path, offsets=self.offsets.numpy(), levels=np.array(LEVELS), num_windows=self.num_windows)
+        np.savez_compressed(
+            path,
+            offsets=self.offsets.numpy(),
+            levels=np.array(LEVELS),
+            num_windows=self.num_windows,
+            season=self.season,
+            power=self.power,
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "Calibration":
@@ -102,18 +142,70 @@ class Calibration:
         try:
             with np.load(path) as arrays:
                 levels, offsets = arrays["levels"].tolist(), torch.from_numpy(arrays["offsets"])
-                num_windows = int(arrays["num_windows"])
+                num_windows, season, power = int(arrays["num_windows"]), int(arrays["season"]), float(arrays["power"])
             if levels != list(LEVELS) or offsets.ndim != 3 or offsets.shape[-1] != len(levels):
                 raise ValueError("it is of another version")
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise InputError(f"{path} is damaged: {error}; calibrate anew") from None
-        return cls(offsets, num_windows)
+        return cls(offsets, num_windows, season, power)
 
 
-def evenly_spaced(windows: Any, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Past and future of all windows, or of evenly spaced ones where their scores would not fit the memory."""
+def season_ratio(past: Tensor, observed: Tensor, season: int) -> Tensor:
+    """What lookbacks [B, L, C] move by over `season` steps, root mean square, in their deviation: [B, 1, C].
+
+    At least 0.05, so that one season repeated exactly is no promise; 1 where nothing is known of it.
+    """
+    count = observed.sum(1, keepdim=True).clamp(min=1)
+    past = torch.where(observed, past, 0.0)
+    moves = torch.where(observed, past - past.sum(1, keepdim=True) / count, 0.0)
+    deviation = (moves.square().sum(1, keepdim=True) / count).sqrt()
+    both = observed[:, season:] & observed[:, :-season]
+    steps = torch.where(both, moves[:, season:] - moves[:, :-season], 0.0).square().sum(1, keepdim=True)
+    size = (steps / both.sum(1, keepdim=True).clamp(min=1)).sqrt()
+    ratio = size / torch.where(deviation > 0, deviation, 1.0)
+    return torch.where((deviation > 0) & both.any(1, keepdim=True), ratio.clamp(min=_LEAST_RATIO), 1.0)
+
+
+class _Witness(NamedTuple):
+    """Errors [N, H, C] in deviations of their windows, and these windows' `season_ratio` [N, 1, C]."""
+
+    errors: Tensor
+    ratios: Tensor
+
+
+def _witness(part: Behind, horizon: int, season: int) -> _Witness:
+    units = WindowUnits.of(part.past)
+    errors = part.errors / torch.where(units.scale > 0, units.scale, torch.nan)
+    # of the steps that were fitted, the nearest
+    nearest = (torch.arange(horizon)[:, None] - part.steps.cpu()).abs().argmin(1)
+    ratios = season_ratio(units.remove(part.past), ~part.past.isnan(), season)
+    return _Witness(errors.float().cpu()[:, nearest], ratios.cpu())
+
+
+def _best_power(witnesses: list[_Witness]) -> float:
+    """The power that brings the coverage of 80 % intervals nearest to that, each witness by those of all others."""
+    steps = np.linspace(0, witnesses[0].errors.shape[1] - 1, 24).round().astype(np.int64)
+
+    def distance(power: float) -> float:
+        parts = [(part.errors / part.ratios**power).numpy()[:, np.unique(steps)] for part in witnesses]
+        away = []
+        for place, part in enumerate(parts):
+            others = np.concatenate([*parts[:place], *parts[place + 1 :]])
+            with warnings.catch_warnings():
+                # a step or a channel without any value
+                warnings.simplefilter("ignore", RuntimeWarning)
+                low, high = np.nanquantile(others, (0.1, 0.9), axis=0)
+            covered = (part >= low) & (part <= high)
+            away.append(abs(covered[~np.isnan(part)].mean() - 0.8))
+        return float(np.nanmean(away))
+
+    return min(_POWERS, key=distance)
+
+
+def evenly_spaced(windows: Any, batch_size: int, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Past and future of all windows, or of evenly spaced ones: `most`, or as many as have room for their scores."""
     _, future = windows.stretches([0])
-    room = max(64, MAX_SCORES // (future.numel() * len(LEVELS)))
+    room = min(max(64, MAX_SCORES // (future.numel() * len(LEVELS))), most or len(windows))
     chosen = np.unique(np.linspace(0, len(windows) - 1, min(room, len(windows))).round().astype(np.int64))
     for start in range(0, len(chosen), batch_size):
         yield windows.stretches(chosen[start : start + batch_size].tolist())
@@ -151,7 +243,7 @@ def interval_scores(
     sums: Any = 0.0
     for past, future in evenly_spaced(windows, batch_size):
         units, outputs = run_windows(model, past, ~past.isnan(), reads_level=reads_level)
-        quantiles = calibrated_quantiles(units, outputs, head_levels, calibration, levels).cpu()
+        quantiles = calibrated_quantiles(units, past, outputs, head_levels, calibration, levels).cpu()
         points, truth = units.restore(outputs[0]).cpu(), future.cpu()
         seen = ~truth.isnan() & ~points.isnan()
         error = truth[..., None] - quantiles
@@ -179,15 +271,21 @@ def interval_scores(
 
 def calibrated_quantiles(
     units: WindowUnits,
+    past: Tensor,
     outputs: tuple[Tensor, ...],
     head_levels: Sequence[float] | None,
     calibration: Calibration | None,
     levels: Sequence[float],
 ) -> Tensor:
-    """Quantiles [B, H, C, levels] in the windows' own units, which rise with their level."""
+    """Quantiles [B, H, C, levels] in the windows' own units, which rise with their level.
+
+    past [B, L, C], NaN where missing, is what `units` are of, and `outputs` what the model makes of it in these units.
+    """
     levels, places = zip(*sorted((level, place) for place, level in enumerate(levels)), strict=True)
     quantiles = base_quantiles(outputs, head_levels, levels)
     if calibration is not None:
-        quantiles = quantiles + calibration.at(levels, quantiles.shape[2]).to(quantiles.device)
+        unit = calibration.unit(units.remove(past), ~past.isnan())
+        unit = unit[..., None] if isinstance(unit, Tensor) else unit
+        quantiles = quantiles + calibration.at(levels, quantiles.shape[2]).to(quantiles.device) * unit
     back = torch.tensor(places, device=quantiles.device).argsort()
     return units.restore(quantiles.sort(-1).values[..., back])

@@ -91,7 +91,7 @@ class PanelForecaster:
         units, result = run_windows(self.outputs, past, ~past.isnan(), reads_level=self.model.reads_level)
         if not levels:
             return units.restore(result[0]), None
-        quantiles = calibrated_quantiles(units, result, config.quantile_levels, self.calibration, levels)
+        quantiles = calibrated_quantiles(units, past, result, config.quantile_levels, self.calibration, levels)
         return units.restore(result[0]), quantiles
 
 

@@ -1,0 +1,129 @@
+"""Calibration by several witnesses: what a window is measured in, whose errors count, and what is kept of it."""
+
+import numpy as np
+import pytest
+import torch
+
+from llata_fast.data.units import WindowUnits
+from llata_fast.forecasting.calibration import LEVELS, Calibration, calibrated_quantiles, season_ratio
+from llata_fast.linear_start import Behind
+
+SEASON, L, H, C = 4, 24, 3, 2
+
+
+class Lookbacks:
+    """Validation windows of lookbacks [N, L, C] and errors of a forecast of their mean."""
+
+    def __init__(self, past, errors):
+        self.past, self.errors = past, errors
+
+    def __len__(self):
+        return len(self.past)
+
+    def stretches(self, indices):
+        past = self.past[indices]
+        return past, past.mean(1, keepdim=True) + self.errors[indices]
+
+
+def by_the_mean(inputs):
+    return (torch.zeros(len(inputs["past_values"]), H, C),)
+
+
+def lookbacks(generator, number):
+    """Windows that differ in how much of their moves is seasonal."""
+    noise = torch.randn(number, L, C, generator=generator).double()
+    season = torch.randn(number, SEASON, C, generator=generator).double().repeat(1, L // SEASON, 1)
+    share = torch.rand(number, 1, C, generator=generator).double()
+    return 3 + share * noise + (1 - share) * season
+
+
+def calibrated(errors_of, groups=4, number=600):
+    """Calibrated on validation and `groups` - 1 origins whose errors are `errors_of(past)` times normal ones."""
+    generator = torch.Generator().manual_seed(5)
+    parts = []
+    for _ in range(groups):
+        past = lookbacks(generator, number)
+        parts.append((past, errors_of(past) * torch.randn(number, H, C, generator=generator).double()))
+    behind = [Behind(past, errors, torch.arange(H)) for past, errors in parts[1:]]
+    return Calibration.of(by_the_mean, Lookbacks(*parts[0]), None, behind=behind, season=SEASON)
+
+
+def deviation(past):
+    return past.std(1, correction=0, keepdim=True)
+
+
+def move(past):
+    return (past[:, SEASON:] - past[:, :-SEASON]).square().mean(1, keepdim=True).sqrt()
+
+
+def test_a_season_is_measured_in_deviations():
+    past = lookbacks(torch.Generator().manual_seed(0), 50)
+    everything = torch.ones_like(past, dtype=torch.bool)
+    ratio = season_ratio(past, everything, SEASON)
+    torch.testing.assert_close(ratio, (move(past) / deviation(past)).clamp(min=0.05))
+    torch.testing.assert_close(season_ratio(1e6 * past - 5, everything, SEASON), ratio)
+    repeated = torch.arange(SEASON).repeat(L // SEASON).double()[None, :, None]
+    assert season_ratio(repeated, repeated > -1, SEASON).item() == pytest.approx(0.05)
+    # pairs with a gap are left out; without one, or in a constant window, nothing is known
+    gaps = everything.clone()
+    gaps[:, 5:9] = False
+    assert season_ratio(past.masked_fill(~gaps, torch.nan), gaps, SEASON).isfinite().all()
+    alone = torch.arange(L)[None, :, None] < SEASON
+    assert season_ratio(repeated, alone, SEASON).item() == season_ratio(0 * repeated, repeated > -1, SEASON).item() == 1
+
+
+@pytest.mark.parametrize("unit, power", [(deviation, 0.0), (move, 1.0)])
+def test_the_unit_is_what_errors_grow_with(unit, power):
+    # were the mixes the same in all groups, no unit would be better by its coverage
+    generator = torch.Generator().manual_seed(1)
+    parts = []
+    for place in range(4):
+        past = lookbacks(generator, 600)
+        season = past[:, :SEASON].repeat(1, L // SEASON, 1)
+        past = past.lerp(season, 0.9) if place % 2 else past
+        parts.append((past, unit(past) * torch.randn(600, H, C, generator=generator).double()))
+    behind = [Behind(past, errors, torch.arange(H)) for past, errors in parts[1:]]
+    calibration = Calibration.of(by_the_mean, Lookbacks(*parts[0]), None, behind=behind, season=SEASON)
+    assert calibration.power == power
+    # and intervals of new windows cover as much of any mix
+    for past, errors in parts:
+        units = WindowUnits.of(past)
+        quantiles = calibrated_quantiles(units, past, by_the_mean({"past_values": past}), None, calibration, [0.1, 0.9])
+        truth = units.level + errors
+        covered = (truth > quantiles[..., 0]) & (truth < quantiles[..., 1])
+        assert covered.double().mean().item() == pytest.approx(0.8, abs=0.03)
+
+
+def test_origins_count_as_much_as_validation():
+    """Errors of validation are four times those behind the origins: the interval is of both together."""
+    generator = torch.Generator().manual_seed(2)
+    past = [lookbacks(generator, 400) for _ in range(3)]
+    errors = [
+        size * deviation(part) * torch.rand(400, H, C, generator=generator).double()
+        for part, size in zip(past, (4.0, 1.0, 1.0), strict=True)
+    ]
+    behind = [Behind(part, error, torch.arange(H)) for part, error in zip(past[1:], errors[1:], strict=True)]
+    calibration = Calibration.of(by_the_mean, Lookbacks(past[0], errors[0]), None, behind=behind)
+    assert calibration.num_windows == 1200 and calibration.power == 0
+    pooled = np.sort(torch.cat([error / deviation(part) for part, error in zip(past, errors, strict=True)])[:, 0, 0])
+    offset = calibration.offsets[0, 0, LEVELS.index(0.9)].item()
+    assert offset == pytest.approx(pooled[int(np.ceil(1201 * 0.9)) - 1], rel=1e-4)
+    alone = Calibration.of(by_the_mean, Lookbacks(past[0], errors[0]), None)
+    assert alone.offsets[0, 0, LEVELS.index(0.9)] > offset + 0.2
+
+
+def test_more_windows_of_validation_than_of_origins_are_not_taken():
+    generator = torch.Generator().manual_seed(3)
+    past, few = lookbacks(generator, 300), lookbacks(generator, 100)
+    behind = [Behind(few, torch.zeros(100, H, C).double(), torch.arange(H))]
+    windows = Lookbacks(past, torch.zeros(300, H, C).double())
+    assert Calibration.of(by_the_mean, windows, None, behind=behind, season=SEASON).num_windows == 200
+
+
+def test_the_unit_is_kept(tmp_path):
+    calibration = calibrated(move)
+    calibration.power = 0.5
+    calibration.save(tmp_path / "calibration.npz")
+    restored = Calibration.load(tmp_path / "calibration.npz")
+    assert (restored.season, restored.power, restored.num_windows) == (SEASON, 0.5, 2400)
+    torch.testing.assert_close(restored.offsets, calibration.offsets)
