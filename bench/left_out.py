@@ -33,7 +33,15 @@ from llata_fast.errors import InputError
 from llata_fast.evaluation.baselines import score
 from llata_fast.experiment import train
 from llata_fast.linear import LeastSquares
-from llata_fast.linear_start import SEASON, LinearStart, choose_of, measure_forms, mixture, relative_error
+from llata_fast.linear_start import (
+    SEASON,
+    LinearStart,
+    best_in_validation,
+    choose_of,
+    measure_forms,
+    mixture,
+    relative_error,
+)
 
 CONTEXT_LENGTH = 96
 HORIZONS = (96, 192, 336, 720)
@@ -80,15 +88,16 @@ def parts_of(series: TimeSeries) -> dict[str, TimeSeries]:
     return {"whole": series, "before test": first(before), "earlier": first(int(before * 0.8))}
 
 
-def rules() -> dict[str, Callable[[list[str], list[Tensor]], Tensor]]:
-    """What could weigh the forms, by name: forms and their errors behind origins, validation last -> shares."""
-    without = lambda word: lambda forms, scored: _mixture_of(forms, scored, [word not in form for form in forms])
+def rules() -> dict[str, Callable[[list[str], list[Tensor], int], Tensor]]:
+    """What could weigh the forms, by name: forms, errors behind origins, validation last, and yardstick -> shares."""
+    without = lambda word: lambda forms, scored, _: _mixture_of(forms, scored, [word not in form for form in forms])
     return {
-        "worst origin": lambda forms, scored: mixture(scored),
-        "worst origin, more softly": lambda forms, scored: mixture(scored, softness=0.1),
-        "mean of origins": lambda forms, scored: mixture(scored, softness=100.0),
-        "validation": lambda forms, scored: mixture(scored[-1:]),
-        "best form": lambda forms, scored: _best_form(scored),
+        "worst origin": lambda forms, scored, yardstick: mixture(scored, yardstick),
+        "worst origin, more softly": lambda forms, scored, yardstick: mixture(scored, yardstick, softness=0.1),
+        "worst origin, relative to one map": lambda forms, scored, yardstick: mixture(scored),
+        "mean of origins": lambda forms, scored, yardstick: mixture(scored, yardstick, softness=100.0),
+        "validation": lambda forms, scored, yardstick: mixture(scored[-1:], yardstick),
+        "best form": lambda forms, scored, yardstick: _best_form(scored, yardstick),
         "no return": without("returns"),
         "no own maps": without("own"),
         "no season": without(SEASON),
@@ -107,10 +116,10 @@ def closed_forms(series: TimeSeries, horizon: int) -> Iterator[tuple]:
         validation, test = (score(forecast, windows, series.columns) for windows in (splits.val, splits.test))
         yield name, "", *_errors(validation), *_errors(test), len(splits.test), "", seconds
     began = time.perf_counter()
-    trials = measure_forms(splits.train, splits.val, own=True, seasonality=series.seasonality)
+    measured = measure_forms(splits.train, splits.val, own=True, seasonality=series.seasonality)
     seconds = time.perf_counter() - began
     for name, weigh in rules().items():
-        forecast = _forecast_of(choose_of(trials, weigh))
+        forecast = _forecast_of(choose_of(measured, weigh))
         validation, test = (score(forecast, windows, series.columns) for windows in (splits.val, splits.test))
         yield name, "", *_errors(validation), *_errors(test), len(splits.test), "", seconds
 
@@ -143,14 +152,15 @@ def _mixture_of(forms: list[str], scored: list[Tensor], allowed: list[bool]) -> 
     """`mixture` of some forms; none where these would be none."""
     chosen = torch.tensor([place for place, which in enumerate(allowed) if which])
     shares = torch.zeros(len(forms), dtype=torch.float64)
-    shares[chosen] = mixture([errors[chosen] for errors in scored])
+    allowed_errors = [errors[chosen] for errors in scored]
+    shares[chosen] = mixture(allowed_errors, best_in_validation(allowed_errors))
     return shares
 
 
-def _best_form(scored: list[Tensor]) -> Tensor:
+def _best_form(scored: list[Tensor], yardstick: int) -> Tensor:
     alone = torch.eye(len(scored[0]), dtype=torch.float64)
     known = [errors for errors in scored if errors.shape[1]]
-    return min(alone, key=lambda shares: sum(relative_error(shares, errors).item() for errors in known))
+    return min(alone, key=lambda shares: sum(relative_error(shares, errors, yardstick).item() for errors in known))
 
 
 def _forecast_of(start: LinearStart) -> Callable[[Tensor, Tensor], Tensor]:

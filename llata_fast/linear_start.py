@@ -1,12 +1,13 @@
 """How the linear part of a forecaster is chosen: forms fitted in closed form, mixed by their errors at several origins.
 
-A linear forecast of a lookback is its mean plus a map of [lookback - mean, mean, 1]. The forms differ in two ways: one
-map for all channels or one for each, and whether the level stays or returns to that of the training rows. Repeating
-the last season is the fifth. None is best everywhere: a return to the level halves the error of one series and doubles
-that of another, and one split of validation rows does not tell which. So every form is fitted on what lies before
-several origins in the training rows and scored on what follows each; the training rows as a whole are scored on the
-validation rows. The mixture whose worst origin is best, softly, is fitted on all training rows. A mixture of linear
-maps is a linear map.
+A linear forecast of a lookback is its mean plus a map of [lookback - mean, mean, 1]. The forms differ in three ways:
+one map for all channels or one for each, whether the level stays or returns to that of the training rows, and how much
+is penalised. Repeating the last season is the ninth. None is best everywhere: a return to the level halves the error of
+one series and doubles that of another, and one split of validation rows does not tell which. So every form is fitted on
+what lies before several origins in the training rows and scored on what follows each; the training rows as a whole are
+scored on the validation rows. Errors count relative to those of the form that is best in validation, so that a mixture
+has to be better than that everywhere. The one whose worst origin is best, softly, is fitted on all training rows. A
+mixture of linear maps is a linear map.
 
 Letters: B windows, L lookback, H horizon, C channels, F forms.
 """
@@ -30,8 +31,7 @@ ORIGINS = (0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of the training rows behind which an origin lies."""
 
 RIDGES = (1e3, 10.0)
-"""Penalties on what a map does beyond keeping the level, and on what a channel's map does beyond the shared one; the
-origins choose between them."""
+"""Penalties on what a map does beyond keeping the level, and on what a channel's map does beyond the shared one."""
 
 # windows that a fit sees, and that an origin is scored on, with so many of their steps; neighbours hardly differ
 _FITTED, _SCORED, _STEPS, _ERRORS = 16384, 160, 24, 4096
@@ -41,7 +41,6 @@ _ROUNDS = 3
 # how far, in relative error, an origin may be from the worst one and still count
 _SOFTNESS = 0.02
 _LEAST_STEP = 1 / 256
-_SECOND = torch.tensor([0.0, 1.0], dtype=torch.float64)
 
 
 class Origin(NamedTuple):
@@ -50,7 +49,7 @@ class Origin(NamedTuple):
     name: str
     windows: int
     error: float
-    """Of the mixture, relative to `SHARED`: the mean of root mean squared and mean absolute error."""
+    """Of the mixture, relative to `LinearStart.yardstick`: the mean of root mean squared and mean absolute error."""
 
 
 class Behind(NamedTuple):
@@ -73,7 +72,10 @@ class LinearStart:
     own: Tensor | None
     """[C, L + 2, H]: what each channel's map has beyond it."""
     mixture: dict[str, float] = field(default_factory=dict)
+    """Shares of the forms, whatever their penalty."""
     origins: list[Origin] = field(default_factory=list)
+    yardstick: str = ""
+    """The form that is best in validation."""
     seasonality: int = 1
     fitted_behind: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
     """Of the origins in the training rows: windows behind it, map [C or 1, L + 2, S] of the rows before, and steps."""
@@ -100,7 +102,7 @@ class LinearStart:
         errors = (f"{origin.name} {origin.error:.3f}" for origin in self.origins)
         return [
             f"linear start: {' + '.join(parts)}",
-            f"its error relative to {SHARED}, by origin: {', '.join(errors)}",
+            f"its error relative to {self.yardstick}, the best in validation, by origin: {', '.join(errors)}",
         ]
 
 
@@ -127,17 +129,19 @@ def choose_start(
     return start
 
 
-class Trial(NamedTuple):
-    """The forms as one penalty fits them, and how they did."""
+class Measured(NamedTuple):
+    """The forms with each of `RIDGES`, and how they did."""
 
-    maps: dict[str, Tensor]
+    forms: list[str]
+    """F names, those of every penalty."""
+    maps: list[Tensor]
     """Fitted on all training rows: [C or 1, L + 2, H], float64."""
     origins: list[tuple[str, int]]
     """Name and number of windows scored, validation last."""
     scored: list[Tensor]
-    """Errors [F, M] of the forms behind each origin."""
-    before: list[tuple[Tensor, dict[str, Tensor]]]
-    """Windows behind each origin but the last, and the forms fitted before it, for `_STEPS` steps."""
+    """Errors [F, M] behind each origin."""
+    before: list[tuple[Tensor, list[Tensor]]]
+    """Windows behind each origin but the last, and the maps fitted before it, for `_STEPS` steps."""
 
 
 def measure_forms(
@@ -147,53 +151,55 @@ def measure_forms(
     own: bool = False,
     seasonality: int = 1,
     unit: Literal["deviation"] | None = None,
-) -> list[Trial]:
-    """Fit the forms behind every origin, for each of `RIDGES`, and score them; arguments as `choose_start`'s."""
-    return [_try(_Forms(own, seasonality, unit, ridge), train, validation) for ridge in RIDGES]
+) -> Measured:
+    """Fit the forms behind every origin, with each of `RIDGES`, and score them; arguments as `choose_start`'s."""
+    forms = _Forms(own, seasonality, unit)
+    origins, scored, fitted = [], [], []
+    for name, before, behind in _origins(train):
+        origins.append((name, len(behind)))
+        maps = [weight for _, weight in forms.fit(train, before, _STEPS)]
+        fitted.append((behind, maps))
+        scored.append(forms.errors(maps, train, behind))
+    names, maps = map(list, zip(*forms.fit(train, _spread(range(len(train)), _FITTED)), strict=True))
+    behind = _spread(range(len(validation)), _SCORED)
+    origins.append(("validation", len(behind)))
+    scored.append(forms.errors(maps, validation, behind))
+    return Measured(names, maps, origins, scored, fitted)
 
 
-def choose_of(trials: list[Trial], weigh: Callable[[list[str], list[Tensor]], Tensor] | None = None) -> LinearStart:
-    """Mix what `measure_forms` measured by `weigh(forms, errors behind origins)`, by default `mixture`."""
-    weighed = [weigh(list(trial.maps), trial.scored) if weigh else mixture(trial.scored) for trial in trials]
-    # in the errors of one and the same forecast
-    yardsticks = [errors[:1] for errors in trials[0].scored]
-
-    def error(place: int) -> float:
-        pairs = zip(yardsticks, trials[place].scored, strict=True)
-        mixed = [
-            torch.cat((yardstick, (weighed[place] @ errors)[None])) for yardstick, errors in pairs if errors.shape[1]
-        ]
-        return sum(relative_error(_SECOND, pair).item() for pair in mixed)
-
-    place = min(range(len(trials)), key=error)
-    (maps, named, scored, before), shares = trials[place], weighed[place]
-    parts = dict(zip(maps, shares.tolist(), strict=True))
-    shared = sum(parts[name] * maps[_without_own(name)][0] for name in maps)
+def choose_of(measured: Measured, weigh: Callable[[list[str], list[Tensor], int], Tensor] | None = None) -> LinearStart:
+    """Mix what was measured by `weigh(forms, errors behind origins, yardstick)`, by default `mixture`."""
+    names, maps, named, scored, before = measured
+    yardstick = best_in_validation(scored)
+    shares = weigh(names, scored, yardstick) if weigh else mixture(scored, yardstick)
+    parts = dict.fromkeys(names, 0.0)
+    for name, share in zip(names, shares.tolist(), strict=True):
+        parts[name] += share
+    # what a channel's map has beyond the one for all: behind each form of own maps stands the shared one
+    places = range(len(names))
+    shared_of = [maps[place - 1] if names[place] in (OWN, OWN_RETURN) else maps[place] for place in places]
+    shared = sum(shares[place] * shared_of[place][0] for place in places)
     beyond = None
-    if OWN in maps:
-        beyond = sum(
-            parts[name] * (maps[name] - maps[_without_own(name)]) for name in (OWN, OWN_RETURN) if name in parts
-        )
-    relative = (relative_error(shares, errors).item() if errors.shape[1] else float("nan") for errors in scored)
+    if OWN in parts:
+        beyond = sum(shares[place] * (maps[place] - shared_of[place]) for place in places)
+    relative = (
+        relative_error(shares, errors, yardstick).item() if errors.shape[1] else float("nan") for errors in scored
+    )
     origins = [Origin(*which, error) for which, error in zip(named, relative, strict=True)]
-    start = LinearStart(shared.float(), None if beyond is None else beyond.float(), parts, origins)
+    start = LinearStart(shared.float(), None if beyond is None else beyond.float(), parts, origins, names[yardstick])
     for indices, fitted in before:
-        mixed = sum(parts[name] * weight for name, weight in fitted.items())
+        mixed = sum(share * weight for share, weight in zip(shares, fitted, strict=True))
         start.fitted_behind.append((indices, mixed, _spread(range(shared.shape[-1]), _STEPS)))
     return start
 
 
-def _try(forms: "_Forms", train: Any, validation: Any) -> Trial:
-    named, scored, fitted = [], [], []
-    for name, before, behind in _origins(train):
-        named.append((name, len(behind)))
-        fitted.append((behind, forms.fit(train, before, _STEPS)))
-        scored.append(forms.errors(fitted[-1][1], train, behind))
-    maps = forms.fit(train, _spread(range(len(train)), _FITTED))
-    behind = _spread(range(len(validation)), _SCORED)
-    named.append(("validation", len(behind)))
-    scored.append(forms.errors(maps, validation, behind))
-    return Trial(maps, named, scored, fitted)
+def best_in_validation(scored: list[Tensor]) -> int:
+    """Of forms with errors [F, M] behind the origins, validation last, the one with the least `relative_error`."""
+    errors = scored[-1]
+    if not errors.shape[1]:
+        return 0
+    alone = torch.eye(len(errors), dtype=errors.dtype)
+    return min(range(len(errors)), key=lambda place: relative_error(alone[place], errors).item())
 
 
 @torch.no_grad()
@@ -214,10 +220,6 @@ def start_linear_part(
     if start.own is not None:
         skip.own.copy_(start.own)
     return start
-
-
-def _without_own(form: str) -> str:
-    return {OWN: SHARED, OWN_RETURN: SHARED_RETURN}.get(form, form)
 
 
 def _origins(train: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -242,28 +244,29 @@ def _spread(indices: range, most: int) -> Tensor:
 
 
 class _Forms:
-    """The forms and how they are fitted: name -> map [C or 1, L + 2, steps], float64."""
+    """The forms and how they are fitted: names and maps [C or 1, L + 2, steps], float64."""
 
-    def __init__(self, own: bool, seasonality: int, unit: str | None, ridge: float):
-        self.own, self.seasonality, self.unit, self.ridge = own, seasonality, unit, ridge
+    def __init__(self, own: bool, seasonality: int, unit: str | None):
+        self.own, self.seasonality, self.unit = own, seasonality, unit
 
-    def fit(self, windows: Any, indices: Tensor, most_steps: int | None = None) -> dict[str, Tensor]:
+    def fit(self, windows: Any, indices: Tensor, most_steps: int | None = None) -> list[tuple[str, Tensor]]:
         """Maps fitted on the windows `indices`, for `most_steps` of their steps or all of them."""
-        maps = None
+        fitted: dict[str, Tensor] = {}
         for _ in range(_ROUNDS + 1):
-            gram, moment = self._moments(windows, indices, most_steps, maps)
-            maps = self._solve(gram, moment)
+            gram, moment = self._moments(windows, indices, most_steps, fitted)
+            fitted = self._solve(gram, moment, RIDGES[0])
+        maps = [item for ridge in RIDGES for item in self._solve(gram, moment, ridge).items()]
         H = windows[0]["future_values"].shape[0]
         L = gram.shape[-1] - 2
         if 1 < self.seasonality <= L:
             steps = _spread(range(H), most_steps or H)
             repeated = torch.zeros(1, L + 2, len(steps), dtype=torch.float64)
             repeated[0, L - self.seasonality + steps % self.seasonality, torch.arange(len(steps))] = 1
-            maps[SEASON] = repeated
+            maps.append((SEASON, repeated))
         return maps
 
     def _moments(
-        self, windows: Any, indices: Tensor, most_steps: int | None, maps: dict[str, Tensor] | None
+        self, windows: Any, indices: Tensor, most_steps: int | None, maps: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Sums of squares of inputs [C or 1, L + 2, L + 2] and with targets [C or 1, L + 2, steps]."""
         gram: Any = 0.0
@@ -273,7 +276,7 @@ class _Forms:
             complete = ~target.isnan().any(2)  # [C, B]
             target = target.nan_to_num()
             weight = complete.float()
-            if maps is not None:
+            if maps:
                 best = maps.get(OWN, maps[SHARED]).float()
                 error = (torch.matmul(inputs, best) - target).square().mean(2).sqrt()
                 typical = (error * complete).sum() / complete.sum().clamp(min=1)
@@ -288,26 +291,26 @@ class _Forms:
         scale = (int(indices[-1]) + 1) / len(indices) * complete_windows / weights if weights else 1.0
         return gram * scale, moment * scale
 
-    def _solve(self, gram: Tensor, moment: Tensor) -> dict[str, Tensor]:
+    def _solve(self, gram: Tensor, moment: Tensor, ridge: float) -> dict[str, Tensor]:
         maps = {}
         width = gram.shape[-1]
         for size, shared, own in ((width - 2, SHARED, OWN), (width, SHARED_RETURN, OWN_RETURN)):
             if size == width and self.unit is not None:
                 continue
             squares, products = gram[:, :size, :size], moment[:, :size]
-            common = solve_ridge(squares.sum(0, keepdim=True), products.sum(0, keepdim=True), self.ridge)
+            common = solve_ridge(squares.sum(0, keepdim=True), products.sum(0, keepdim=True), ridge)
             maps[shared] = _padded(common, width)
             if self.own:
-                maps[own] = _padded(common + solve_ridge(squares, products - squares @ common, self.ridge), width)
+                maps[own] = _padded(common + solve_ridge(squares, products - squares @ common, ridge), width)
         return maps
 
-    def errors(self, maps: dict[str, Tensor], windows: Any, indices: Tensor) -> Tensor:
+    def errors(self, maps: list[Tensor], windows: Any, indices: Tensor) -> Tensor:
         """Errors [F, M] at `_STEPS` steps of the windows `indices`, what is missing left out."""
         parts = []
         for inputs, target in self._batches(windows, indices, _STEPS):
             H = windows[0]["future_values"].shape[0]
             forecasts = []
-            for weight in maps.values():
+            for weight in maps:
                 steps = _spread(range(H), _STEPS) if weight.shape[-1] == H else slice(None)
                 forecasts.append(torch.matmul(inputs, weight[..., steps].float()) - target)
             errors = torch.stack(forecasts)
@@ -343,11 +346,12 @@ def _padded(weight: Tensor, rows: int) -> Tensor:
     return torch.nn.functional.pad(weight, (0, 0, 0, rows - weight.shape[-2]))
 
 
-def mixture(scored: list[Tensor], softness: float = _SOFTNESS) -> Tensor:
+def mixture(scored: list[Tensor], yardstick: int = 0, softness: float = _SOFTNESS) -> Tensor:
     """Shares [F], none negative and 1 in sum, of forecasts with errors [F, M] behind several origins.
 
-    They make the worst origin's `relative_error` small, and those within `softness` of it; where it is large, the mean.
-    Convex, and minimised by moving shares from one form to another, the best of ever smaller steps at a time.
+    They make the worst origin's error relative to form `yardstick` small, and those within `softness` of it; where that
+    is large, the mean. Convex, and minimised by moving shares from one form to another, the best of ever smaller steps
+    at a time.
     """
     forms, scored = len(scored[0]), [errors for errors in scored if errors.shape[1]]
     shares = torch.full((forms,), 1 / forms, dtype=torch.float64)
@@ -355,7 +359,7 @@ def mixture(scored: list[Tensor], softness: float = _SOFTNESS) -> Tensor:
         return shares
 
     def loss(shares: Tensor) -> float:
-        errors = torch.stack([relative_error(shares, origin) for origin in scored])
+        errors = torch.stack([relative_error(shares, origin, yardstick) for origin in scored])
         return (softness * (errors / softness).logsumexp(0)).item()
 
     least, step = loss(shares), 0.25
@@ -374,8 +378,8 @@ def mixture(scored: list[Tensor], softness: float = _SOFTNESS) -> Tensor:
     return shares
 
 
-def relative_error(shares: Tensor, errors: Tensor) -> Tensor:
-    """Of a mixture of forecasts with errors [F, M], in those of the first: mean of root mean squared and absolute."""
-    mixed = shares @ errors
-    squared = (mixed.square().mean() / errors[0].square().mean().clamp(min=1e-12) + 1e-12).sqrt()
-    return (squared + mixed.abs().mean() / errors[0].abs().mean().clamp(min=1e-12)) / 2
+def relative_error(shares: Tensor, errors: Tensor, yardstick: int = 0) -> Tensor:
+    """Of a mixture of forecasts with errors [F, M], in those of one of them: mean of root mean squared and absolute."""
+    mixed, unit = shares @ errors, errors[yardstick]
+    squared = (mixed.square().mean() / unit.square().mean().clamp(min=1e-12) + 1e-12).sqrt()
+    return (squared + mixed.abs().mean() / unit.abs().mean().clamp(min=1e-12)) / 2

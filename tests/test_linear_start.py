@@ -13,6 +13,7 @@ from llata_fast.linear_start import (
     OWN_RETURN,
     SEASON,
     SHARED_RETURN,
+    best_in_validation,
     choose_of,
     choose_start,
     measure_forms,
@@ -132,12 +133,12 @@ def test_errors_behind_an_origin_are_of_a_forecast_that_knows_what_lies_before()
     other = values.clone()
     other[810:] += 40
     windows = [(WindowDataset(series[:900], L, H), WindowDataset(series[900:], L, H)) for series in (values, other)]
-    first, second = (measure_forms(*pair, own=True)[0] for pair in windows)
+    first, second = (measure_forms(*pair, own=True) for pair in windows)
     for (_, maps), (_, maps_of_other) in zip(first.before, second.before, strict=True):
-        for name, weight in maps.items():
-            torch.testing.assert_close(weight, maps_of_other[name])
-    start = choose_of([first])
-    shares = torch.tensor(list(start.mixture.values()), dtype=torch.float64)
+        for weight, of_other in zip(maps, maps_of_other, strict=True):
+            torch.testing.assert_close(weight, of_other)
+    start = choose_of(first)
+    shares = mixture(first.scored, best_in_validation(first.scored))
     behind = start.behind_origins(windows[0][0])
     assert len(behind) == len(first.scored) - 1 == 5
     for part, scored in zip(behind, first.scored, strict=False):
