@@ -121,6 +121,7 @@ def run_experiment(
         baselines, forecasts = task.baselines()
         metrics = {
             "dataset": data.corpus or data.dataset,
+            "scored_on": "validation" if isinstance(task, PanelTask) and not task.with_test else "test",
             "test": test,
             "intervals": intervals,
             "validation": trainer.kept_validation(),

@@ -359,6 +359,7 @@ class RunFolder:
 
         {"version": 2,
          "dataset": its name,
+         "scored_on": "test", or "validation" where a panel holds nothing back for one,
          "test": {"mse", "mae", "per_channel": {column: {"mse", "mae"}}}, of M4 {"smape", "mase", "owa"},
          "intervals": {"coverage_80", "interval_score_80", "wql", "mase"} of the test, of a panel the first and "wql",
          of M4 null,

@@ -147,7 +147,10 @@ def _score_table(metrics: dict[str, Any]) -> str:
     for model, scores in rows.items():
         cells = [f"{scores[name]:.4f}" if isinstance(scores.get(name), (int, float)) else "" for name in names]
         lines.append(f"| {model} | " + " | ".join(cells) + " |")
-    return f"On the test split, whose windows were not trained on (`{METRICS}`):\n\n" + "\n".join(lines)
+    where = "the test split, whose windows were not trained on"
+    if metrics.get("scored_on") == "validation":
+        where = "the validation windows, by which the weights were chosen: nothing was held back for a test"
+    return f"On {where} (`{METRICS}`):\n\n" + "\n".join(lines)
 
 
 def _command(settings: dict[str, Any]) -> str:

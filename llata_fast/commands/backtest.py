@@ -1,6 +1,7 @@
 """Score a run on the last windows of every item of a table, beside baselines."""
 
 import argparse
+from pathlib import Path
 
 from ..errors import InputError
 from .inputs import (
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--baselines", nargs="*", help="seasonal_naive, linear, exponential_smoothing; default all")
     parser.add_argument("--batch_size", type=int, help="items at a time; no result depends on it")
     parser.add_argument("--output", help="CSV for the scores, a row for each model")
+    parser.add_argument("--report", help="HTML file for scores, errors by step and item, calibration and forecasts")
     parser.add_argument("--forecasts", help="CSV or .parquet for the run's forecasts, with their cutoffs")
 
 
@@ -35,8 +37,9 @@ def run(options: argparse.Namespace):
     from ..forecasting.table_files import check_table_format, open_table
 
     for path in filter(None, (options.output, options.forecasts)):
-        check_writable(path, source=options.input)
         check_table_format(path)
+    for path in filter(None, (options.output, options.forecasts, options.report)):
+        check_writable(path, source=options.input)
     settings, info = load_settings(options.run)
     named = find_dataset(options.input)
     if options.id_column or info.id_column or (named is not None and named.id_column):
@@ -59,3 +62,8 @@ def run(options: argparse.Namespace):
     if options.forecasts:
         with open_table(options.forecasts, panel.date_format) as write:
             write(forecaster.cross_validation(panel, **windows))
+    if options.report:
+        from ..report.page import write_backtest_report
+
+        write_backtest_report(forecaster, panel, scores, options.report, **windows, name=Path(options.run).name)
+        print(f"report: {options.report}")

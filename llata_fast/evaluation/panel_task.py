@@ -25,7 +25,7 @@ class PanelTask:
 
     def __init__(self, panel: Panel, model: ModelSettings, *, with_test: bool = False):
         """Without `with_test` nothing is held back for a test: scores are those of validation."""
-        self.panel = panel
+        self.panel, self.with_test = panel, with_test
         self.columns = list(panel.targets)
         share = TEST_SHARE if with_test else 0.0
         self.splits = panel_splits(panel, model.context_length, model.prediction_length, test_share=share)

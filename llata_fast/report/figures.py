@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from .measures import Errors, Example, Features
+from .measures import LEVELS, Errors, Example, Features
 
-_MAX_CHANNELS = 8
+_MAX_CHANNELS, _MAX_BARS, _MAX_DEPTHS = 8, 30, 5
+_FAN = {"80 %": (0.1, 0.9), "50 %": (0.25, 0.75)}
 _STYLE = {
     "text.parse_math": False,
     # letters stay letters: smaller, and found by a page's search
@@ -48,6 +49,8 @@ def losses(records: list[dict[str, Any]]) -> str | None:
     lines = {label: points for label, points in lines.items() if len(points)}
     if not lines:
         return None
+    from matplotlib.ticker import LogFormatter
+
     svg: list[str] = []
     with _figure(8, 3.4, svg) as figure:
         axis = figure.subplots()
@@ -56,6 +59,10 @@ def losses(records: list[dict[str, Any]]) -> str | None:
             axis.plot(points[:, 0], points[:, 1], mark, label=label, linewidth=1.4, markersize=4)
         # a term that is exactly 0 at first has no place on it
         axis.set_yscale("log", nonpositive="mask")
+        # the usual labels of such an axis are formulas, which this page has none of
+        for of_minor, ticks in enumerate((axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter)):
+            ticks(LogFormatter(labelOnlyBase=not of_minor, minor_thresholds=(1.5, 0.5)))
+        _whole_steps(axis)
         axis.set(xlabel="step", ylabel="loss")
         figure.legend(loc="outside upper center", ncols=len(lines), frameon=False)
     return svg[0]
@@ -72,32 +79,72 @@ def error_by_step(errors: Errors, columns: list[str]) -> str:
     with _figure(8, 3.4, svg) as figure:
         axis = figure.subplots()
         steps = np.arange(1, len(errors.by_step) + 1)
-        for channel, name in enumerate(columns[:_MAX_CHANNELS]):
-            axis.plot(steps, errors.by_step[:, channel], linewidth=1, label=name)
-        axis.plot(steps, np.nanmean(errors.by_step, 1), color="0.1", linewidth=2, label="all channels")
+        if len(columns) > 1:
+            for channel, name in enumerate(columns[:_MAX_CHANNELS]):
+                axis.plot(steps, errors.by_step[:, channel], linewidth=1, label=name)
+        axis.plot(steps, _mean_of_known(errors.by_step), color="0.1", linewidth=2, label="all")
         axis.set(xlabel="step of the horizon", ylabel="mean absolute error")
+        _whole_steps(axis)
         axis.set_ylim(bottom=0)
-        figure.legend(loc="outside right upper", frameon=False)
+        if len(columns) > 1:
+            figure.legend(loc="outside right upper", frameon=False)
     return svg[0]
 
 
-def error_by_channel(errors: Errors, columns: list[str]) -> str:
-    """Mean absolute error of every channel, the worst first; of many the first thirty."""
-    means = np.nanmean(errors.by_step, 0)
-    order = np.argsort(-np.nan_to_num(means))[:30]
+def _whole_steps(axis: Any):
+    """No tick between two steps."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _mean_of_known(values: np.ndarray) -> np.ndarray:
+    """Mean along the last axis, NaN where nothing is known."""
+    known = ~np.isnan(values)
+    return np.where(known.any(-1), np.where(known, values, 0).sum(-1) / np.maximum(known.sum(-1), 1), np.nan)
+
+
+def error_by_name(named: list[tuple[str, float]]) -> str:
+    """Mean absolute error of every channel or item, as they come; of many the first thirty."""
+    named = named[:_MAX_BARS]
     svg: list[str] = []
-    with _figure(8, 0.9 + 0.26 * len(order), svg) as figure:
+    with _figure(8, 0.9 + 0.26 * len(named), svg) as figure:
         axis = figure.subplots()
-        axis.barh(range(len(order)), means[order], color="#5b8db8", height=0.7)
-        axis.set_yticks(range(len(order)), [columns[channel] for channel in order])
+        axis.barh(range(len(named)), [error for _, error in named], color="#5b8db8", height=0.7)
+        axis.set_yticks(range(len(named)), [_cut(name) for name, _ in named])
         axis.invert_yaxis()
         axis.set(xlabel="mean absolute error")
         axis.grid(axis="y", visible=False)
     return svg[0]
 
 
+def by_channel(errors: Errors, columns: list[str]) -> list[tuple[str, float]]:
+    """(channel, error), the worst first."""
+    means = _mean_of_known(errors.by_step.T)
+    order = np.argsort(-np.nan_to_num(means))
+    return [(columns[channel], float(means[channel])) for channel in order]
+
+
+def _cut(name: str, longest: int = 40) -> str:
+    """A name that leaves room for what it names."""
+    return name if len(name) <= longest else name[: longest - 3] + "..."
+
+
+def calibration(below: np.ndarray) -> str:
+    """How often the truth lay below each quantile, over its level: on the diagonal where intervals hold their word."""
+    svg: list[str] = []
+    with _figure(4.4, 4, svg) as figure:
+        axis = figure.subplots()
+        axis.plot((0, 1), (0, 1), color="0.6", linewidth=1, linestyle="--", label="as it says")
+        axis.plot(LEVELS, below, "o-", color="#d1495b", markersize=4, linewidth=1.6, label="on these windows")
+        axis.set(xlabel="level of the quantile", ylabel="share of the values below it", xlim=(0, 1), ylim=(0, 1))
+        axis.set_aspect("equal")
+        axis.legend(frameon=False, loc="upper left")
+    return svg[0]
+
+
 def example(window: Example, columns: list[str]) -> str:
-    """A window's channels below one another: what was seen, what came, what was forecast."""
+    """A window's channels below one another: what was seen, what came, what was forecast and between what."""
     shown = columns[:_MAX_CHANNELS]
     before = min(len(window.history), 3 * len(window.truth))
     past, ahead = np.arange(-before, 0), np.arange(len(window.truth))
@@ -105,30 +152,48 @@ def example(window: Example, columns: list[str]) -> str:
     with _figure(8, 0.8 + 1.5 * len(shown), svg) as figure:
         axes = np.atleast_1d(figure.subplots(len(shown), sharex=True))
         for channel, (axis, name) in enumerate(zip(axes, shown, strict=True)):
+            if window.quantiles is not None:
+                for share, (low, high) in _FAN.items():
+                    ends = (window.quantiles[:, channel, LEVELS.index(level)] for level in (low, high))
+                    axis.fill_between(ahead, *ends, color="#d1495b", alpha=0.18, linewidth=0, label=share)
             axis.plot(past, window.history[-before:, channel], color="0.55", linewidth=1)
             axis.plot(ahead, window.truth[:, channel], color="0.1", linewidth=1.2, label="observed")
             axis.plot(ahead, window.forecast[:, channel], color="#d1495b", linewidth=1.8, label="forecast")
-            axis.set_ylabel(name)
+            axis.set_ylabel(_cut(name, 24))
         axes[-1].set_xlabel("steps from the forecast's first")
+        _whole_steps(axes[-1])
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False)
+        figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)
     return svg[0]
 
 
-def branches(features: Features) -> str:
-    """How far apart both branches are at every depth, and their last features on a plane, before and after."""
+def distances(features: Features) -> str:
+    """How far apart both branches are at every depth, before training and after."""
     svg: list[str] = []
-    with _figure(8, 3.4, svg) as figure:
-        left, *planes = figure.subplots(1, 3, width_ratios=(1.4, 1, 1))
+    with _figure(8, 3.2, svg) as figure:
+        axis = figure.subplots()
         for name, values in features.distance.items():
-            left.plot(range(len(values)), values, "o-", label=name, markersize=4)
-        left.set(xlabel="depth", ylabel="distance / length", title="distance of the branches")
-        left.set_ylim(bottom=0)
-        left.legend(frameon=False)
-        for axis, (name, (time, text)) in zip(planes, features.plane.items(), strict=True):
-            axis.scatter(*time.T, s=8, color="#c26a1a", label="temporal")
-            axis.scatter(*text.T, s=8, color="#2c6fa6", label="textual")
-            axis.set(title=f"last depth, {name}", xticks=[], yticks=[])
-        handles, labels = planes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower right", ncols=2, frameon=False, fontsize=9)
+            axis.plot(range(len(values)), values, "o-", label=f"{name} training", markersize=4)
+        axis.set(xlabel="depth", ylabel="distance / length", xticks=range(len(values)))
+        axis.set_ylim(bottom=0)
+        axis.legend(frameon=False)
+    return svg[0]
+
+
+def planes(features: Features) -> str:
+    """Both branches' tokens at some depths, the first and the last among them: a row before training, one after."""
+    count = len(features.planes["before"])
+    depths = np.unique(np.linspace(0, count - 1, min(count, _MAX_DEPTHS)).round().astype(int))
+    svg: list[str] = []
+    with _figure(8, 3.6, svg) as figure:
+        axes = figure.subplots(2, len(depths), squeeze=False)
+        for row, (name, pairs) in zip(axes, features.planes.items(), strict=True):
+            for axis, depth in zip(row, depths, strict=True):
+                time, text = pairs[depth]
+                axis.scatter(*time.T, s=6, color="#c26a1a", label="temporal")
+                axis.scatter(*text.T, s=6, color="#2c6fa6", label="textual")
+                axis.set(title=f"depth {depth}", xticks=[], yticks=[])
+            row[0].set_ylabel(name)
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower right", ncols=2, frameon=False)
     return svg[0]

@@ -10,12 +10,21 @@ from torch import Tensor, nn
 
 from ..backbone.loading import load_backbone_weights
 from ..backbone.tokenizer import read_tokenizer
-from ..data.units import WindowUnits
+from ..data.panel import Panel
+from ..data.units import WindowUnits, run_windows
+from ..evaluation.panel_task import PanelTask
 from ..evaluation.tasks import SeriesTask
+from ..forecasting.backtests import backtest, truth_column
+from ..forecasting.calibration import calibrated_quantiles
 from ..forecasting.forecaster import Forecaster
+from ..forecasting.panel_forecasts import POINTS
 from ..modeling import LlataForPrediction
 
-_BATCH = 256
+LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 20))
+"""Of the quantiles that are measured."""
+
+# values of quantiles at a time
+_AT_ONCE = 2**24
 # of the test split, evenly spaced: features and attention are means that a few hundred windows settle
 _SAMPLE = 64
 _TOP_PROTOTYPES, _TOP_WORDS = 3, 6
@@ -26,52 +35,166 @@ class Example:
     """A test window in the units of the series."""
 
     label: str
+    """best, median or worst."""
     error: float
-    """Mean absolute error of the window, on standardised data."""
+    """Mean absolute error of the window, in the unit of `Errors`."""
     history: np.ndarray
-    """[L, C]"""
+    """[rows, C]"""
     truth: np.ndarray
     """[H, C], NaN where missing."""
     forecast: np.ndarray
     """[H, C]"""
+    quantiles: np.ndarray | None
+    """[H, C, LEVELS]"""
+    item: str | None = None
+    """Of a panel, whose window it is."""
 
 
 @dataclass
 class Errors:
-    """Mean absolute errors on standardised data over every test window."""
+    """Mean absolute errors over every test window, and how often the truth lay below each quantile."""
 
+    unit: str
     by_step: np.ndarray
     """[H, C]"""
     windows: int
-    examples: list[Example] = field(default_factory=list)
+    examples: list[Example]
     """The best window, the median one and the worst."""
+    below: np.ndarray | None
+    """[LEVELS] share of the values below each quantile; None without quantiles."""
+    by_item: list[tuple[str, float]] = field(default_factory=list)
+    """Of a panel, the largest error first."""
 
 
-def test_errors(forecaster: Forecaster, task: SeriesTask) -> Errors:
-    """Errors of the test split by step and channel, and its best, median and worst windows."""
-    total: Any = 0.0
-    count: Any = 0.0
-    errors = []
-    for past, observed, future in task.splits.test.batches(_BATCH):
-        miss = (forecaster(past, observed).cpu() - future).abs()
-        known = ~miss.isnan()
-        total = total + miss.nan_to_num().double().sum(0)
-        count = count + known.double().sum(0)
-        errors.append(miss.nanmean((1, 2)))
-    each = torch.cat(errors)
-    order = each.nan_to_num(nan=torch.inf).argsort()[: int((~each.isnan()).sum())].tolist()
-    chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
-    examples = [_example(forecaster, task, label, index, float(each[index])) for label, index in chosen.items()]
-    return Errors((total / count).numpy(), len(each), examples)
+class _Sums:
+    """Running sums over windows."""
+
+    def __init__(self):
+        self.error: Any = 0.0
+        self.known: Any = 0
+        self.below: Any = 0
+        self.seen = 0
+        self.each: list[np.ndarray] = []
+
+    def add(self, miss: np.ndarray, truth: np.ndarray, quantiles: np.ndarray | None):
+        """Errors and truth [B, H, C], NaN where missing, and quantiles [B, H, C, LEVELS] in the truth's units."""
+        known = ~np.isnan(miss)
+        self.error = self.error + np.where(known, miss, 0.0).sum(0)
+        self.known = self.known + known.sum(0)
+        self.each.append(_mean(miss.reshape(len(miss), -1)))
+        if quantiles is not None:
+            self.below = self.below + (truth[..., None] <= quantiles)[~np.isnan(truth)].sum(0)
+            self.seen += int((~np.isnan(truth)).sum())
+
+    @property
+    def by_step(self) -> np.ndarray:
+        """[H, C], NaN where nothing is known."""
+        return np.where(self.known > 0, self.error / np.maximum(self.known, 1), np.nan)
+
+    @property
+    def shares_below(self) -> np.ndarray | None:
+        """[LEVELS] of the truth, below each quantile; None without quantiles."""
+        return self.below / self.seen if self.seen else None
+
+    def chosen(self) -> dict[str, int]:
+        """Places of the best window, the median one and the worst."""
+        each = np.concatenate(self.each)
+        order = np.argsort(each)[: (~np.isnan(each)).sum()].tolist()
+        return {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]} if order else {}
 
 
-def _example(forecaster: Forecaster, task: SeriesTask, label: str, index: int, error: float) -> Example:
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Mean along the last axis of what is known, NaN where nothing is."""
+    known = ~np.isnan(values)
+    count = known.sum(-1)
+    return np.where(count > 0, np.where(known, values, 0.0).sum(-1) / np.maximum(count, 1), np.nan)
+
+
+def series_errors(forecaster: Forecaster, task: SeriesTask) -> Errors:
+    """Errors of every test window of a wide series, on standardised data."""
+    windows = task.splits.test
+    sums = _Sums()
+    channels = len(task.columns)
+    batch = max(1, min(256, _AT_ONCE // (windows.prediction_length * channels * len(LEVELS))))
+    for past, observed, future in windows.batches(batch):
+        points, quantiles = _forecast(forecaster, past, observed)
+        truth = future.double().cpu().numpy()
+        sums.add(np.abs(points - truth), truth, quantiles)
+    each = np.concatenate(sums.each)
+    examples = [_series_example(forecaster, task, label, place, each[place]) for label, place in sums.chosen().items()]
+    return Errors("standardised data", sums.by_step, len(each), examples, sums.shares_below)
+
+
+def _forecast(forecaster: Forecaster, past: Tensor, observed: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
+    """Points [B, H, C] and quantiles [B, H, C, LEVELS] in the units of the lookbacks [B, L, C]."""
+    core, config = forecaster.core, forecaster.model.config
+    units, outputs = run_windows(core.outputs, past.cpu(), observed.cpu(), reads_level=forecaster.model.reads_level)
+    points = units.restore(outputs[0].cpu()).numpy()
+    if not core.has_quantiles:
+        return points, None
+    outputs = tuple(output.cpu() for output in outputs)
+    return points, calibrated_quantiles(units, outputs, config.quantile_levels, core.calibration, LEVELS).numpy()
+
+
+def _series_example(forecaster: Forecaster, task: SeriesTask, label: str, index: int, error: float) -> Example:
     past, observed, future = next(task.splits.test.batches(1, first=index))
+    points, quantiles = _forecast(forecaster, past, observed)
     restore = task.splits.scaler.inverse_transform
-    forecast = forecaster(past, observed).cpu()
-    history = past.double().masked_fill(~observed, torch.nan)
-    history, truth, forecast = (restore(values[0].double().numpy()) for values in (history, future, forecast))
-    return Example(label, error, history, truth, forecast)
+    history = past.double().masked_fill(~observed, torch.nan)[0].cpu().numpy()
+    if quantiles is not None:
+        quantiles = np.stack([restore(quantiles[0, ..., place]) for place in range(len(LEVELS))], -1)
+    truth = future[0].double().cpu().numpy()
+    return Example(label, float(error), restore(history), restore(truth), restore(points[0]), quantiles)
+
+
+def panel_errors(
+    forecaster: Forecaster, panel: Panel, n_windows: int, step_size: int | None = None, batch_size: int | None = None
+) -> Errors:
+    """Errors of the last `n_windows` windows of a panel's items, in mean seasonal changes of each item and target."""
+    horizon = forecaster.model.config.prediction_length
+    step_size = step_size or horizon
+    levels = LEVELS if forecaster.core.has_quantiles else ()
+    panel = panel.at(np.flatnonzero(panel.lengths >= horizon + (n_windows - 1) * step_size + 2))
+    frame = backtest(forecaster.core, panel, horizon, levels, n_windows, step_size, batch_size)
+    shape = (n_windows, len(panel), len(panel.targets), horizon)
+
+    def column(name: str) -> np.ndarray:  # [n_windows, items, H, C]
+        return frame[name].to_numpy().reshape(shape).swapaxes(2, 3)
+
+    truth, points = column(truth_column(panel)), column(POINTS)
+    quantiles = np.stack([column(f"{level:g}") for level in levels], -1) if levels else None
+    ends = panel.lengths - horizon - (n_windows - 1) * step_size
+    scale = np.stack([_seasonal_change(panel.item(item)[:end], panel.seasonality) for item, end in enumerate(ends)])
+    sums = _Sums()
+    for window in range(n_windows):
+        miss = np.abs(points[window] - truth[window]) / scale[:, None]
+        sums.add(miss, truth[window], None if quantiles is None else quantiles[window])
+    each = np.concatenate(sums.each).reshape(n_windows, -1)
+    examples = []
+    for label, place in sums.chosen().items():
+        window, item = divmod(place, len(panel))
+        cut = panel.lengths[item] - horizon - (n_windows - 1 - window) * step_size
+        spread = None if quantiles is None else quantiles[window, item]
+        values = (panel.item(item)[:cut], truth[window, item], points[window, item], spread)
+        examples.append(Example(label, float(each[window, item]), *values, item=str(panel.ids[item])))
+    by_item = _mean(each.T)
+    order = [item for item in np.argsort(-by_item) if not np.isnan(by_item[item])]
+    named = [(str(panel.ids[item]), float(by_item[item])) for item in order]
+    return Errors("mean seasonal changes of the item", sums.by_step, each.size, examples, sums.shares_below, named)
+
+
+def _seasonal_change(values: np.ndarray, seasonality: int) -> np.ndarray:
+    """[C] mean absolute change of known rows [rows, C] from season to season; NaN where nothing changes."""
+    period = seasonality if len(values) > seasonality else 1
+    change = _mean(np.abs(values[period:] - values[:-period]).T)
+    return np.where(change > 0, change, np.nan)
+
+
+def held_back_windows(task: PanelTask) -> int:
+    """Windows at the end of every item, one behind the other, that training has not seen; one at least."""
+    windows = task.splits.test
+    _, cuts = np.unique(windows.items.cpu().numpy(), return_counts=True)
+    return max(1, int((cuts.min() + windows.prediction_length - 1) // windows.prediction_length))
 
 
 @dataclass
@@ -80,8 +203,8 @@ class Features:
 
     distance: dict[str, list[float]]
     """"before" and "after" -> one number a depth: the mean distance of a token's features, by their mean length."""
-    plane: dict[str, tuple[np.ndarray, np.ndarray]]
-    """Of the last depth, time and text tokens [tokens, 2] on their two principal axes."""
+    planes: dict[str, list[tuple[np.ndarray, np.ndarray]]]
+    """Likewise, time and text tokens [tokens, 2] of every depth on their two principal axes."""
 
 
 def has_both_branches(model: LlataForPrediction) -> bool:
@@ -89,9 +212,9 @@ def has_both_branches(model: LlataForPrediction) -> bool:
     return model.config.has_text_branch and not model.config.merged
 
 
-def branch_features(trained: LlataForPrediction, task: SeriesTask) -> Features:
-    """Features of both branches over a sample of test windows, of a model as training begins and as it ended."""
-    torch.manual_seed(0)
+def branch_features(trained: LlataForPrediction, task: SeriesTask | PanelTask, seed: int) -> Features:
+    """Features of both branches over a sample of test windows, as the run of this seed began and as it ended."""
+    torch.manual_seed(seed)
     models = {"before": LlataForPrediction.from_backbone(copy.deepcopy(trained.config)), "after": trained}
     inputs = _sample(task)
     found = {name: _both_branches(model, *inputs) for name, model in models.items()}
@@ -102,10 +225,10 @@ def branch_features(trained: LlataForPrediction, task: SeriesTask) -> Features:
         ]
         for name, pairs in found.items()
     }
-    return Features(distance, {name: _plane(*pairs[-1]) for name, pairs in found.items()})
+    return Features(distance, {name: [_plane(*pair) for pair in pairs] for name, pairs in found.items()})
 
 
-def _sample(task: SeriesTask) -> tuple[Tensor, Tensor | None]:
+def _sample(task: SeriesTask | PanelTask) -> tuple[Tensor, Tensor | None]:
     windows = task.splits.test
     indices = np.unique(np.linspace(0, len(windows) - 1, _SAMPLE).astype(int))
     batches = [next(windows.batches(1, first=int(index))) for index in indices]
@@ -147,7 +270,7 @@ class Attention:
 
 
 @torch.no_grad()
-def prototype_attention_of(model: LlataForPrediction, task: SeriesTask) -> Attention:
+def prototype_attention_of(model: LlataForPrediction, task: SeriesTask | PanelTask) -> Attention:
     """Mean attention of every channel to the word prototypes, over a sample of test windows."""
     past, observed = _sample(task)
     time, _, _ = model.embed(past, observed)

@@ -6,13 +6,18 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .. import __version__
+from ..data.panel import Panel
 from ..durable import write_text
 from ..errors import InputError
+from ..forecasting.forecaster import Forecaster
 from ..run_folder import RunFolder
 from ..settings import DataSettings, ModelSettings
+from . import measures
+from .measures import Errors
 
 _PACKAGES = ("torch", "transformers", "triton", "deepspeed", "numpy", "pandas")
 
@@ -26,59 +31,122 @@ def write_report(run: str | Path, output: str | Path) -> Path:
     Raises:
         InputError: not a finished run, damaged files, or matplotlib is not installed.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("a report needs matplotlib: pip install llata-fast[plot]")
+    _check_matplotlib()
     from . import figures
 
     folder = RunFolder(run)
     folder.check_finished()
     settings, metrics = folder.read_settings(), folder.read_metrics()
-    environment = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined)
-    sections, note = _test_sections(folder, settings)
-    loss = figures.losses(folder.read_log())
-    page = environment.get_template("report.html").render(
-        title=f"{metrics.get('dataset', 'run')}: {settings['prediction_length']} steps ahead",
+    sections, note = _test_sections(folder, settings, metrics.get("scored_on", "test"))
+    where = "On the test split; training never saw it."
+    if metrics.get("scored_on") == "validation":
+        where = "On the validation windows, by which the weights were chosen: nothing was held back for a test."
+    return _write(
+        output,
+        title=f"{Path(metrics.get('dataset', 'run')).name}: {settings['prediction_length']} steps ahead",
         folder=folder.path.name,
-        version=__version__,
         scores=_scores(metrics),
+        where=where,
         metrics=metrics,
-        loss=loss,
+        loss=figures.losses(folder.read_log()),
         sections=sections,
         note=note,
         settings=settings,
-        environment={"python": platform.python_version(), "machine": platform.machine()} | _versions(),
     )
-    write_text(output, page)
+
+
+def write_backtest_report(
+    forecaster: Forecaster,
+    panel: Panel,
+    scores: pd.DataFrame,
+    output: str | Path,
+    *,
+    n_windows: int = 1,
+    step_size: int | None = None,
+    batch_size: int | None = None,
+    name: str = "",
+) -> Path:
+    """Write the page of a backtest, whose `scores` `Forecaster.evaluate` gave; returns its path.
+
+    `name` is the run's. The windows are forecast again. Raises InputError where matplotlib is not installed.
+    """
+    _check_matplotlib()
+    panel = forecaster.panel_of(panel)
+    horizon = forecaster.model.config.prediction_length
+    errors = measures.panel_errors(forecaster, panel, n_windows, step_size, batch_size)
+    cells = [(str(model), [_number(value) for value in row]) for model, row in scores.iterrows()]
+    return _write(
+        output,
+        title=f"Backtest on {Path(panel.name).name}",
+        folder=name,
+        scores=(list(scores), cells),
+        where=f"On the last {n_windows} windows of {errors.windows // n_windows:,} items, {horizon} steps each.",
+        metrics={},
+        loss=None,
+        sections=_error_sections(errors, list(panel.targets)),
+        note=None,
+        settings=forecaster.settings,
+    )
+
+
+def _check_matplotlib():
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("a report needs matplotlib: pip install llata-fast[plot]")
+
+
+def _write(output: str | Path, **what: Any) -> Path:
+    environment = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined)
+    machine = {"python": platform.python_version(), "machine": platform.machine()} | _versions()
+    write_text(output, environment.get_template("report.html").render(version=__version__, environment=machine, **what))
     return Path(output)
 
 
-def _test_sections(folder: RunFolder, settings: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+def _test_sections(folder: RunFolder, settings: dict[str, Any], scored_on: str) -> tuple[dict[str, Any], str | None]:
     """What takes the test windows, and one line why it is missing."""
+    from ..evaluation.panel_task import PanelTask
     from ..evaluation.tasks import SeriesTask, read_task
-    from ..forecasting.forecaster import Forecaster
     from ..modeling import LlataForPrediction
-    from . import figures, measures
+    from . import figures
 
+    if settings.get("corpus"):
+        return {}, "The windows of a pre-training are not shown: its scores are a mean over many series."
     try:
         task = read_task(_settings(DataSettings, settings), _settings(ModelSettings, settings))
     except InputError as error:
         return {}, f"The test windows are not shown: {error}."
-    if not isinstance(task, SeriesTask):
+    if not isinstance(task, (SeriesTask, PanelTask)):
         return {}, "The test windows are not shown: the competition's series have none."
+    if isinstance(task, PanelTask) and scored_on == "validation":
+        task = PanelTask(task.panel, _settings(ModelSettings, settings))
     model = LlataForPrediction.from_pretrained(folder.path)
-    features = attention = None
+    sections: dict[str, Any] = {}
     if measures.has_both_branches(model):
-        features, attention = measures.branch_features(model, task), measures.prototype_attention_of(model, task)
-    # merges the model: both branches are looked at before
-    errors = measures.test_errors(Forecaster(model, folder.read_preprocessor()), task)
+        features = measures.branch_features(model, task, settings.get("seed", 0))
+        sections["distances"], sections["planes"] = figures.distances(features), figures.planes(features)
+        sections["attention"] = measures.prototype_attention_of(model, task)
+    # it merges the model: both branches are looked at before
+    forecaster = Forecaster.from_pretrained(folder.path)
+    if isinstance(task, PanelTask):
+        errors = measures.panel_errors(forecaster, task.panel, measures.held_back_windows(task))
+    else:
+        errors = measures.series_errors(forecaster, task)
+    return sections | _error_sections(errors, task.columns), None
+
+
+def _error_sections(errors: Errors, columns: list[str]) -> dict[str, Any]:
+    """Pictures of errors, intervals and single windows."""
+    from . import figures
+
     return {
         "windows": errors.windows,
-        "by_step": figures.error_by_step(errors, task.columns),
-        "by_channel": figures.error_by_channel(errors, task.columns) if len(task.columns) > 1 else None,
-        "examples": [(window, figures.example(window, task.columns)) for window in errors.examples],
-        "branches": None if features is None else figures.branches(features),
-        "attention": attention,
-    }, None
+        "unit": errors.unit,
+        "by_step": figures.error_by_step(errors, columns),
+        "by_channel": figures.error_by_name(figures.by_channel(errors, columns)) if len(columns) > 1 else None,
+        "items": len(errors.by_item),
+        "by_item": figures.error_by_name(errors.by_item) if len(errors.by_item) > 1 else None,
+        "calibration": None if errors.below is None else figures.calibration(errors.below),
+        "examples": [(window, figures.example(window, columns)) for window in errors.examples],
+    }
 
 
 def _settings(kind: type, settings: dict[str, Any]) -> Any:
@@ -90,10 +158,11 @@ def _scores(metrics: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[st
     test = metrics["test"]
     names = [name for name, value in test.items() if isinstance(value, (int, float))]
     rows = {"llata": test} | metrics["baselines"]
-    return names, [
-        (model, [f"{scores[name]:.4f}" if isinstance(scores.get(name), (int, float)) else "" for name in names])
-        for model, scores in rows.items()
-    ]
+    return names, [(model, [_number(scores.get(name)) for name in names]) for model, scores in rows.items()]
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, (int, float)) and value == value else ""
 
 
 def _versions() -> dict[str, str]:

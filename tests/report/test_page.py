@@ -7,12 +7,16 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
+import numpy as np
 import pandas as pd
 import pytest
 from tiny import random_backbone, write_series
 
+from llata_fast.__main__ import main
+from llata_fast.data.panel import Panel
 from llata_fast.errors import InputError
 from llata_fast.experiment import train
+from llata_fast.forecasting.forecaster import Forecaster
 from llata_fast.report import measures
 from llata_fast.report.page import write_report
 from llata_fast.run_folder import METRICS, RunFolder
@@ -20,6 +24,7 @@ from llata_fast.run_folder import METRICS, RunFolder
 pytestmark = pytest.mark.usefixtures("plain_ops")
 pytest.importorskip("matplotlib")
 
+ITEMS = ["<script>alert(2)</script>", "a $$ & b", "c"]
 NAMES = ["<script>alert(1)</script>", "a $$ & b", "c2"]
 TINY = {
     "num_layers": 1,
@@ -74,6 +79,7 @@ def test_page_has_every_section(page):
         "Training",
         "Error by step",
         "Error by channel",
+        "Calibration",
         "Forecasts",
         "How far apart",
         "prototypes",
@@ -112,16 +118,70 @@ def test_chromium_shows_it_without_a_complaint(run, page, tmp_path):
     flags += ["--disable-component-update", "--disable-sync", "--enable-logging=stderr", f"--user-data-dir={tmp_path}"]
     for width in (1280, 400):
         picture = tmp_path / f"{width}.png"
-        command = [
-            browser,
-            *flags,
-            f"--window-size={width},3000",
-            f"--screenshot={picture}",
-            (run / "report.html").as_uri(),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        shot = (f"--window-size={width},3000", f"--screenshot={picture}", (run / "report.html").as_uri())
+        done = subprocess.run([browser, *flags, *shot], capture_output=True, text=True, timeout=240)
         assert picture.stat().st_size > 10_000
         assert not re.findall(r"CONSOLE.*", done.stderr)
+
+
+@pytest.fixture(scope="module")
+def panel(tmp_path_factory):
+    """A run on a long table of three items, its table and the page of a backtest."""
+    folder = tmp_path_factory.mktemp("panel")
+    hours = np.arange(60)
+    items = {
+        name: scale * (10 + np.sin(hours / 4) + hours % 3) for name, scale in zip(ITEMS, (1, 50, 900), strict=True)
+    }
+    frames = [
+        pd.DataFrame({"sku": name, "date": pd.date_range("2024-01-01", periods=60, freq="h"), "qty": values})
+        for name, values in items.items()
+    ]
+    pd.concat(frames).to_csv(folder / "sales.csv", index=False)
+    sizes = {name: TINY[name] for name in ("num_layers", "num_prototypes", "intermediate_size", "precision")}
+    sizes |= {"max_steps": 2, "report_to": "none", "disable_tqdm": True, "backbone": random_backbone(folder)}
+    table = Panel.from_csv(folder / "sales.csv", id_column="sku", target="qty")
+    Forecaster.fit(table, prediction_length=5, context_length=12, output_dir=folder / "run", **sizes)
+    main(
+        ["backtest", str(folder / "run"), "--input", str(folder / "sales.csv"), "--n_windows", "2"]
+        + ["--output", str(folder / "scores.csv"), "--report", str(folder / "backtest.html")]
+    )
+    return folder
+
+
+def test_backtest_s_page(panel):
+    text = (panel / "backtest.html").read_text(encoding="utf-8")
+    headings = " ".join(re.findall(r"<h2>(.*?)</h2>", text))
+    assert all(title in headings for title in ("Scores", "Error by step", "Error by item", "Calibration", "Forecasts"))
+    assert "On the last 2 windows of 3 items, 5 steps each" in text
+    for _, scores in pd.read_csv(panel / "scores.csv").iterrows():
+        assert f"{scores['MASE']:.4f}" in text and f"{scores['WQL']:.4f}" in text
+    assert html.escape(ITEMS[0]) in text and not [tag for tag, _ in Elements(text).tags if tag == "script"]
+
+
+def test_panel_s_report_shows_what_training_has_not_seen(panel):
+    text = write_report(panel / "run", panel / "report.html").read_text(encoding="utf-8")
+    assert "nothing was held back for a test" in text and "Error by item" in text and "prototypes" in text
+
+
+def test_panel_s_errors_by_hand(panel):
+    table = Panel.from_csv(panel / "sales.csv", id_column="sku", target="qty")
+    forecaster = Forecaster.from_pretrained(panel / "run")
+    errors = measures.panel_errors(forecaster, table, 2)
+    frame = forecaster.cross_validation(table, n_windows=2, quantile_levels=[0.3])
+    season = {name: rows["qty"].iloc[:50].diff(24).abs().mean() for name, rows in table.to_df().groupby("sku")}
+    miss = (frame["predictions"] - frame["qty"]).abs() / frame["sku"].map(season)
+    by_item = miss.groupby(frame["sku"]).mean().sort_values(ascending=False)
+    assert [name for name, _ in errors.by_item] == by_item.index.tolist()
+    assert [error for _, error in errors.by_item] == pytest.approx(by_item.tolist(), rel=1e-5)
+    assert errors.by_step.mean() == pytest.approx(miss.mean(), rel=1e-5)
+    assert errors.below[measures.LEVELS.index(0.3)] == pytest.approx((frame["qty"] <= frame["0.3"]).mean())
+    best, _, worst = errors.examples
+    assert (
+        best.error <= worst.error
+        and worst.label == "worst"
+        and worst.item in ITEMS
+        and worst.quantiles.shape == (5, 1, 19)
+    )
 
 
 def test_data_that_is_gone_is_said(run, tmp_path):
@@ -138,14 +198,13 @@ def test_data_that_is_gone_is_said(run, tmp_path):
 
 def test_errors_by_step_average_to_the_score(run):
     from llata_fast.evaluation.tasks import read_task
-    from llata_fast.forecasting.forecaster import Forecaster
     from llata_fast.settings import DataSettings, ModelSettings
 
     folder = RunFolder(run)
     settings = folder.read_settings()
     lengths = {"context_length": 12, "prediction_length": 5}
     task = read_task(DataSettings(dataset=settings["dataset"]), ModelSettings(**lengths))
-    errors = measures.test_errors(Forecaster.from_pretrained(run), task)
+    errors = measures.series_errors(Forecaster.from_pretrained(run), task)
     assert errors.by_step.mean() == pytest.approx(folder.read_metrics()["test"]["mae"], rel=1e-5)
     best, median, worst = (window.error for window in errors.examples)
     assert best < median < worst
