@@ -19,7 +19,7 @@ from .errors import InputError
 from .evaluation.baselines import Forecast
 from .evaluation.corpus_task import CorpusTask, read_corpus_task
 from .evaluation.panel_task import PanelTask
-from .evaluation.tasks import Task, calibrates, read_task
+from .evaluation.tasks import Task, calibrates, check_losses, read_task
 from .forecasting import pictures
 from .forecasting.calibration import Calibration, calibrated_quantiles, interval_scores
 from .linear_start import Behind, LinearStart
@@ -161,6 +161,7 @@ def _prepare(
     task: Task, folder: RunFolder, model: ModelSettings, data: DataSettings, training: ForecastTrainingArguments
 ) -> tuple[ForecastTrainer, LinearStart | None]:
     """A new model around its backbone and what trains it, ready to; the run's settings are written into its folder."""
+    check_losses(task, model)
     set_seed(training.seed)
     mixture = task.mixture.description() if isinstance(task, CorpusTask) else None
     config = LlataConfig(**asdict(model), num_channels=len(task.columns))

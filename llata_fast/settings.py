@@ -20,7 +20,9 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 from .errors import InputError
 
 LOSS_NAMES = ("l1", "smooth_l1", "mse")
-FORECAST_LOSS_NAMES = (*LOSS_NAMES, "smape", "mase")
+OWN_UNITS_LOSSES = ("smape", "mase")
+"""Losses that depend on the units and the level of a series."""
+FORECAST_LOSS_NAMES = (*LOSS_NAMES, *OWN_UNITS_LOSSES)
 RECIPES = ("tuned", "paper")
 METRICS = ("mse", "mae", "loss")
 """What the best epoch can be chosen by."""

@@ -173,6 +173,14 @@ def test_refusals_write_nothing(data_dir, tmp_path, settings, words):
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize("name, kind", [("task_loss", "smape"), ("consistency_loss", "mase")])
+def test_a_loss_that_needs_a_series_own_units_is_refused_where_they_are_gone(tmp_path, name, kind):
+    series, backbone = write_series(tmp_path / "series.csv"), random_backbone(tmp_path)
+    with pytest.raises(InputError, match=f"{name} {kind} is for the M4 data sets"):
+        train(str(series), **SETTINGS | SHORT | {name: kind, "backbone": backbone, "output_dir": str(tmp_path / "run")})
+    assert not (tmp_path / "run").exists()
+
+
 def test_deterministic_algorithms_when_asked_for(tmp_path, monkeypatch):
     """What has none is an error then; the environment is cuBLAS' switch."""
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)

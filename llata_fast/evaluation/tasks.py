@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..linear import LeastSquares
 from ..linear_start import LinearStart, start_linear_part
 from ..run_folder import Preprocessor
-from ..settings import DataSettings, ModelSettings
+from ..settings import OWN_UNITS_LOSSES, DataSettings, ModelSettings
 from .baselines import Forecast, score, seasonal_naive
 from .corpus_task import CorpusTask
 from .m4_scores import linear_forecasts, m4_scores, naive2_forecasts, seasonal_naive_forecasts
@@ -188,6 +188,16 @@ Task = SeriesTask | M4Task | CorpusTask | PanelTask
 def calibrates(task: Task) -> bool:
     """Whether quantiles are calibrated on the task's validation windows: those of its own series."""
     return isinstance(task, (SeriesTask, PanelTask))
+
+
+def check_losses(task: Task, model: ModelSettings):
+    """Raise InputError for a loss that the task's windows lack the units of: they are less their level, but of M4."""
+    for name in ("task_loss", "consistency_loss"):
+        if (kind := getattr(model, name)) in OWN_UNITS_LOSSES and not isinstance(task, M4Task):
+            raise InputError(
+                f"{name} {kind} is for the M4 data sets, whose windows keep their series' units; here they are "
+                "standardised and less their level: take l1, smooth_l1 or mse"
+            )
 
 
 M4_BASELINES: dict[str, Callable[[M4Set], np.ndarray]] = {
