@@ -254,15 +254,29 @@ def test_a_forecast_loads_no_trainer(folder, launch):
     assert launch("python", "-c", "import llata_fast\n" + LOADED, *line.split()).splitlines()[-1] == "[]"
 
 
-def test_train_py_takes_a_panel(folder, launch):
-    small = [f"--{name}={value}" for name, value in SMALL.items()]
+def test_train_py_takes_a_panel(folder, launch, free_port):
+    """On one rank, and by DeepSpeed's launcher on two, which train the same."""
+    small = [f"--{name}={value}" for name, value in (SMALL | {"dropout": 0.0, "learning_rate": 1e-2}).items()]
     backbone = next(folder.glob("*.json"))
-    line = f"train.py --dataset {folder}/sales.parquet --id_column item_id --target target --prediction_length 8"
-    line += f" --context_length 24 --backbone random:{backbone} --output_dir {folder}/trained"
-    output = launch("python", *line.split(), *small)
-    assert "seasonal_naive" in output
-    metrics = RunFolder(folder / "trained").read_metrics()
-    assert 0 < metrics["intervals"]["coverage_80"] < 1 and metrics["baselines"]["linear"]["mse"] > 0
+    line = f"--dataset {folder}/sales.parquet --id_column item_id --target target --prediction_length 8"
+    line += f" --context_length 24 --backbone random:{backbone}"
+    launchers = {
+        "one": ["python", "train.py"],
+        "two": ["deepspeed", "--num_gpus", 2, "--master_port", free_port, "train.py"],
+    }
+    runs = {}
+    for name, command in launchers.items():
+        strategy = ["--deepspeed", "ds_configs/zero2.json"] if name == "two" else []
+        output = launch(*command, *strategy, *line.split(), "--output_dir", folder / name, *small)
+        assert output.count("seasonal_naive") == 1
+        runs[name] = RunFolder(folder / name).read_metrics()
+    one, two = runs["one"], runs["two"]
+    assert 0 < one["intervals"]["coverage_80"] < 1 and one["baselines"]["linear"]["mse"] > 0
+    assert one["learned"]["share"] > 0, "else nothing of the training is compared"
+    for name in ("test", "intervals"):
+        flat = [pd.json_normalize(run[name]).iloc[0].astype(float) for run in (one, two)]
+        pd.testing.assert_series_equal(*flat, rtol=1e-4)
+    assert two["training"]["steps"] == one["training"]["steps"] == SMALL["max_steps"]
 
 
 def test_two_ranks_write_what_one_does(folder, launch, free_port):
