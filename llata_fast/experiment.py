@@ -112,7 +112,7 @@ def run_experiment(
         calibration = _calibrate(trainer, folder, task, linear_start, learned)
         test = task.test(trainer)
         intervals = None
-        if calibration is not None:
+        if calibration is not None and calibrates(task):
             intervals = task.intervals(functools.partial(_score_intervals, trainer, calibration))
         forecast = trainer.forecast(*task.example())
         fan = {} if calibration is None else _fan(trainer, calibration, *task.example())

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .data.windows import WindowDataset
-from .linear import fill_with_mean, solve_ridge
+from .linear import LinearSkip, fill_with_mean, solve_ridge
 
 SHARED, OWN = "one map, level stays", "own maps, level stays"
 SHARED_RETURN, OWN_RETURN = "one map, level returns", "own maps, level returns"
@@ -213,11 +213,11 @@ def start_linear_part(
 ) -> LinearStart | None:
     """Choose the model's linear skip, as `choose_start` does; None where it has none."""
     skip = model.skip
-    if skip is None:
+    if not isinstance(skip, LinearSkip):
         return None
     start = choose_start(train, validation, own=skip.own is not None, seasonality=seasonality, unit=unit)
     skip.shared.copy_(start.shared)
-    if start.own is not None:
+    if start.own is not None and skip.own is not None:
         skip.own.copy_(start.own)
     return start
 

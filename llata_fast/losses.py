@@ -1,5 +1,7 @@
 """Forecast losses over observed values."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +15,7 @@ def _smape(prediction: Tensor, target: Tensor) -> Tensor:
     return 200 * (prediction - target).abs() / torch.where(size > 0, size, 1)
 
 
-LOSSES = {
+LOSSES: dict[str, Callable[..., Tensor]] = {
     "l1": F.l1_loss,
     "smooth_l1": F.smooth_l1_loss,
     "mse": F.mse_loss,

@@ -107,6 +107,7 @@ def export_onnx(
             dynamo=True,
             verbose=False,
         )
+    assert program is not None
     if has_quantiles:
         program.model.metadata_props["quantile_levels"] = " ".join(f"{level:g}" for level in levels)
     program.save(str(path))

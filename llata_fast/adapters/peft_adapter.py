@@ -11,6 +11,7 @@ Patch embedding, encoder and head are not part of an adapter: they stand in fron
 
 import importlib.util
 from pathlib import Path
+from typing import cast
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -45,7 +46,8 @@ def export_adapter(model: LlataForPrediction, folder: str | Path) -> Path:
         saved.add("wpe")
     adapter = LoraConfig(
         r=config.lora_r,
-        lora_alpha=config.lora_alpha,
+        # typed as a whole number, used as any
+        lora_alpha=cast(int, config.lora_alpha),
         lora_dropout=config.lora_dropout,
         target_modules=sorted({name.rpartition(".")[2] for name in lora}),
         modules_to_save=sorted(saved),
@@ -57,7 +59,7 @@ def export_adapter(model: LlataForPrediction, folder: str | Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(_weights(backbone, lora, norms), folder / "adapter_model.safetensors", {"format": "pt"})
-    adapter.save_pretrained(folder)
+    adapter.save_pretrained(str(folder))
     return folder
 
 

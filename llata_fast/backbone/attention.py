@@ -19,11 +19,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AttentionInterface, PreTrainedConfig, modeling_flash_attention_utils
+from transformers import AttentionInterface, PreTrainedConfig, modeling_flash_attention_utils
 from transformers.utils import is_kernels_available
 
 from ..errors import InputError
-from .loading import within
+from .loading import decoder_class, within
 
 AUTO, SDPA, EAGER = "auto", "sdpa", "eager"
 FLASH_PACKAGES = ("flash_attention_4", "flash_attention_3", "flash_attention_2")
@@ -129,7 +129,7 @@ def _choose_freely(config: PreTrainedConfig, capped: bool) -> AttentionChoice:
         return AttentionChoice(EAGER, EAGER, False, f"{config.model_type} caps attention scores")
     if not torch.get_device_module(FLASH_DEVICE).is_available():
         return AttentionChoice(CAUSAL_SDPA, SDPA, False, f"no {FLASH_DEVICE} device")
-    refusals = []
+    refusals: list[str] = []
     for backend in (*FLASH_PACKAGES, HUB_KERNEL):
         refusal = _refuses_config(backend, config, _HUB_SECONDS) or _lost_dropout(backend, config)
         if not refusal:
@@ -217,7 +217,7 @@ class _Probe(NamedTuple):
 
 def _refuses_config(backend: str, config: PreTrainedConfig, seconds: float | None) -> str | None:
     """Why `backend` cannot attend for this backbone on this machine; None where it can. `seconds` bound a download."""
-    if not MODEL_MAPPING[type(config)]._supports_flash_attn:
+    if not decoder_class(config)._supports_flash_attn:
         return f"{config.model_type} has no flash attention"
     num_heads = config.num_attention_heads
     return _tried(
@@ -257,10 +257,11 @@ def _tried(backend: str, probe: _Probe, seconds: float | None) -> str | None:
         ]
         with torch.enable_grad(), torch.autocast(FLASH_DEVICE, enabled=False):
             inputs = [tensor.requires_grad_() for tensor in inputs]
-            output = _flash(backend, *inputs, torch.bfloat16, sliding_window=window, softcap=probe.softcap)
+            query, key, value = inputs
+            output = _flash(backend, query, key, value, torch.bfloat16, sliding_window=window, softcap=probe.softcap)
             torch.autograd.grad(output.sum(), inputs)
         if probe.softcap is None:
-            expected, _ = causal_sdpa(None, *inputs, None, sliding_window=window)
+            expected, _ = causal_sdpa(nn.Module(), query, key, value, None, sliding_window=window)
             if not (error := (output - expected).abs().max().item()) < 0.05:
                 return f"its result differs from SDPA's by {error:.2g}"
     # a missing package, a card, a head width, a broken build: a backend may raise anything

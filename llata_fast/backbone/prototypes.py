@@ -115,7 +115,7 @@ def _content_key(word_embeddings: Tensor, num_prototypes: int) -> str:
     digest = hashlib.sha256(f"{_ALGORITHM} {num_prototypes} {tuple(word_embeddings.shape)}".encode())
     for rows in _blocks(word_embeddings):
         # fp32 holds every bf16 and fp16 value, so the key does not depend on the precision of storage
-        digest.update(rows.to("cpu", torch.float32).contiguous().numpy())
+        digest.update(rows.to("cpu", torch.float32).contiguous().numpy().data)
     return digest.hexdigest()[:32]
 
 
@@ -143,4 +143,4 @@ def _write(path: Path, prototypes: Tensor) -> None:
 
 
 def _checksum(prototypes: Tensor) -> str:
-    return hashlib.sha256(prototypes.contiguous().numpy()).hexdigest()
+    return hashlib.sha256(prototypes.contiguous().numpy().data).hexdigest()

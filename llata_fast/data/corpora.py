@@ -130,7 +130,7 @@ class Corpus:
         """Read the corpus once, in chunks."""
         digest, missing = hashlib.sha256(), np.zeros(len(self.lengths), dtype=np.int64)
         for rows, values in self._runs():
-            digest.update(np.ascontiguousarray(values, dtype="<f4"))
+            digest.update(np.ascontiguousarray(values, dtype="<f4").data)
             absent = np.concatenate(([0], np.cumsum(~np.isfinite(values))))
             ends = np.cumsum(self.lengths[rows])
             missing[rows] += absent[ends] - absent[ends - self.lengths[rows]]
@@ -224,13 +224,15 @@ def _data_files(folder: Path) -> list[Path]:
         raise InputError(f"{folder / _STATE} names no data file")
     if state.get("_indices_data_files"):
         raise InputError(f"{folder} is a selection of another data set: save it anew with flatten_indices()")
+    files = []
     for name in names:
         # a name that leads out of the folder is no file of this corpus
         if not isinstance(name, str) or Path(name).name != name:
             raise InputError(f"{folder / _STATE} names a data file outside of its folder: {name!r}")
         if not (folder / name).is_file():
             raise InputError(f"{folder} lacks its data file {name}")
-    return [folder / name for name in names]
+        files.append(folder / name)
+    return files
 
 
 def _read_json(path: Path) -> dict:

@@ -6,6 +6,7 @@ A source is read series by series, in bounded memory; nothing that a folder hold
 import gzip
 import json
 import lzma
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -197,7 +198,9 @@ def _json_lines(path: Path, options: SourceOptions) -> Iterator[CorpusSeries]:
         freq = entry.get("freq") or frequency or options.freq
         if freq is None:
             raise InputError(f"{where} has no freq, nor has a metadata.json beside it: give --freq")
-        arrays = {name: _numbers(entry[name], where, name) for name in ("target", *OPTIONAL) if entry.get(name)}
+        arrays: dict[str, Any] = {
+            name: _numbers(entry[name], where, name) for name in ("target", *OPTIONAL) if entry.get(name)
+        }
         if "target" not in arrays:
             continue
         item_id = entry.get("item_id")
@@ -217,11 +220,11 @@ def _gluonts_frequency(path: Path) -> str | None:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    openers: dict[str, Callable] = {".gz": gzip.open, ".xz": lzma.open}
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
+        with openers.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
             yield from (line for line in file if line.strip())
-    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, gzip.zlib.error) as error:
+    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error) as error:
         raise InputError(f"{path} is damaged: {error}") from None
 
 
@@ -299,7 +302,9 @@ def _corpus_row(
     freq = row["freq"].as_py() if "freq" in row else options.freq
     if freq is None:
         raise InputError(f"{where} states no freq: give --freq")
-    covariates = {name: np.stack(_matrix(row[name])) for name in OPTIONAL if name in row and row[name].is_valid}
+    covariates: dict[str, Any] = {
+        name: np.stack(_matrix(row[name])) for name in OPTIONAL if name in row and row[name].is_valid
+    }
     return CorpusSeries("", _timestamp(row["start"].as_py(), where), str(freq), values, **covariates)
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +156,7 @@ def _lists(rows: list[np.ndarray]) -> pa.ListArray:
     return pa.ListArray.from_arrays(offsets, pa.array(values, pa.float32()))
 
 
-def _nested(matrices: list[np.ndarray | None]) -> pa.ListArray:
+def _nested(matrices: Sequence[np.ndarray | None]) -> pa.ListArray:
     inner = _lists([row for matrix in matrices if matrix is not None for row in matrix])
     counts = [0 if matrix is None else len(matrix) for matrix in matrices]
     offsets = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)

@@ -183,6 +183,7 @@ def read_headerless(path: Path, spec: DatasetSpec, date_column: str | None, colu
     """Value columns of a file without header and dates."""
     if date_column is not None:
         raise InputError(f"{spec.name} has no date column, got --date_column {date_column}")
+    assert spec.columns is not None
     if unknown := [name for name in columns if name not in spec.columns]:
         raise InputError(f"{spec.name} has no column {unknown[0]!r} among {', '.join(spec.columns)}")
     cells = load(path, header=None)

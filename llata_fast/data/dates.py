@@ -152,9 +152,9 @@ def _orders(label: str) -> Iterator[_Rewrite]:
         ("({year})[- /.]*", "[- /.]*([0-9]{1,2})", r"\1-{month}-\2"),
     ):
         for year in ("[0-9]{4}", "[0-9]{2}"):
-            parts = [part.replace("{year}", year) for part in (before, after)]
-            if re.fullmatch(f"(?i){parts[0]}(?:{'|'.join(MONTH_NAMES)}){parts[1]}{tail}", label):
-                yield _by_name(*parts, order, short="2" if year == "[0-9]{2}" else "4")
+            first, second = (part.replace("{year}", year) for part in (before, after))
+            if re.fullmatch(f"(?i){first}(?:{'|'.join(MONTH_NAMES)}){second}{tail}", label):
+                yield _by_name(first, second, order, short="2" if year == "[0-9]{2}" else "4")
     match = re.match("([0-9]+)([-/. ])([0-9]{1,2})([-/. ])([0-9]+)", label)
     if match is None or match[2] != match[4] or not re.fullmatch(tail, label[match.end() :]):
         return

@@ -101,6 +101,7 @@ def usual_step(dates: np.ndarray) -> tuple[Step, np.ndarray]:
         _, on_grid = step.index(dates, dates[row])
         if best is None or on_grid.sum() > best[1].sum():
             best = step, on_grid
+    assert best is not None
     return best
 
 

@@ -153,11 +153,11 @@ class M4Windows(Windows):
         return {name: values[0] for name, values in self.__getitems__([range(len(self))[index]]).items()}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        indices = torch.as_tensor(indices, device=self.values.device)
-        series = indices % len(self.lengths)
+        index = torch.as_tensor(indices, device=self.values.device)
+        series = index % len(self.lengths)
         L, H = self.spec.context_length, self.spec.prediction_length
         lengths = self.lengths[series]
-        cuts = lengths - H - indices // len(self.lengths)
+        cuts = lengths - H - index // len(self.lengths)
         if self.last_cuts:
             first = (lengths - self.last_cuts).clamp(min=1)
             # drawn on the CPU, whose generator a resumed run restores

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -126,18 +126,18 @@ def read_csv(
     )
 
 
-def _read_named(spec: DatasetSpec, path: Path, how: dict) -> TimeSeries:
+def _read_named(spec: DatasetSpec, path: Path, how: dict[str, Any]) -> TimeSeries:
     columns = how.pop("columns", None) or spec.columns
     date_column = how.pop("date_column", None)
     missing = how.pop("missing", spec.missing)
-    known = {"seasonality": spec.seasonality, "split_rows": spec.split_rows, "name": spec.name}
+    known: dict[str, Any] = {"seasonality": spec.seasonality, "split_rows": spec.split_rows, "name": spec.name}
     if spec.first_date is None:
         how = {"trust_rows": spec.trust_rows} | how
         series = read_csv(path, date_column or spec.date_column, columns, missing, **how)
         if spec.trust_rows:
             known["frequency"] = spec.frequency
         return replace(series, **known)
-    table = read_headerless(path, spec, date_column, columns)
+    table = read_headerless(path, spec, date_column, columns or ())
     values = parse_values(table, missing)
     dates = pd.date_range(spec.first_date, periods=len(values), freq=spec.frequency)
     return TimeSeries(
@@ -224,7 +224,7 @@ def _choose_grid(table: CsvTable, dates: pd.Index, expected: Step | None, freque
     return own
 
 
-def _refuse_irregular(table: CsvTable, dates: pd.Index, moments: np.ndarray):
+def _refuse_irregular(table: CsvTable, dates: pd.Index, moments: np.ndarray) -> NoReturn:
     if len(dates) < 3:
         raise InputError(
             f"{table.path}, column {table.date_column!r}: {len(dates)} dates are too few to know the step between "

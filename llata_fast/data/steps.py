@@ -32,19 +32,23 @@ FIRST, LAST, FIRST_WORKDAY, LAST_WORKDAY = "first", "last", "first workday", "la
 _ENDINGS = {FIRST: ("", "S"), LAST: ("", "E"), FIRST_WORKDAY: ("B", "S"), LAST_WORKDAY: ("B", "E")}
 
 
+Moment = np.datetime64 | np.int64
+"""A date, or a row's whole number."""
+
+
 class Step(ABC):
     """What lies between a row and the next."""
 
     @abstractmethod
-    def index(self, dates: np.ndarray, origin: np.ndarray | np.datetime64) -> tuple[np.ndarray, np.ndarray]:
+    def index(self, dates: np.ndarray, origin: np.ndarray | Moment) -> tuple[np.ndarray, np.ndarray]:
         """How many steps `dates` lie after `origin` (int64), and which of them lie on the grid that it starts."""
 
     @abstractmethod
-    def dates(self, origin: np.ndarray | np.datetime64, index: np.ndarray) -> np.ndarray:
+    def dates(self, origin: np.ndarray | Moment, index: np.ndarray) -> np.ndarray:
         """The dates that lie `index` steps after `origin`, which is itself one of the grid."""
 
     @abstractmethod
-    def alias(self, origin: np.datetime64) -> str:
+    def alias(self, origin: Moment) -> str:
         """The step as text that `parse_step` reads: pandas' alias where it has one."""
 
     @property
@@ -57,7 +61,7 @@ class Step(ABC):
     def days(self) -> float:
         """Days between two rows, the mean where they differ; 0 for whole numbers."""
 
-    def after(self, last: np.datetime64 | np.int64, count: int) -> np.ndarray:
+    def after(self, last: Moment, count: int) -> np.ndarray:
         """The `count` dates that follow `last`."""
         return self.dates(last, np.arange(1, count + 1))
 
@@ -157,6 +161,7 @@ class Months(Step):
             else:
                 days = last - (_weekday(last) - weekday) % 7
         else:
+            assert isinstance(self.day, int)
             days = np.minimum(first + (self.day - 1), last)
         return days.astype("M8[us]")
 
@@ -217,7 +222,7 @@ class Open(Step):
         week, place = np.divmod(week * len(slots) + place + np.asarray(index, dtype=np.int64), len(slots))
         return _MONDAY + (week * WEEK + slots[place]).astype("m8[us]") + shift
 
-    def _shift(self, origin: np.ndarray) -> np.ndarray:
+    def _shift(self, origin: np.ndarray) -> np.ndarray | np.timedelta64:
         return _time_of_day(origin) if self.base == DAY else np.timedelta64(0, "us")
 
     def alias(self, origin):
@@ -353,7 +358,7 @@ def _runs(days: list[int]) -> str:
 
 
 def _members(days: str) -> list[int]:
-    result = []
+    result: list[int] = []
     for run in days.split(","):
         first, _, last = run.partition("-")
         result += range(_WEEKDAYS.index(first), _WEEKDAYS.index(last or first) + 1)

@@ -138,8 +138,7 @@ def _gaussian_process(rng: np.random.Generator, grid: _Grid) -> np.ndarray:
     for _ in range(rng.integers(0, 5)):
         kernel = _kernel(rng, grid)
         terms = [*terms, kernel] if rng.random() < 0.5 else [term.times(kernel) for term in terms]
-    values = sum(_sample(rng, term, grid.length) for term in terms)
-    return _in_units(rng, values)
+    return _in_units(rng, np.sum([_sample(rng, term, grid.length) for term in terms], axis=0))
 
 
 def _kernel(rng: np.random.Generator, grid: _Grid) -> _Term:
@@ -227,7 +226,7 @@ def _seasons(rng: np.random.Generator, grid: _Grid) -> np.ndarray:
         if rng.random() < 0.25:
             continue
         profile = _profile(rng, period)
-        strength = 1.0
+        strength: float | np.ndarray = 1.0
         if rng.random() < 0.3:
             strength = 1 + 0.5 * np.sin(2 * np.pi * (grid.steps / grid.length * rng.uniform(0.5, 2) + rng.random()))
         values += strength * rng.uniform(0.3, 1) * profile[(grid.steps.astype(int) + rng.integers(period)) % period]
@@ -297,7 +296,7 @@ def _mixup(
     weights = np.sort(rng.dirichlet(np.full(rng.integers(1, 4), 1.5)))
     mixed, frequency = np.zeros(length), ""
     for weight in weights:
-        corpus, frequencies = corpora[rng.integers(len(corpora))]
+        corpus, frequencies = corpora[int(rng.integers(len(corpora)))]
         row = rng.integers(len(corpus.lengths), size=1)
         frequency = str(frequencies[np.searchsorted(corpus.first_row, row[0], side="right") - 1])
         start = rng.integers(0, np.maximum(corpus.lengths[row] - length, 0) + 1)

@@ -77,7 +77,7 @@ def run_windows(
 
 
 def forecast_windows(
-    model: Callable[[dict[str, Tensor]], Tensor], past: Tensor, observed: Tensor, *, reads_level: bool = False
+    model: Callable[[dict[str, Tensor | None]], Tensor], past: Tensor, observed: Tensor, *, reads_level: bool = False
 ) -> Tensor:
     """Forecast [B, H, C] of windows [B, L, C] of any unit and level, in theirs, both float64.
 

@@ -9,7 +9,7 @@ import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -85,6 +85,7 @@ class Windows(Dataset):
 
         def __len__(self) -> int: ...
         def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]: ...
+        def to(self, device: torch.device | str) -> Self: ...
 
     in_order = False
     """Whether training takes them as they come, since they are drawn at random already."""
@@ -200,12 +201,12 @@ def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Splits(NamedTuple):
-    """Standardised windows of one series, and the scaler fitted on its training rows."""
+    """Windows to train on, to validate and to test by, and the scaler where it is one series', standardised by it."""
 
     train: Windows
     val: Windows
     test: Windows
-    scaler: StandardScaler
+    scaler: StandardScaler | None
 
 
 def split_windows(

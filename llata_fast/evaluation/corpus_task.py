@@ -69,13 +69,13 @@ class CorpusTask:
     def baselines(self) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
         """Seasonal naive, which scores are relative to."""
         past, observed = self.example()
-        first = self.splits.test.sets[0]
+        first = self.sets[0]
         forecast = seasonal_naive_windows(past, observed, first.seasons[:1], first.prediction_length)
         return {"seasonal_naive": {"relative_mase": 1.0, "relative_wql": 1.0}}, {"seasonal_naive": forecast}
 
     def picture(self, forecasts: dict[str, Tensor]) -> dict[str, Any]:
         """The example in units of its past, as `plot_forecast` takes it, by step."""
-        item, name = self.splits.test.__getitems__([0]), self.splits.test.sets[0].name
+        item, name = self.splits.test.__getitems__([0]), self.sets[0].name
         L, H = self.mixture.sizes.context, self.mixture.sizes.horizon
         past = item["past_values"].where(item["past_observed_mask"], float("nan"))
 
@@ -94,6 +94,7 @@ def read_corpus_task(
     data: DataSettings, model: ModelSettings, batch_size: int, num_steps: int, seed: int
 ) -> CorpusTask:
     """The task of `data.corpus`. Raises InputError for settings that fit no corpus, and corpora that cannot be read."""
+    assert data.corpus is not None
     if num_steps < 1:
         raise InputError("a mixture has no end: say how long to train by --max_steps")
     if model.patch_length in (None, model.context_length):

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..data.panel import Panel
-from ..data.panel_windows import TEST_SHARE, panel_splits
+from ..data.panel_windows import TEST_SHARE, PanelWindows, panel_splits
 from ..linear import LeastSquares
 from ..linear_start import LinearStart, start_linear_part
 from ..run_folder import Preprocessor
 from ..settings import ModelSettings
-from .baselines import score, seasonal_naive
+from .baselines import Forecast, score, seasonal_naive
 
 
 class PanelTask:
@@ -29,6 +29,8 @@ class PanelTask:
         self.columns = list(panel.targets)
         share = TEST_SHARE if with_test else 0.0
         self.splits = panel_splits(panel, model.context_length, model.prediction_length, test_share=share)
+        assert isinstance(self.splits.test, PanelWindows)
+        self._test = self.splits.test
 
     def start(self, model: nn.Module) -> LinearStart | None:
         """Choose the model's linear skip, where it has one."""
@@ -69,18 +71,18 @@ class PanelTask:
         """What a forecaster must beat, by name: scores, and forecasts of the example."""
         scores, forecasts = {}, {}
         past, observed = self.example()
-        windows = self.splits.test
-        for name, baseline in {
-            "seasonal_naive": seasonal_naive(self.panel.seasonality, windows.prediction_length),
+        baselines: dict[str, Forecast] = {
+            "seasonal_naive": seasonal_naive(self.panel.seasonality, self._test.prediction_length),
             "linear": LeastSquares(unit="deviation").fit(self.splits.train),
-        }.items():
-            scores[name] = score(baseline, windows, self.columns)
+        }
+        for name, baseline in baselines.items():
+            scores[name] = score(baseline, self._test, self.columns)
             forecasts[name] = baseline(past, observed)
         return scores, forecasts
 
     def picture(self, forecasts: dict[str, Tensor]) -> dict[str, Any]:
         """The example, in its units, as `plot_forecast` takes it: history, truth, forecasts and a title."""
-        windows, middle = self.splits.test, len(self.splits.test) // 2
+        windows, middle = self._test, len(self._test) // 2
         item, cut = int(windows.items[middle]), int(windows.cuts[middle])
         past, _, future = self._middle()
         history = np.arange(max(0, cut - 3 * windows.prediction_length), cut)

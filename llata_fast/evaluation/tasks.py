@@ -4,7 +4,7 @@ A task gives the Trainer its windows, starts a model's linear skip, and turns fo
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard, cast
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from ..data import Splits, TimeSeries, find_dataset, read_series, split_windows
 from ..data.m4 import M4Set, M4Spec, M4Windows, last_lookbacks, m4_spec, read_m4
 from ..data.panel import Panel, read_panel
+from ..data.series import Missing
+from ..data.windows import WindowDataset
 from ..errors import InputError
 from ..linear import LeastSquares
 from ..linear_start import LinearStart, start_linear_part
@@ -47,7 +49,9 @@ class SeriesTask:
     """All windows of a series, standardised by its training rows."""
 
     def __init__(self, series: TimeSeries, splits: Splits):
+        assert splits.scaler is not None and isinstance(splits.test, WindowDataset)
         self.series, self.splits = series, splits
+        self.scaler, self._test = splits.scaler, splits.test
         self.columns = list(series.columns)
         windows = splits.test
         self._baselines: dict[str, Callable[[], Forecast]] = {
@@ -61,7 +65,7 @@ class SeriesTask:
         return start_linear_part(model, self.splits.train, self.splits.val, seasonality=self.series.seasonality)
 
     def preprocessor(self, dataset: str) -> Preprocessor:
-        return Preprocessor.of(dataset, self.series, self.splits.scaler)
+        return Preprocessor.of(dataset, self.series, self.scaler)
 
     def test(self, predictor: Predictor) -> dict[str, Any]:
         """Scores over every test window: {"mse", "mae", "per_channel"}."""
@@ -69,9 +73,10 @@ class SeriesTask:
 
     def intervals(self, score_intervals: Callable[..., dict[str, float]]) -> dict[str, float]:
         """{"coverage_80", "interval_score_80", "wql", "mase"} over the test windows."""
+        assert isinstance(self.splits.train, WindowDataset)
         rows, season = self.splits.train.values, self.series.seasonality
         steps = (rows[season:] - rows[:-season]).abs().nanmean(0).cpu().numpy() if len(rows) > season else np.nan
-        scaler = self.splits.scaler
+        scaler = self.scaler
         naive_error = np.where(np.nan_to_num(steps) > 0, steps, np.nan)
         return score_intervals(
             self.splits.test,
@@ -97,14 +102,14 @@ class SeriesTask:
 
     def picture(self, forecasts: dict[str, Tensor]) -> dict[str, Any]:
         """The example in the series' units, as `plot_forecast` takes it: history, truth, forecasts and a title."""
-        windows = self.splits.test
+        windows = self._test
         start, context, horizon = len(windows) // 2, windows.context_length, windows.prediction_length
         # the split's values end where the last of the series' splits ends
         dates = self.series.dates[: sum(self.series.split_rows or (len(self.series),))][-len(windows.values) :]
 
         def table(values: Tensor, first: int) -> pd.DataFrame:
-            values = self.splits.scaler.inverse_transform(values.double().cpu().numpy())
-            return pd.DataFrame(values, index=dates[first : first + len(values)], columns=self.columns)
+            rows = self.scaler.inverse_transform(values.double().cpu().numpy())
+            return pd.DataFrame(rows, index=dates[first : first + len(rows)], columns=self.columns)
 
         return {
             "history": table(windows.values[start : start + context], start).iloc[-2 * horizon :],
@@ -185,7 +190,7 @@ class M4Task:
 Task = SeriesTask | M4Task | CorpusTask | PanelTask
 
 
-def calibrates(task: Task) -> bool:
+def calibrates(task: Task) -> TypeGuard[SeriesTask | PanelTask]:
     """Whether quantiles are calibrated on the task's validation windows: those of its own series."""
     return isinstance(task, (SeriesTask, PanelTask))
 
@@ -241,7 +246,8 @@ def _read_panel(data: DataSettings) -> Panel:
         id_column=data.id_column,
         timestamp_column=data.date_column,
         target=data.target,
-        missing=data.missing,
+        # one of its choices, which DataSettings has compared
+        missing=cast(Missing | None, data.missing),
     )
 
 

@@ -174,8 +174,10 @@ def _linear(known: Panel, horizon: int, seasonality: int) -> _Forecast:
     )
     fitted = LeastSquares().fit(windows)
 
-    def outputs(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        past, mask = inputs["past_values"].double(), inputs["past_observed_mask"]
+    def outputs(inputs: dict[str, torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
+        past, mask = inputs["past_values"], inputs["past_observed_mask"]
+        assert past is not None
+        past = past.double()
         return (fitted(past, torch.ones_like(past, dtype=torch.bool) if mask is None else mask),)
 
     calibration = Calibration.of(outputs, windows, None)

@@ -91,8 +91,9 @@ def _saved(backbone: nn.Module, base_precision: str) -> int:
     saved = 0
     for module in backbone.modules():
         if isinstance(module, nn.Linear | Conv1D) and not module.weight.requires_grad:
-            out_and_in = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
-            saved += module.weight.nbytes - quantised_bytes(*out_and_in, base_precision)
+            rows, columns = module.weight.shape
+            out_features, in_features = (rows, columns) if isinstance(module, nn.Linear) else (columns, rows)
+            saved += module.weight.nbytes - quantised_bytes(out_features, in_features, base_precision)
     return saved
 
 

@@ -11,7 +11,7 @@ from .measures import LEVELS, Errors, Example, Features
 
 _MAX_CHANNELS, _MAX_BARS, _MAX_DEPTHS = 8, 30, 5
 _FAN = {"80 %": (0.1, 0.9), "50 %": (0.25, 0.75)}
-_STYLE = {
+_STYLE: Any = {
     "text.parse_math": False,
     # letters stay letters: smaller, and found by a page's search
     "svg.fonttype": "none",

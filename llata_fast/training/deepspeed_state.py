@@ -7,8 +7,9 @@ import os
 import pickle
 import shutil
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,8 +60,8 @@ def restricted_unpickling(trust: bool = False) -> Iterator[None]:
             os.environ[_FORCE] = before
 
 
-def _deepspeed_classes() -> list[type]:
-    found = []
+def _deepspeed_classes() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    found: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = []
     for path in _DEEPSPEED_CLASSES:
         module, _, name = path.rpartition(".")
         # versions move them

@@ -108,6 +108,7 @@ def _errors(trainer: ForecastTrainer, batch: dict[str, Tensor]) -> Tensor:
     if "window_level" in batch:
         level, scale = batch["window_level"][:, None], batch["window_scale"][:, None]
         past, future = past * scale + level, future + level
+    assert trainer.model.skip is not None
     start = trainer.model.skip.alone(past.to(trainer.args.device), observed.to(trainer.args.device))
     whole = trainer.forecast(past, observed)
     errors = torch.stack([forecast.to(future.device) - future for forecast in (start, whole)])

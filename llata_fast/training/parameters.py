@@ -15,7 +15,7 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
     for name, parameter in model.named_parameters():
         kind = "trained" if parameter.requires_grad else "frozen"
         # ZeRO-3 keeps the size of what it has taken apart
-        size = packed.get(parameter) or getattr(parameter, "ds_numel", parameter.numel())
+        size: int = packed.get(parameter, 0) or getattr(parameter, "ds_numel", parameter.numel())
         for part in (f"{name.split('.')[0]} {kind}", kind):
             counts[part] = counts.get(part, 0) + size
     return counts
