@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
@@ -30,8 +31,8 @@ def partial_name(path: str | Path) -> Path:
 def replacing(path: str | Path) -> Iterator[Path]:
     """A path to write instead of `path`, which it replaces at the end; whatever interrupts leaves `path` as it was."""
     path = Path(path)
-    # several processes may write one cache
-    partial = partial_name(path.with_name(f"{path.name}.{os.getpid()}"))
+    # several processes, and threads of one, may write one cache
+    partial = partial_name(path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}"))
     try:
         yield partial
         sync(partial)

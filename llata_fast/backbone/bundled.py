@@ -8,12 +8,12 @@ and these two are most of a small language model. What is left is read by `--bac
     prototypes.safetensors    [V, D] fp32, in order: fewer are had by taking the first
 """
 
-import tempfile
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+from ..durable import replacing, write_text
 from ..errors import InputError
 from .loading import PROTOTYPES_FILE, load_backbone_weights, read_backbone_config
 from .prototypes import backbone_prototypes
@@ -41,14 +41,13 @@ def write_bundle(
     prototypes = backbone_prototypes(weights, num_prototypes)
     blocks = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in weights.blocks.items()}
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # a run that is stopped leaves no half of a bundle
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as unfinished:
-            config.save_pretrained(unfinished)
-            save_file(blocks, Path(unfinished, "model.safetensors"), {"format": "pt"})
-            save_file({"prototypes": prototypes.contiguous()}, Path(unfinished, PROTOTYPES_FILE), {"format": "pt"})
-            folder.mkdir(exist_ok=True)
-            for path in Path(unfinished).iterdir():
-                path.replace(folder / path.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        # last, and the old one first: half a bundle has none, and is refused
+        (folder / "config.json").unlink(missing_ok=True)
+        tensors = {"model.safetensors": blocks, PROTOTYPES_FILE: {"prototypes": prototypes.contiguous()}}
+        for name, values in tensors.items():
+            with replacing(folder / name) as partial:
+                save_file(values, partial, {"format": "pt"})
+        write_text(folder / "config.json", config.to_json_string())
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror or error}") from None

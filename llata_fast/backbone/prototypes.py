@@ -11,7 +11,6 @@ Letters: D hidden size, V prototypes.
 
 import hashlib
 import logging
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..cache import cache_folder
+from ..durable import replacing
 from ..errors import InputError
 from .loading import BackboneWeights
 
@@ -131,15 +131,10 @@ def _read(path: Path) -> Tensor:
 
 def _write(path: Path, prototypes: Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # several ranks may write at once: each its own file, then a rename, which readers see whole or not at all
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        temporary = Path(file.name)
-    try:
-        prototypes = prototypes.contiguous()
-        save_file({"prototypes": prototypes}, temporary, {"sha256": _checksum(prototypes)})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    prototypes = prototypes.contiguous()
+    # several ranks may write at once
+    with replacing(path) as partial:
+        save_file({"prototypes": prototypes}, partial, {"sha256": _checksum(prototypes)})
 
 
 def _checksum(prototypes: Tensor) -> str:

@@ -4,12 +4,12 @@ import hashlib
 import importlib.util
 import os
 import urllib.request
-import uuid
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from ..cache import cache_folder
+from ..durable import replacing
 from ..errors import InputError
 from .registry import DatasetSpec, find_dataset
 
@@ -64,12 +64,11 @@ class _ChecksumError(Exception):
 
 
 def _download(url: str, sha256: str, path: Path) -> None:
-    """Writes what `url` holds to `path`, in one move, once its checksum is right. Raises OSError, _ChecksumError."""
+    """Write what `url` holds to `path`, whole and with the right checksum. Raises OSError, _ChecksumError."""
     # torch.hub.download_url_to_file does the same, without a time-out
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     digest = hashlib.sha256()
-    try:
+    with replacing(path) as partial:
         with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as response, partial.open("wb") as file:
             total = int(response.headers.get("Content-Length") or 0) or None
             with tqdm(total=total, unit="B", unit_scale=True, desc=path.name) as progress:
@@ -79,6 +78,3 @@ def _download(url: str, sha256: str, path: Path) -> None:
                     progress.update(len(chunk))
         if digest.hexdigest() != sha256:
             raise _ChecksumError(f"its SHA-256 is {digest.hexdigest()}, expected {sha256}")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -3,12 +3,12 @@
 import contextlib
 import gzip
 import importlib.util
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
 
+from ..durable import replacing
 from ..errors import InputError
 
 PARQUET = ".parquet"
@@ -34,15 +34,11 @@ def open_table(path: str | Path, date_format: str | None = None) -> Iterator[Cal
     table that was there before stays as it was.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         is_parquet, compressed = path.suffix == PARQUET, path.suffix == ".gz"
         writer = _parquet_writer(partial) if is_parquet else _csv_writer(partial, compressed, date_format)
         with writer as write:
             yield write
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
