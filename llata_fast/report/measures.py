@@ -128,12 +128,14 @@ def series_errors(forecaster: Forecaster, task: SeriesTask) -> Errors:
 def _forecast(forecaster: Forecaster, past: Tensor, observed: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
     """Points [B, H, C] and quantiles [B, H, C, LEVELS] in the units of the lookbacks [B, L, C]."""
     core, config = forecaster.core, forecaster.model.config
-    units, outputs = run_windows(core.outputs, past.cpu(), observed.cpu(), reads_level=forecaster.model.reads_level)
+    past, observed = past.double().cpu().masked_fill(~observed.cpu(), torch.nan), observed.cpu()
+    units, outputs = run_windows(core.outputs, past, observed, reads_level=forecaster.model.reads_level)
     points = units.restore(outputs[0].cpu()).numpy()
     if not core.has_quantiles:
         return points, None
     outputs = tuple(output.cpu() for output in outputs)
-    return points, calibrated_quantiles(units, outputs, config.quantile_levels, core.calibration, LEVELS).numpy()
+    quantiles = calibrated_quantiles(units, past, outputs, config.quantile_levels, core.calibration, LEVELS)
+    return points, quantiles.numpy()
 
 
 def _series_example(forecaster: Forecaster, task: SeriesTask, label: str, index: int, error: float) -> Example:

@@ -49,7 +49,7 @@ INFO = Preprocessor("waves", ["a", "b", "c"], "date", "h", 24, mean=[0.0] * 3, s
 )
 def test_quantiles_are_the_forecaster_s(tmp_path, head_levels, calibrated, asked):
     model = tiny_model(random_backbone(tmp_path), quantile_levels=head_levels)
-    calibration = Calibration(torch.randn(5, 3, len(LEVELS)).sort(-1).values, 100) if calibrated else None
+    calibration = Calibration(torch.randn(5, 3, len(LEVELS)).sort(-1).values, 100, 4, 0.5) if calibrated else None
     forecaster = Forecaster(model, INFO, calibration)
     session = runtime.InferenceSession(forecaster.export_onnx(tmp_path / "model.onnx", asked))
     levels = [float(level) for level in session.get_modelmeta().custom_metadata_map["quantile_levels"].split()]
