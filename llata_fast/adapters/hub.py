@@ -1,17 +1,25 @@
 """A run on the Hugging Face hub: its files and a model card that says what it is and how well it forecasts."""
 
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from ..backbone import DEFAULT_BACKBONE
 from ..errors import InputError
-from ..run_folder import METRICS, PICTURE, RunFolder
+from ..run_folder import CALIBRATION, CONFIG, METRICS, PICTURE, SETTINGS, Preprocessor, RunFolder
 
 README = "README.md"
 # what another machine forecasts with, and what people look at; not checkpoints, logs or locks
-FILES = ("*.json", "*.safetensors", "run.yaml", PICTURE, README)
+FILES = ("*.json", "*.safetensors", CALIBRATION, SETTINGS, PICTURE, README)
+# the bundled backbone, under the name that the hub has it by
+_BASES = {DEFAULT_BACKBONE: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 _TEMPLATE = """---
 {{ card_data }}
@@ -62,7 +70,7 @@ def model_card(run: str | Path, repo_id: str, licence: str = "apache-2.0") -> Mo
     settings, series, metrics = folder.read_settings(), folder.read_preprocessor(), folder.read_metrics()
     # a path of this machine means nothing elsewhere, and a revision has no place in a card's fields
     base = settings["backbone"].partition("@")[0]
-    base = base if _is_hub_id(base) else Path(base).name
+    base = _BASES.get(base, base if _is_hub_id(base) else Path(base).name)
     dataset = Path(series.dataset).name
     data = ModelCardData(
         library_name="llata_fast",
@@ -73,27 +81,21 @@ def model_card(run: str | Path, repo_id: str, licence: str = "apache-2.0") -> Mo
         eval_results=_eval_results(dataset, metrics["test"]),
         model_name=repo_id.rpartition("/")[2],
     )
-    channels = len(series.columns)
-    # a wide table's names would drown the card
-    names = ", ".join(series.columns[:10]) + (", ..." if channels > 10 else "")
+    horizon, context = settings["prediction_length"], settings["context_length"]
     return ModelCard.from_template(
         data,
         template_str=_TEMPLATE,
         repo_id=repo_id,
         summary=(
-            f"Forecasts {settings['prediction_length']} steps from the last {settings['context_length']} of "
-            f"{dataset} ({channels} channels, frequency {series.frequency}). A LLaTA forecaster "
+            f"Forecasts {horizon} steps from the last {context} of {_of_what(dataset, series)}. A LLaTA forecaster "
             "([arXiv 2403.07300](https://arxiv.org/abs/2403.07300)): a pre-trained language model, adapted by "
             "cross-modal distillation."
         ),
-        data=f"{dataset}, columns: {names}. Forecasts are in the units of these columns.",
+        data=_data(dataset, series),
         scores=_score_table(metrics),
         command=_command(settings),
         training=f"Base model: `{base}`, its first {settings['num_layers']} blocks. Settings: `run.yaml`.",
-        limits=(
-            "Trained on one data set: other series need a training of their own, or a score of their own before "
-            "anyone relies on a forecast. Channels are read in the order above, and the order matters."
-        ),
+        limits=_limits(series),
         licence=f"{licence} for what was trained; the base model and the data set have licences of their own.",
     )
 
@@ -110,15 +112,62 @@ def push(run: str | Path, repo_id: str, *, private: bool = False, licence: str =
     api = HfApi()
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=repo_id, folder_path=folder.path, allow_patterns=[name for name in FILES if name != README]
-        )
+        with _portable(folder) as path:
+            api.upload_folder(
+                repo_id=repo_id, folder_path=path, allow_patterns=[name for name in FILES if name != README]
+            )
         card.push_to_hub(repo_id)
     # the HTTP library below huggingface_hub differs from release to release
     except (HfHubHTTPError, HFValidationError, OSError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"{repo_id} cannot be pushed: {type(error).__name__}: {reason}") from error
     return str(url)
+
+
+@contextlib.contextmanager
+def _portable(folder: RunFolder) -> Iterator[Path]:
+    """The run's folder; where its base lies on this machine alone, a copy that holds it, merged, as long as needed."""
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    place = str(config["backbone"]).removeprefix("random:")
+    if config.get("merged") or config.get("includes_backbone") or not Path(place).expanduser().exists():
+        yield folder.path
+        return
+    # it imports the model, which a card does without
+    from ..modeling import LlataForPrediction
+
+    with tempfile.TemporaryDirectory(prefix="llata_fast_") as path:
+        copy = RunFolder(path)
+        LlataForPrediction.from_pretrained(folder.path, base_precision="auto").merge().save_pretrained(path)
+        folder.copy_description(copy)
+        for name in filter(lambda name: (folder / name).is_file(), (METRICS, PICTURE)):
+            shutil.copy2(folder / name, path)
+        yield copy.path
+
+
+def _of_what(dataset: str, series: Preprocessor) -> str:
+    if series.any_series:
+        return "series of any columns, steps and lengths"
+    kind = "items with " if series.id_column else ""
+    channels = len(series.columns)
+    return f"{dataset} ({kind}{channels} channel{'s' * (channels != 1)}, frequency {series.frequency})"
+
+
+def _data(dataset: str, series: Preprocessor) -> str:
+    if series.any_series:
+        return f"Pre-trained on the corpora of {dataset}. Forecasts are in the units of the series."
+    # a wide table's names would drown the card
+    names = ", ".join(series.columns[:10]) + (", ..." if len(series.columns) > 10 else "")
+    return f"{dataset}, columns: {names}. Forecasts are in the units of these columns."
+
+
+def _limits(series: Preprocessor) -> str:
+    order = " Channels are read in the order above, and the order matters." if len(series.columns) > 1 else ""
+    if series.any_series:
+        return "Series unlike those it was trained on need a score of their own before anyone relies on a forecast."
+    return (
+        "Trained on one data set: other series need a training of their own, or a score of their own before anyone "
+        f"relies on a forecast.{order}"
+    )
 
 
 def _is_hub_id(source: str) -> bool:
@@ -150,7 +199,9 @@ def _score_table(metrics: dict[str, Any]) -> str:
     where = "the test split, whose windows were not trained on"
     if metrics.get("scored_on") == "validation":
         where = "the validation windows, by which the weights were chosen: nothing was held back for a test"
-    return f"On {where} (`{METRICS}`):\n\n" + "\n".join(lines)
+    coverage = (metrics.get("intervals") or {}).get("coverage_80")
+    held = "" if coverage is None else f"\n\nIts 80 % intervals held {100 * coverage:.1f} % of what came."
+    return f"On {where} (`{METRICS}`):\n\n" + "\n".join(lines) + held
 
 
 def _command(settings: dict[str, Any]) -> str:
