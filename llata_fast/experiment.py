@@ -33,6 +33,7 @@ from .training.learned_share import LearnedShare, weigh_learned_part
 from .training.parameters import parameter_counts, parameter_table
 from .training.resuming import begin, check_resumes, claimed_run
 from .training.trainer import ForecastTrainer
+from .training.without_language_model import learned_without_language_model
 
 _log = logging.getLogger(__name__)
 
@@ -119,6 +120,11 @@ def run_experiment(
         if not first:
             return Outcome(folder, {}, trainer.model, None)
         baselines, forecasts = task.baselines()
+        without = None
+        # a corpus is trained on for as long as there is money
+        if learned is not None and learned.share and not isinstance(task, CorpusTask):
+            _log.info("the same training without the language model follows, to tell whether that is what helped")
+            without = learned_without_language_model(trainer)
         metrics = {
             "dataset": data.corpus or data.dataset,
             "scored_on": "validation" if isinstance(task, PanelTask) and not task.with_test else "test",
@@ -135,10 +141,10 @@ def run_experiment(
             "speed": speed,
             "parameters": counts,
             "linear_start": linear_start and linear_start.to_dict(),
-            "learned": learned and learned.to_dict(),
+            "learned": learned and learned.to_dict(without),
         }
         folder.write_metrics(metrics)
-        for line in learned.lines(trainer.model.config.has_language_model) if learned else []:
+        for line in learned.lines(trainer.model.config.has_language_model, without) if learned else []:
             _log.info(line)
         picture = folder / PICTURE if pictures.HAS_MATPLOTLIB else None
         drawn = task.picture({"forecast": forecast} | fan | forecasts)

@@ -370,7 +370,8 @@ class RunFolder:
          "parameters": {"trained", "frozen", "<part> trained", "<part> frozen"},
          "linear_start": {"mixture": {form: share}, "origins": {name: relative error}}, null without a linear skip,
          "learned": {"share" of it in the forecast, "mse", "mae", "start_mse", "start_mae", "seconds",
-         "trained_parameters"}, on validation windows; null likewise}
+         "trained_parameters", "without_language_model": the same of a training without it, or null}, on validation
+         windows; null likewise}
         """
         text = json.dumps({"version": METRICS_VERSION} | finite_or_null(metrics), indent=2, allow_nan=False)
         write_text(self / METRICS, text + "\n")

@@ -47,6 +47,7 @@ SCHEMA = {
     "learned": {
         **{name: NUMBER for name in ("share", "mse", "mae", "start_mse", "start_mae", "seconds")},
         "trained_parameters": int,
+        "without_language_model": (type(None), {str: NUMBER}),
     },
 }
 

@@ -35,24 +35,32 @@ class LearnedShare:
     seconds: float
     trained_parameters: int
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def to_dict(self, without: "LearnedShare | None" = None) -> dict[str, Any]:
+        return asdict(self) | {"without_language_model": without and asdict(without)}
 
-    def lines(self, language_model: bool) -> list[str]:
-        """What training brought, for a log, and what to do without it would cost and save."""
+    def lines(self, language_model: bool, without: "LearnedShare | None" = None) -> list[str]:
+        """What training brought, for a log, and what to do without the language model would cost and save.
+
+        Args:
+            without: what the same training without the language model brought; the linear start alone where unknown.
+        """
         what = "language model" if language_model else "trained part"
-        pairs = ((self.mse, self.start_mse), (self.mae, self.start_mae))
-        gains = [1 - kept / max(start, _LEAST) for kept, start in pairs]
         scores = (
             f"validation MSE {self.mse:.4f} and MAE {self.mae:.4f}, of the linear start alone "
             f"{self.start_mse:.4f} and {self.start_mae:.4f}"
         )
-        verdict = "helped" if sum(gains) / 2 >= _WORTH else "did not help"
-        costs, saves = (f"{100 * gain:+.1f} %" for gain in gains), f"{self.trained_parameters:,} trained parameters"
+        if without is None:
+            other, mse, mae, size, seconds = "the linear start alone", self.start_mse, self.start_mae, 0, 0.0
+        else:
+            other, mse, mae = "the same training without it (--ablation no_llm)", without.mse, without.mae
+            size, seconds = without.trained_parameters, without.seconds
+        costs = [other / max(own, _LEAST) - 1 for other, own in ((mse, self.mse), (mae, self.mae))]
+        verdict = "helped" if sum(costs) / 2 >= _WORTH else "did not help"
+        changes = " and ".join(f"{100 * cost:+.1f} %" for cost in costs)
         return [
             f"{self.share:.2f} of what was learned is kept: {scores}",
-            f"the {what} {verdict}: the linear start alone would change validation MSE and MAE by "
-            f"{' and '.join(costs)} and save {saves} and {self.seconds:.0f} s of training",
+            f"the {what} {verdict}: {other} would change validation MSE and MAE by {changes} and save "
+            f"{self.trained_parameters - size:,} trained parameters and {self.seconds - seconds:.0f} s of training",
         ]
 
 

@@ -1,5 +1,6 @@
 """What is kept of what was learned: nothing that validation does not bear out, all that it does."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -41,7 +42,20 @@ def test_what_helps_everywhere_is_kept_whole(trainer):
     assert learned.share == trainer.model.skip.learned_share.item() == 1
     assert learned.mse == pytest.approx(learned.start_mse / 4, rel=1e-4)
     told = learned.lines(language_model=True)
-    assert "language model helped" in told[1] and "+75.0 % and +50.0 %" in told[1] and "3 s of training" in told[1]
+    assert "language model helped" in told[1] and "+300.0 % and +100.0 %" in told[1] and "3 s of training" in told[1]
+
+
+def test_the_language_model_is_held_against_the_same_training_without_it(trainer):
+    trainer.learned = lambda start, future, _: start.lerp(future.to(start), 0.5)
+    learned = weigh_learned_part(trainer, seconds=30.0)
+    better = replace(learned, mse=0.98 * learned.mse, mae=0.99 * learned.mae, seconds=10.0, trained_parameters=7)
+    told = learned.lines(True, better)[1]
+    assert "did not help: the same training without it (--ablation no_llm)" in told and "-2.0 % and -1.0 %" in told
+    assert f"{learned.trained_parameters - 7:,} trained parameters and 20 s of training" in told
+    worse = replace(better, mse=1.05 * learned.mse, mae=learned.mae)
+    assert "language model helped" in learned.lines(True, worse)[1]
+    # by less than half a percent, it did not
+    assert "did not help" in learned.lines(True, replace(learned, mse=1.008 * learned.mse))[1]
 
 
 def test_too_long_a_step_is_cut(trainer):
