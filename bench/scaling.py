@@ -32,7 +32,7 @@ import pandas as pd
 import psutil
 from tqdm import tqdm
 
-from llata_fast.planning.report import model_config
+from llata_fast.planning.plan_text import model_config
 from llata_fast.config import LlataConfig
 from llata_fast.settings import ModelSettings
 from llata_fast.planning.hardware import DEVICES

@@ -199,7 +199,7 @@ def _prepare(
 def _description(trainer: ForecastTrainer, counts: dict[str, int]) -> list[str]:
     model, training = trainer.model, trainer.args
     num_tokens = model.config.num_tokens(len(trainer.metrics.columns))
-    attention = model.attention.explain(num_tokens, training.compute_dtype, training.device)
+    attention = model.attention_choice.explain(num_tokens, training.compute_dtype, training.device)
     return [parameter_table(counts), f"attention: {attention}"]
 
 

@@ -190,7 +190,7 @@ class LlataForPrediction(PreTrainedModel):
     def __init__(self, config: LlataConfig, backbone: PreTrainedModel | None = None):
         """Build the forecaster around `backbone` (default: one with random weights), wrapping its modules in place."""
         super().__init__(config)
-        self.attention = choose_attention(config.backbone_config, config.attn_implementation)
+        self.attention_choice = choose_attention(config.backbone_config, config.attn_implementation)
         D = config.hidden_size
         self.max_tokens = max_tokens(config.backbone_config) if config.has_language_model else None
         self.embedding = PatchEmbedding(D, *config.patching)
@@ -231,7 +231,7 @@ class LlataForPrediction(PreTrainedModel):
         if config.ablation == "llm_to_transformer":
             return StandIn(EncoderLayer(D, config.num_heads, config.intermediate_size, config.dropout))
         if backbone is None:
-            backbone = build_backbone(config.backbone_config, self.attention.name)
+            backbone = build_backbone(config.backbone_config, self.attention_choice.name)
         if config.merged or config.ablation == "random_init":
             return PlainBackbone(backbone)
         return TwinBackbone(
@@ -378,7 +378,7 @@ class LlataForPrediction(PreTrainedModel):
             _, loc, scale = self.embedding(past_values, past_observed_mask)
             time, features = None, (None,)
         else:
-            time, loc, scale = self.embed(past_values, past_observed_mask)
+            time, loc, scale = self.time_tokens(past_values, past_observed_mask)
             tokens = torch.cat((time, self.cross_attention(time, self.prototypes))) if two_branches else time
             features = self.backbone(tokens)
         units = (loc, scale) if window_scale is None else (window_scale * loc, window_scale * scale)
@@ -386,7 +386,7 @@ class LlataForPrediction(PreTrainedModel):
         if self.skip is not None:
             level = units[0] if window_level is None else window_level + units[0]
             skipped = self.skip(past_values, past_observed_mask, loc, scale, level, units[1])
-        forecasts = self.forecast(features[-1], *units, skipped)
+        forecasts = self.head_forecasts(features[-1], *units, skipped)
         if two_branches:
             output = self._training_output(forecasts, features, future_values, insample_scale)
         else:
@@ -408,13 +408,15 @@ class LlataForPrediction(PreTrainedModel):
         """Whether a forecast is more than the lookback's level and moves: the linear skip may return to a level."""
         return self.skip is not None and self.skip.reads_level
 
-    def embed(self, past_values: Tensor, past_observed_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def time_tokens(self, past_values: Tensor, past_observed_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """past_values [B, L, C] -> time tokens [B, C, D] or [B * C, N, D], loc and scale [B, C]."""
         tokens, loc, scale = self.embedding(past_values, past_observed_mask)  # [B, C, N, D]
         tokens = tokens.squeeze(2) if self.config.variate_tokens else tokens.flatten(0, 1)
         return self.encoder(tokens), loc, scale
 
-    def forecast(self, features: Tensor | None, loc: Tensor, scale: Tensor, skipped: Tensor | None = None) -> Tensor:
+    def head_forecasts(
+        self, features: Tensor | None, loc: Tensor, scale: Tensor, skipped: Tensor | None = None
+    ) -> Tensor:
         """Last features of one or both branches -> forecasts [B or 2B, H, C], fp32; None: `skipped` alone.
 
         loc and scale are [B, C]; `skipped` [B, C, H] is added to the normalised forecasts.

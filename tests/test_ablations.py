@@ -81,7 +81,7 @@ def test_random_init_trains_every_weight_from_other_values(backbone):
 def test_no_llm_is_the_encoder_and_the_head(backbone):
     model = tiny_model(backbone, ablation="no_llm").eval()
     past, _ = window(batch=4)
-    tokens, loc, scale = model.embed(past, None)
+    tokens, loc, scale = model.time_tokens(past, None)
     expected = model.head(tokens).transpose(1, 2) * scale[:, None] + loc[:, None]
     torch.testing.assert_close(model(past).prediction_outputs, expected)
 

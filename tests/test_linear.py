@@ -26,7 +26,7 @@ def test_linear_skip_adds_a_linear_forecast_to_both_branches(backbone, tokens):
     without = model(past, past_observed_mask=mask)
     torch.nn.init.normal_(model.skip.shared)
     added = model(past, past_observed_mask=mask)
-    _, loc, scale = model.embed(past, mask)
+    _, loc, scale = model.time_tokens(past, mask)
     centred = (past - loc[:, None]).masked_fill(~mask, 0)
     inputs = torch.cat((centred, loc[:, None], torch.ones_like(loc)[:, None]), 1)
     linear = torch.einsum("lh,blc->bhc", model.skip.shared, inputs)

@@ -34,9 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(options: argparse.Namespace):
+    from ..planning.plan_text import as_json, as_text, model_config
     from ..planning.planner import Request, make_plan
     from ..planning.pretraining import in_words, pretraining_cost
-    from ..planning.report import as_json, as_text, model_config
 
     if options.stage not in ("auto", *STAGES):
         raise InputError(f"stage {options.stage!r} is not one of auto, {', '.join(STAGES)}")

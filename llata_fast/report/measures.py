@@ -248,7 +248,7 @@ def _both_branches(model: LlataForPrediction, past: Tensor, observed: Tensor | N
             module.p = 0.0
         elif isinstance(getattr(module, "dropout", None), float):
             module.dropout = 0.0
-    time, _, _ = model.embed(past, observed)
+    time, _, _ = model.time_tokens(past, observed)
     text = model.cross_attention(time, model.prototypes)
     features = model.backbone(torch.cat((time, text)))
     model.eval()
@@ -275,7 +275,7 @@ class Attention:
 def prototype_attention_of(model: LlataForPrediction, task: SeriesTask | PanelTask) -> Attention:
     """Mean attention of every channel to the word prototypes, over a sample of test windows."""
     past, observed = _sample(task)
-    time, _, _ = model.embed(past, observed)
+    time, _, _ = model.time_tokens(past, observed)
     shares = _attention_shares(model, time)  # [rows, T, V]
     channels = len(task.columns)
     # variate tokens: a token a channel; patch tokens: a row a channel

@@ -129,7 +129,7 @@ def test_flash_gets_bf16_heads_and_windows(machine, tmp_path, family, autocast):
     flash = machine(flash_attention_2=StandIn())
     model = tiny_model(backbone)
     model.load_state_dict(plain.state_dict())
-    assert model.attention.backend == FA2
+    assert model.attention_choice.backend == FA2
     flash.calls.clear()
     results = []
     for each in (plain, model):
@@ -332,10 +332,10 @@ def test_checkpoint_leaves_the_choice_to_where_it_is_loaded(machine, llama, tmp_
     machine()
     flash.calls.clear()
     model = LlataForPrediction.from_pretrained(run)
-    assert model.attention.backend == "sdpa" and model.config.attn_implementation == "auto"
+    assert model.attention_choice.backend == "sdpa" and model.config.attn_implementation == "auto"
     model(torch.randn(2, 12, NUM_TOKENS))
     assert not flash.calls
-    assert LlataForPrediction.from_pretrained(run, attn_implementation="eager").attention.name == "eager"
+    assert LlataForPrediction.from_pretrained(run, attn_implementation="eager").attention_choice.name == "eager"
     with pytest.raises(InputError, match=f"{FA2} cannot be used"):
         LlataForPrediction.from_pretrained(run, attn_implementation=FA2)
 

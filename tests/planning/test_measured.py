@@ -10,8 +10,8 @@ import pytest
 from tiny import random_backbone, write_series
 
 from llata_fast.planning import stages
+from llata_fast.planning.plan_text import model_config
 from llata_fast.planning.planner import Request, make_plan
-from llata_fast.planning.report import model_config
 from llata_fast.planning.stages import messages, weigh
 from llata_fast.settings import ModelSettings
 

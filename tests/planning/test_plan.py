@@ -14,8 +14,8 @@ from llata_fast.config import LlataConfig
 from llata_fast.planning import STAGES
 from llata_fast.planning.flops import count_flops
 from llata_fast.planning.hardware import DEVICES, collective_seconds
+from llata_fast.planning.plan_text import model_config
 from llata_fast.planning.planner import Request, make_plan
-from llata_fast.planning.report import model_config
 from llata_fast.planning.stages import weigh
 from llata_fast.planning.trace import LiveMemory, Workload, trace_step
 from llata_fast.settings import ModelSettings
