@@ -31,9 +31,6 @@ hypothesis.settings.load_profile("suite")
 def pytest_configure(config):
     # the user's cache stays as it is; parallel workers share the folder of the process that started them
     if not hasattr(config, "workerinput"):
-        # but for what DeepSpeed compiles when it starts, which takes a minute
-        user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(user_cache / "torch_extensions" / "llata_fast"))
         cache = tempfile.TemporaryDirectory(prefix="llata_fast_")
         config.add_cleanup(cache.cleanup)
         os.environ["XDG_CACHE_HOME"] = cache.name

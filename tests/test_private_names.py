@@ -37,6 +37,7 @@ NAMES = {
     "transformers.utils.is_kernels_available": (),
     "transformers.utils.output_capturing.maybe_install_capturing_hooks": ("model",),
     "deepspeed.checkpoint.ds_to_universal.main": ("args",),
+    "deepspeed.ops.__compatible_ops__": (),
     "deepspeed.runtime.precision_config.DeepSpeedBF16Config": (),
     "deepspeed.runtime.precision_config.DeepSpeedFP16Config": (),
     "deepspeed.runtime.zero.config.DeepSpeedZeroConfig": (),

@@ -17,7 +17,7 @@ from transformers.integrations import get_available_reporting_integrations, is_t
 from ..cli import Parser, training_parser, unknown_option
 from ..errors import InputError
 from ..settings import DataSettings, ModelSettings, TrainingSettings
-from .deepspeed_config import check_deepspeed_config
+from .deepspeed_config import check_deepspeed_config, leave_out_shared_memory
 from .initial import model_settings_of
 from .presets import preset_for
 from .pretraining import PRETRAINING
@@ -45,6 +45,7 @@ class ForecastTrainingArguments(TrainingSettings, TrainingArguments):  # type: i
                 raise InputError(f"{item.name} must be a finite number, got {value}")
         if self.deepspeed is not None:
             check_deepspeed_config(self.deepspeed)
+            leave_out_shared_memory()
         if self.deterministic:
             # cuBLAS reads it when it starts
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -57,6 +57,18 @@ def check_deepspeed_config(config: str | dict[str, Any]):
         _check_section(where, name, values.get(name, {}))
 
 
+def leave_out_shared_memory():
+    """Keep DeepSpeed from compiling an all-reduce over shared memory when CPU ranks meet; call it before they do.
+
+    It serves tensor-parallel inference alone. For it every first start compiles for a minute, by turns of the ranks; a
+    rank that dies at that leaves a lock for which each later start waits without end, and so does one that dies while
+    the others look for its memory. Where DeepSpeed keeps no such list, it compiles.
+    """
+    import deepspeed.ops
+
+    getattr(deepspeed.ops, "__compatible_ops__", {})["deepspeed_shm_comm"] = False
+
+
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -33,6 +33,7 @@ from transformers import GPT2Config, TrainerCallback
 from llata_fast.backbone.placing import whole_models
 from llata_fast.ranks import leaving_in_order
 from llata_fast.training.trainer import ForecastTrainer
+from llata_fast.training.deepspeed_config import leave_out_shared_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 GATHER = "_PartitionedParameterCoordinator__all_gather_params_"
@@ -144,6 +145,7 @@ def train_published(
     with whole_models():
         model = ReferenceModel(torch.randn(num_prototypes, width), config, **sizes)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    leave_out_shared_memory()
     engine, *_ = deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(trained), config=settings)
     for step in range(STEPS):
         past, future = torch.randn(windows, context_length, channels), torch.randn(windows, prediction_length, channels)
