@@ -30,6 +30,7 @@ M4_ERRORS = {"smape": NUMBER, "mase": NUMBER, "owa": NUMBER}
 SCHEMA = {
     "version": int,
     "dataset": str,
+    "scored_on": str,
     "test": (ERRORS, M4_ERRORS),
     "intervals": (
         {name: NUMBER for name in ("coverage_80", "interval_score_80", "wql", "mase")},
