@@ -55,7 +55,7 @@ test-oldest test-newest test-adapters: test-%: .venv-%/.ready
 
 test-oldest test-newest: TESTS := $(FAST)
 test-adapters: TESTS := $(addprefix tests/,$(addprefix adapters/test_,fev.py gift_eval.py gluonts.py sktime.py) \
-	training/test_wandb.py)
+	docs/test_neighbours.py training/test_wandb.py)
 
 .venv-oldest/.ready: VERSIONS := $(OLDEST)
 .venv-newest/.ready: VERSIONS := $(NEWEST)

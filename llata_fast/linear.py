@@ -102,6 +102,11 @@ def fill_with_mean(past: Tensor, observed: Tensor) -> Tensor:
     return torch.where(observed, past, mean)
 
 
+def _keep_share(skip: "LinearSkip", keys: Any):
+    """What a loaded share means for the learned part; a function by name, so that a model can be pickled."""
+    skip.keep(skip.learned_share.item())
+
+
 class LinearSkip(nn.Module):
     """A linear forecast of the normalised lookback: past_values [B, L, C] -> [B, C, H], fp32.
 
@@ -124,7 +129,7 @@ class LinearSkip(nn.Module):
         # of what is learned beside it, in the forecast
         self.register_buffer("learned_share", torch.ones(()))
         self.is_all = False
-        self.register_load_state_dict_post_hook(lambda skip, _: skip.keep(skip.learned_share.item()))
+        self.register_load_state_dict_post_hook(_keep_share)
 
     def keep(self, share: float):
         """Take `share` of what is learned beside it; of none, `is_all`, the language model need not run."""

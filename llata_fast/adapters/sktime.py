@@ -68,6 +68,8 @@ class LlataForecaster(BaseForecaster):
         self.settings = settings
         self.device = device
         super().__init__()
+        # where sktime remembers the data if its user asks for that
+        self._y = self._X = None
         if run is not None:
             # it has a horizon of its own
             self.set_tags(**{"requires-fh-in-fit": False})
