@@ -38,11 +38,16 @@ def twin_norm_ref(
     """Specification and CPU path of `twin_norm`; float64 throughout if the inputs are."""
     total = x if update is None else x + update
     wide = total if total.dtype == torch.float64 else total.float()
-    rest = len(x) - num_time_rows
-    branches = wide.unflatten(0, (2, rest)).unbind() if num_time_rows == rest else wide.split((num_time_rows, rest))
+    rest = x.shape[0] - num_time_rows
+    if rest == 0:
+        branches = (wide,)
+    elif num_time_rows == rest:
+        branches = wide.unflatten(0, (2, rest)).unbind()
+    else:
+        branches = wide.split((num_time_rows, rest))
     weights = (time_weight, time_bias), (text_weight.detach(), None if text_bias is None else text_bias.detach())
     parts = []
-    for rows, (weight, bias) in zip(branches, weights, strict=True):
+    for rows, (weight, bias) in zip(branches, weights, strict=False):
         weight, bias = weight.to(wide.dtype), None if bias is None else bias.to(wide.dtype)
         weight = weight if offset == 0 else offset + weight
         if kind == "layer":

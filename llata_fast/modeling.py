@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from huggingface_hub import load_torch_model, snapshot_download
 from torch import Tensor, nn
 from transformers import AutoModelForTimeSeriesPrediction, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import ModelOutput
 
 from .ablations import AttentionBlock, StandIn
@@ -29,9 +30,10 @@ from .backbone.quantised import quantised_modules
 from .backbone.twin import PlainBackbone, TwinBackbone
 from .config import LlataConfig
 from .errors import InputError
-from .kernels import deep_alignment_loss, patch_embed, prototype_attention
+from .kernels import deep_alignment_loss, patch_embed, prototype_attention, twin_norm
 from .linear import LinearSkip
 from .losses import forecast_loss
+from .masters import cast_masters
 from .quantiles import QuantileHead, in_order, pinball_loss
 from .ranks import from_first_rank
 from .settings import ModelSettings
@@ -82,6 +84,24 @@ class PatchEmbedding(nn.Module):
         )
 
 
+class _SumNorm(nn.LayerNorm):
+    """Norm of x + update [..., D], in `dtype` or else x's."""
+
+    def forward(self, x: Tensor, update: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        weights = self.weight, self.bias, self.weight, self.bias
+        rows = x.flatten(0, -2)
+        y, _ = twin_norm(
+            rows,
+            *weights,
+            num_time_rows=rows.shape[0],
+            eps=self.eps,
+            kind="layer",
+            update=update.flatten(0, -2),
+            out_dtype=dtype,
+        )
+        return y.view(x.shape)
+
+
 class EncoderLayer(nn.Module):
     """Post-norm Transformer encoder layer, bidirectional, ReLU (arXiv 1706.03762): [B, T, D] -> the same."""
 
@@ -92,15 +112,17 @@ class EncoderLayer(nn.Module):
         self.out_proj = nn.Linear(hidden_size, hidden_size)
         self.up_proj = nn.Linear(hidden_size, intermediate_size)
         self.down_proj = nn.Linear(intermediate_size, hidden_size)
-        self.norm1, self.norm2 = nn.LayerNorm(hidden_size), nn.LayerNorm(hidden_size)
+        self.norm1, self.norm2 = _SumNorm(hidden_size), _SumNorm(hidden_size)
         _init_attention(self.qkv_proj, self.out_proj)
 
     def forward(self, x: Tensor) -> Tensor:
         B, T, D = x.shape
         q, k, v = self.qkv_proj(x).view(B, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
-        x = self.norm1(x + self._drop(self.out_proj(attended.transpose(1, 2).reshape(B, T, D))))
-        return self.norm2(x + self._drop(self.down_proj(self._drop(F.relu(self.up_proj(x))))))
+        x = self.norm1(x, self._drop(self.out_proj(attended.transpose(1, 2).reshape(B, T, D))))
+        update = self._drop(self.down_proj(self._drop(F.relu(self.up_proj(x)))))
+        # what comes out is a residual stream: in the weights' bits, not in those of products
+        return self.norm2(x, update, torch.promote_types(x.dtype, self.norm2.weight.dtype))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
@@ -169,6 +191,10 @@ def _init_attention(in_proj: nn.Linear, out_proj: nn.Linear):
     nn.init.uniform_(in_proj.weight, -bound, bound)
     nn.init.zeros_(in_proj.bias)
     nn.init.zeros_(out_proj.bias)
+
+
+# whose weights are factors of products, in the dtype that autocast gives those
+_WITH_PRODUCTS = (nn.Linear, Conv1D, PatchEmbedding, FeatureAlignment)
 
 
 class LlataForPrediction(PreTrainedModel):
@@ -373,6 +399,22 @@ class LlataForPrediction(PreTrainedModel):
         if self.training and self.config.merged:
             raise RuntimeError("a merged model has no textual branch and cannot be trained")
         self.check_shapes(past_values, future_values)
+        with cast_masters(module for module in self.modules() if isinstance(module, _WITH_PRODUCTS)):
+            output = self._output(
+                past_values, future_values, past_observed_mask, insample_scale, window_level, window_scale
+            )
+        return output.to_tuple() if return_dict is False else output
+
+    def _output(
+        self,
+        past_values: Tensor,
+        future_values: Tensor | None,
+        past_observed_mask: Tensor | None,
+        insample_scale: Tensor | None,
+        window_level: Tensor | None,
+        window_scale: Tensor | None,
+    ) -> ForecastOutput:
+        """`forward` of inputs that were checked."""
         two_branches = self.training and self.config.has_text_branch
         if self.forecasts_without_backbone:
             _, loc, scale = self.embedding(past_values, past_observed_mask)
@@ -396,7 +438,7 @@ class LlataForPrediction(PreTrainedModel):
             output = ForecastOutput(loss=task, prediction_outputs=forecasts, task_loss=task)
         if self.quantile_head is not None:
             self._add_quantiles(output, features[-1][: time.shape[0]], units[1], future_values)
-        return output.to_tuple() if return_dict is False else output
+        return output
 
     @property
     def forecasts_without_backbone(self) -> bool:
