@@ -68,7 +68,14 @@ def kernel_calls(options: argparse.Namespace):
     if options.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"
     import torch
-    from llata_fast.kernels import alignment_loss, deep_alignment_loss, patch_embed, prototype_attention, twin_norm
+    from llata_fast.kernels import (
+        alignment_loss,
+        deep_alignment_loss,
+        forecast_losses,
+        patch_embed,
+        prototype_attention,
+        twin_norm,
+    )
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for dtype in (torch.float32,) if options.dry_run else (torch.bfloat16, torch.float32):
@@ -83,8 +90,15 @@ def kernel_calls(options: argparse.Namespace):
         for kind in ("l1",) if options.dry_run else ("l1", "smooth_l1"):
             alignment_loss(draw(150, 50), draw(150, 50), draw(33, 50), draw(33, 50), kind=kind).backward()
             features = [torch.randn(300, 50, device=device).requires_grad_() for _ in range(3)]
-            options = {"depth_weights": [0.5, 0.7, 1.0], "kind": kind}
-            deep_alignment_loss(features, draw(3, 33, 50), draw(3, 33, 50), **options).backward()
+            depths = {"depth_weights": [0.5, 0.7, 1.0], "kind": kind}
+            deep_alignment_loss(features, draw(3, 33, 50), draw(3, 33, 50), **depths).backward()
+        for kinds in (("l1", None), ("smooth_l1", "mse"), ("mase", "smape")):
+            series_units = [torch.rand(3, 7, device=device) + 0.5 for _ in range(3)]
+            target = torch.randn(3, 19, 7, device=device).masked_fill(
+                torch.rand(3, 19, 7, device=device) < 0.2, torch.nan
+            )
+            kinds = {"task": kinds[0], "consistency": kinds[1], "insample_scale": series_units[2]}
+            forecast_losses(draw(6, 7, 19), *series_units[:2], target, **kinds)[3].backward()
         for kind in ("layer", "rms"):
             weight, frozen = draw(50, dtype=torch.float32), draw(50, dtype=torch.float32).detach()
             biases = (weight, frozen) if kind == "layer" else (None, None)

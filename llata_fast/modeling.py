@@ -30,9 +30,9 @@ from .backbone.quantised import quantised_modules
 from .backbone.twin import PlainBackbone, TwinBackbone
 from .config import LlataConfig
 from .errors import InputError
-from .kernels import deep_alignment_loss, patch_embed, prototype_attention, twin_norm
+from .kernels import deep_alignment_loss, forecast_losses, patch_embed, prototype_attention, twin_norm
 from .linear import LinearSkip
-from .losses import forecast_loss
+from .losses import check_loss, forecast_loss
 from .masters import cast_masters
 from .quantiles import QuantileHead, in_order, pinball_loss
 from .ranks import from_first_rank
@@ -428,11 +428,13 @@ class LlataForPrediction(PreTrainedModel):
         if self.skip is not None:
             level = units[0] if window_level is None else window_level + units[0]
             skipped = self.skip(past_values, past_observed_mask, loc, scale, level, units[1])
-        forecasts = self.head_forecasts(features[-1], *units, skipped)
-        if two_branches:
-            output = self._training_output(forecasts, features, future_values, insample_scale)
+        if two_branches and future_values is not None:
+            output = self._training_output(features, units, skipped, future_values, insample_scale)
+        elif two_branches:
+            prediction, text = self.head_forecasts(features[-1], *units, skipped).chunk(2)
+            output = ForecastOutput(prediction_outputs=prediction, text_outputs=text)
         else:
-            task = None
+            forecasts, task = self.head_forecasts(features[-1], *units, skipped), None
             if future_values is not None:
                 task = forecast_loss(self.config.task_loss, forecasts, future_values, insample_scale)
             output = ForecastOutput(loss=task, prediction_outputs=forecasts, task_loss=task)
@@ -465,12 +467,16 @@ class LlataForPrediction(PreTrainedModel):
         """
         if features is None:
             return (skipped * scale[..., None] + loc[..., None]).transpose(1, 2)
-        C = loc.shape[1]
-        normalised = self.head(features.reshape(-1, C, self.head.in_features)).float()  # [rows, C, H]
-        branches = normalised.unflatten(0, (-1, loc.shape[0]))
-        if skipped is not None:
-            branches = branches * self.skip.learned_share + skipped
+        branches = self._normalised(features, loc, skipped).float().unflatten(0, (-1, loc.shape[0]))
         return (branches * scale[..., None] + loc[..., None]).flatten(0, 1).transpose(1, 2)
+
+    def _normalised(self, features: Tensor, loc: Tensor, skipped: Tensor | None) -> Tensor:
+        """Last features of one or both branches -> normalised forecasts [B or 2B, C, H], for `head_forecasts`."""
+        normalised = self.head(features.reshape(-1, loc.shape[1], self.head.in_features))
+        if skipped is None:
+            return normalised
+        branches = normalised.float().unflatten(0, (-1, loc.shape[0]))
+        return (branches * self.skip.learned_share + skipped).flatten(0, 1)
 
     def _add_quantiles(self, output: ForecastOutput, features: Tensor, scale: Tensor, target: Tensor | None):
         """Give `output` the quantiles that the temporal branch's last features make, and in training their loss."""
@@ -484,21 +490,28 @@ class LlataForPrediction(PreTrainedModel):
             output.loss = output.loss + output.quantile_loss
 
     def _training_output(
-        self, forecasts: Tensor, features: tuple[Tensor, ...], target: Tensor | None, insample_scale: Tensor | None
+        self,
+        features: tuple[Tensor, ...],
+        units: tuple[Tensor, Tensor],
+        skipped: Tensor | None,
+        target: Tensor,
+        insample_scale: Tensor | None,
     ) -> ForecastOutput:
         config = self.config
+        consistency = None if config.ablation == "no_consistency" else config.consistency_loss
+        check_loss(config.task_loss, insample_scale)
+        check_loss(consistency, insample_scale)
+        forecasts, task_loss, consistency_loss, loss = forecast_losses(
+            self._normalised(features[-1], units[0], skipped),
+            *units,
+            target,
+            task=config.task_loss,
+            consistency=consistency,
+            consistency_weight=config.consistency_weight,
+            insample_scale=insample_scale,
+        )
         prediction, text = forecasts.chunk(2)
-        output = ForecastOutput(prediction_outputs=prediction, text_outputs=text)
-        if target is None:
-            return output
-        output.task_loss = forecast_loss(config.task_loss, prediction, target, insample_scale)
-        output.loss = output.task_loss
-        if config.ablation != "no_consistency":
-            # a branch that has diverged is not one whose values are missing
-            output.consistency_loss = forecast_loss(
-                config.consistency_loss, prediction, text, insample_scale, has_missing=False
-            )
-            output.loss = output.loss + config.consistency_weight * output.consistency_loss
+        output = ForecastOutput(loss, prediction, None, text, task_loss, None, consistency_loss)
         if config.ablation != "no_alignment":
             output.alignment_loss = self.alignment(features)
             output.loss = output.loss + config.alignment_weight * output.alignment_loss

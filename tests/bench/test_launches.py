@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-BOUNDS = {"training_step": 360, "forecast": 110}
+BOUNDS = {"training_step": 260, "forecast": 100}
 
 
 @pytest.fixture(scope="module")

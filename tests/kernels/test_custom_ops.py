@@ -52,9 +52,13 @@ def test_opcheck(dtype):
     one = [torch.randn(1, F, D, device=DEVICE, dtype=dtype).requires_grad_() for _ in range(2)]
     ops = torch.ops.llata_fast
     norms = [torch.randn(D, device=DEVICE).requires_grad_(index < 2) for index in range(4)]
+    heads = torch.randn(2 * B, C, 6, device=DEVICE, dtype=dtype).requires_grad_()
+    units, target = [torch.rand(B, C, device=DEVICE) + 0.5 for _ in range(2)], torch.randn(B, 6, C, device=DEVICE)
     samples = [
         (ops.twin_norm, (time, *norms, text, 3, 1e-5, 0.0, "layer", torch.float32)),
         (ops.twin_norm, (time, norms[0], None, norms[2], None, None, 7, 1e-5, 1.0, "rms", dtype)),
+        (ops.forecast_losses, (heads, *units, target, None, "l1", "mse", 0.5)),
+        (ops.forecast_losses, (heads, *units, target, units[1], "mase", None, 0.5)),
         (ops.patch_embed, (x, tensors["weight"], tensors["bias"], None, S, 1e-5)),
         (ops.patch_embed, (x, tensors["weight"], tensors["bias"], x > 0, S, 1e-5)),
         (ops.prototype_attention, (q, tensors["k"], tensors["v"], 0.3)),
