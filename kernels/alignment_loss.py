@@ -15,6 +15,7 @@ from ._launch import device_guard, dot_options, num_multiprocessors, num_splits,
 from ._operation import Operation
 from ._reduce import split_outputs
 from .configs import config_for
+from .providers import by_library
 
 KINDS = ("l1", "smooth_l1", "mse")
 
@@ -22,7 +23,7 @@ KINDS = ("l1", "smooth_l1", "mse")
 RECOMPUTED_ROWS = 4096
 # a kernel takes two pointers or four of every depth, and has 4 KiB for its arguments
 DEPTHS_A_LAUNCH = 32
-# 128 x 128 tiles below which 64 x 128 ones leave less of the last wave idle
+# 128 x 128 tiles below which larger ones leave much of the last wave idle
 TILES_A_MULTIPROCESSOR = 8
 
 
@@ -186,11 +187,14 @@ def _grad_kernel(
     tl.store(dtext_ptr + offs, dtext.to(dtext_ptr.dtype.element_ty), mask=mask)
 
 
+def shape_class(depths: int, rows: int, columns: int, tensor: Tensor) -> str:
+    tiles = depths * -(-rows // 128) * -(-columns // 128)
+    return "few tiles" if tiles < TILES_A_MULTIPROCESSOR * num_multiprocessors(tensor.device) else "many tiles"
+
+
 def _config(kernel: str, depths: int, rows: int, columns: int, tensor: Tensor):
-    # too few 128 x 128 tiles to keep every multiprocessor busy: smaller tiles fill the GPU better
-    tiles = depths * triton.cdiv(rows, 128) * triton.cdiv(columns, 128)
-    few = tiles < TILES_A_MULTIPROCESSOR * num_multiprocessors(tensor.device)
-    return config_for(kernel, f"{'few' if few else 'many'} tiles, {tensor.dtype.itemsize * 8}-bit", tensor)
+    tiles = shape_class(depths, rows, columns, tensor)
+    return config_for(kernel, f"{tiles}, {tensor.dtype.itemsize * 8}-bit", tensor)
 
 
 def _halves(time: list[Tensor], text: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -290,6 +294,10 @@ def alignment_loss_bwd(dloss: Tensor, time: list[Tensor], text: list[Tensor], ti
         return [grad.zero_() for grad in grads]
     factors = [weight * (2 if kind == "mse" else 1) / (M * F) for weight in depth_weights]
 
+    # sums over rows before they are divided by their number are beyond fp16
+    library = time_weight.dtype != torch.float16 and by_library(
+        "alignment_loss_backward", shape_class(G, M, D, time_weight), time_weight
+    )
     recompute = slope.numel() == 0
     rows = min(M, max(1, RECOMPUTED_ROWS // G)) if recompute else M
     if recompute:
@@ -298,7 +306,7 @@ def alignment_loss_bwd(dloss: Tensor, time: list[Tensor], text: list[Tensor], ti
     weight_config = _config("alignment_loss_grad", G, F, D, time_weight)
     tiles = triton.cdiv(F, weight_config.blocks["BLOCK_I"]) * triton.cdiv(D, weight_config.blocks["BLOCK_J"])
     steps = triton.cdiv(rows, weight_config.blocks["BLOCK_K"])
-    splits = num_splits(dloss.device, weight_config.waves, G * tiles, limit=steps)
+    splits = 1 if library else num_splits(dloss.device, weight_config.waves, G * tiles, limit=steps)
     # shares are added up over the parts, in fp32 in any case: only fp32 weights have more than one part
     weight_targets, stride_split, sum_splits = split_outputs(splits, dtime_weight, dtext_weight)
     weight_targets = [
@@ -310,6 +318,16 @@ def alignment_loss_bwd(dloss: Tensor, time: list[Tensor], text: list[Tensor], ti
         part_time, part_text = [t[part] for t in time], [t[part] for t in text]
         if recompute:
             _difference(part_time, part_text, time_weight, text_weight, depth_weights, kind, slope=part_slope)
+        if library:
+            scales = [dloss * factor for factor in factors]
+            branches = (
+                (time_weight, part_time, scales, dtime, dtime_weight),
+                (text_weight, part_text, [-scale for scale in scales], dtext, dtext_weight),
+            )
+            for weight, features, signed, dfeatures, dweight in branches:
+                dparts = [dfeature[part] for dfeature in dfeatures]
+                _library_products(part_slope, weight, features, signed, dparts, dweight, accumulate=start > 0)
+            continue
         _products(
             part_slope, time_weight.unbind(), text_weight.unbind(), dloss, factors,
             [t[part] for t in dtime], [t[part] for t in dtext], config, False,
@@ -320,6 +338,17 @@ def alignment_loss_bwd(dloss: Tensor, time: list[Tensor], text: list[Tensor], ti
         )  # fmt: skip
     sum_splits()
     return grads
+
+
+def _library_products(slope, weight, features, scales, dfeatures, dweight, accumulate) -> None:
+    """Of one branch at each depth: dfeatures = scale slope @ weight, dweight (+)= scale slope^T @ features."""
+    for g, scale in enumerate(scales):
+        torch.mul(slope[g] @ weight[g], scale, out=dfeatures[g])
+        product = slope[g].t() @ features[g].to(weight.dtype)
+        if accumulate:
+            dweight[g].addcmul_(product, scale)
+        else:
+            torch.mul(product, scale, out=dweight[g])
 
 
 def _save_for_backward(ctx, inputs, output):
@@ -379,6 +408,7 @@ def alignment_loss(time: Tensor, text: Tensor, time_weight: Tensor, text_weight:
     for name, tensor in (("text", text), ("time_weight", time_weight), ("text_weight", text_weight)):
         check_dtype(name, tensor, (time.dtype,))
         check_device(name, tensor, time.device)
-    if use_triton(time):
+    F = time_weight.shape[0]
+    if use_triton(time) and not by_library("alignment_loss", shape_class(1, M, F, time), time):
         return launch([time], [text], time_weight[None], text_weight[None], [1.0], kind)
     return alignment_loss_ref(time, text, time_weight, text_weight, kind=kind)

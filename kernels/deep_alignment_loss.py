@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ._checks import autocast, check_device, check_dtype, check_shape
 from ._launch import use_triton
-from .alignment_loss import alignment_loss_ref, check_kind, launch
+from .alignment_loss import alignment_loss_ref, check_kind, launch, shape_class
+from .providers import by_library
 
 
 def deep_alignment_loss_ref(
@@ -76,7 +77,9 @@ def deep_alignment_loss(
     if M2 % 2:
         raise ValueError(f"features: expected [2M, D], an even number of rows, got {M2}")
     check_device("text_weight", text_weight, time_weight.device)
-    if use_triton(time_weight):
+    if use_triton(time_weight) and not by_library(
+        "alignment_loss", shape_class(G, M2 // 2, F, time_weight), time_weight
+    ):
         # the kernels take one dtype and one distance between rows for all depths
         if len({(both.dtype, both.stride()) for both in features}) > 1:
             features = [both.to(time_weight.dtype).contiguous() for both in features]

@@ -18,6 +18,7 @@ from ._launch import device_guard, dot_options, num_splits, tl, triton, use_trit
 from ._operation import Operation
 from ._reduce import split_outputs
 from .configs import config_for
+from .providers import by_library
 
 
 def _window_stats(x: Tensor, observed_mask: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,13 +118,29 @@ def _row_stats(x_row, mask_row, in_row, L, eps, stride_xl, stride_ol, HAS_MASK: 
     return loc, loc_rest, tl.sqrt(squares / count + eps)
 
 
+@triton.jit
+def _load_patches(x_row, mask_row, start_l, offs_p, in_patch, P, loc, loc_rest, inverse, stride_xl, stride_ol,
+                  HAS_MASK: tl.constexpr):  # fmt: skip
+    """Steps offs_p [BLOCK_P, 1] of the patches that begin at start_l, normalised, in fp32; 0 where missing."""
+    in_range = (offs_p < P) & (in_patch if len(in_patch.shape) == 2 else in_patch[None, :])
+    x, observed = _load_values(x_row, mask_row, start_l + offs_p, in_range, stride_xl, stride_ol, HAS_MASK)
+    return tl.where(observed, ((x - loc) - loc_rest) * inverse, 0.0)
+
+
+@triton.jit
+def _load_weight(weight_row, start, P, in_d, stride_wp, BLOCK_P: tl.constexpr):
+    """Columns from `start` on of the rows pointed at, transposed: [BLOCK_P, BLOCK_D]."""
+    offs_p = start + tl.arange(0, BLOCK_P)[:, None]
+    return tl.load(weight_row + offs_p.to(tl.int64) * stride_wp, mask=(offs_p < P) & in_d[None, :], other=0.0)
+
+
 @triton.jit(do_not_specialize=["R", "tiles_per_program"])
 def _fwd_kernel(
     x_ptr, mask_ptr, weight_ptr, bias_ptr, tokens_ptr, loc_ptr, loc_rest_ptr, scale_ptr,
     R, C, L, N, P, D, first, patch_stride, tiles_per_program,
     eps,
     stride_xb, stride_xl, stride_xc, stride_ob, stride_ol, stride_oc, stride_wd, stride_wp, stride_bias,
-    HAS_MASK: tl.constexpr, DOT_DTYPE: tl.constexpr, INPUT_PRECISION: tl.constexpr,
+    HAS_MASK: tl.constexpr, WHOLE_PATCH: tl.constexpr, DOT_DTYPE: tl.constexpr, INPUT_PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
     """R = B C rows; a tile is BLOCK_N patches of BLOCK_R rows, the row running faster, times BLOCK_D of the width."""
@@ -147,28 +164,82 @@ def _fwd_kernel(
     x_row = (x_ptr + b * stride_xb + c * stride_xc)[None, :]
     mask_row = (mask_ptr + b * stride_ob + c * stride_oc)[None, :]
 
-    tiles_d = tl.cdiv(D, BLOCK_D)
+    tiles_n = tl.cdiv(N, BLOCK_N)
     first_tile = tl.program_id(1) * tiles_per_program
-    for tile in range(first_tile, min(first_tile + tiles_per_program, tl.cdiv(N, BLOCK_N) * tiles_d)):
-        offs_n = tile // tiles_d * BLOCK_N + offs_m // BLOCK_R
-        offs_d = tile % tiles_d * BLOCK_D + tl.arange(0, BLOCK_D)
-        in_patch, in_d = (row < R) & (offs_n < N), offs_d < D
-        weight_row = weight_ptr + offs_d[None, :].to(tl.int64) * stride_wd
-        acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-        for start in range(0, P, BLOCK_P):
-            # patches along the fast axis: neighbouring lanes read neighbouring channels
-            offs_p = start + tl.arange(0, BLOCK_P)[:, None]
-            offs_l = first + (offs_n * patch_stride)[None, :] + offs_p
-            in_range = (offs_p < P) & in_patch[None, :]
-            x, observed = _load_values(x_row, mask_row, offs_l, in_range, stride_xl, stride_ol, HAS_MASK)
-            patches = tl.where(observed, ((x - loc) - loc_rest) * inverse, 0.0).to(DOT_DTYPE)  # [BLOCK_P, BLOCK_M]
-            weight_ptrs = weight_row + offs_p.to(tl.int64) * stride_wp
-            weight = tl.load(weight_ptrs, mask=(offs_p < P) & in_d[None, :], other=0.0)  # [BLOCK_P, BLOCK_D]
-            acc = tl.dot(tl.trans(patches), weight.to(DOT_DTYPE), acc, input_precision=INPUT_PRECISION)
+    last_tile = min(first_tile + tiles_per_program, tiles_n * tl.cdiv(D, BLOCK_D))
+    # patches run faster than the width: a block of the weight serves them all
+    for block in range(first_tile // tiles_n, tl.cdiv(last_tile, tiles_n)):
+        offs_d = block * BLOCK_D + tl.arange(0, BLOCK_D)
+        in_d = offs_d < D
         bias = tl.load(bias_ptr + offs_d.to(tl.int64) * stride_bias, mask=in_d, other=0.0).to(tl.float32)
-        tokens = (acc + bias[None, :]).to(tokens_ptr.dtype.element_ty)
-        token_ptrs = tokens_ptr + ((row.to(tl.int64) * N + offs_n) * D)[:, None] + offs_d[None, :]
-        tl.store(token_ptrs, tokens, mask=in_patch[:, None] & in_d[None, :])
+        weight_row = weight_ptr + offs_d[None, :].to(tl.int64) * stride_wd
+        if WHOLE_PATCH:
+            weight = _load_weight(weight_row, 0, P, in_d, stride_wp, BLOCK_P)
+        for tile_n in range(max(first_tile - block * tiles_n, 0), min(last_tile - block * tiles_n, tiles_n)):
+            offs_n = tile_n * BLOCK_N + offs_m // BLOCK_R
+            in_patch = (row < R) & (offs_n < N)
+            start_l = first + (offs_n * patch_stride)[None, :]
+            acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+            if WHOLE_PATCH:
+                patches = _load_patches(
+                    x_row, mask_row, start_l, tl.arange(0, BLOCK_P)[:, None], in_patch, P, loc, loc_rest, inverse,
+                    stride_xl, stride_ol, HAS_MASK,
+                )  # fmt: skip
+                acc = tl.dot(
+                    tl.trans(patches.to(DOT_DTYPE)), weight.to(DOT_DTYPE), acc, input_precision=INPUT_PRECISION
+                )
+            else:
+                for start in range(0, P, BLOCK_P):
+                    patches = _load_patches(
+                        x_row, mask_row, start_l, start + tl.arange(0, BLOCK_P)[:, None], in_patch, P, loc, loc_rest,
+                        inverse, stride_xl, stride_ol, HAS_MASK,
+                    )  # fmt: skip
+                    weight = _load_weight(weight_row, start, P, in_d, stride_wp, BLOCK_P)
+                    acc = tl.dot(
+                        tl.trans(patches.to(DOT_DTYPE)), weight.to(DOT_DTYPE), acc, input_precision=INPUT_PRECISION
+                    )
+            tokens = (acc + bias[None, :]).to(tokens_ptr.dtype.element_ty)
+            token_ptrs = tokens_ptr + ((row.to(tl.int64) * N + offs_n) * D)[:, None] + offs_d[None, :]
+            tl.store(token_ptrs, tokens, mask=in_patch[:, None] & in_d[None, :])
+
+
+@triton.jit(do_not_specialize=["R"])
+def _normalise_kernel(
+    x_ptr, mask_ptr, loc_ptr, loc_rest_ptr, scale_ptr, patches_ptr,
+    R, C, L, N, P, first, patch_stride,
+    eps,
+    stride_xb, stride_xl, stride_xc, stride_ob, stride_ol, stride_oc,
+    HAS_MASK: tl.constexpr, HAS_STATS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_L: tl.constexpr,
+):  # fmt: skip
+    """The normalised patches [R, N, P] of BLOCK_R rows; their statistics are made, or read if they are there."""
+    row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)[None, :]
+    in_row = row < R
+    b, c = (row // C).to(tl.int64), (row % C).to(tl.int64)
+    x_row, mask_row = x_ptr + b * stride_xb + c * stride_xc, mask_ptr + b * stride_ob + c * stride_oc
+    if HAS_STATS:
+        loc = tl.load(loc_ptr + row, mask=in_row, other=0.0)
+        loc_rest = tl.load(loc_rest_ptr + row, mask=in_row, other=0.0)
+        scale = tl.load(scale_ptr + row, mask=in_row, other=1.0)
+    else:
+        loc, loc_rest, scale = _row_stats(x_row, mask_row, in_row, L, eps, stride_xl, stride_ol, HAS_MASK, BLOCK_L)
+        tl.store(loc_ptr + row, loc, mask=in_row)
+        tl.store(loc_rest_ptr + row, loc_rest, mask=in_row)
+        tl.store(scale_ptr + row, scale, mask=in_row)
+    inverse = 1.0 / scale
+    for n in range(0, N):
+        for start in range(0, P, BLOCK_L):
+            offs_p = start + tl.arange(0, BLOCK_L)[:, None]
+            patches = _load_patches(
+                x_row, mask_row, first + n * patch_stride, offs_p, row < R, P, loc, loc_rest, inverse,
+                stride_xl, stride_ol, HAS_MASK,
+            )  # fmt: skip
+            # steps along the fast axis of what is written
+            offs_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
+            out_p = start + tl.arange(0, BLOCK_L)[None, :]
+            offs = (offs_r.to(tl.int64) * N + n) * P + out_p
+            tl.store(
+                patches_ptr + offs, tl.trans(patches).to(patches_ptr.dtype.element_ty), mask=(offs_r < R) & (out_p < P)
+            )
 
 
 @triton.jit(do_not_specialize=["R", "tiles_per_split"])
@@ -204,10 +275,10 @@ def _bwd_kernel(
         inverse = 1.0 / tl.load(scale_ptr + row, mask=row < R, other=1.0)[None, :]
         x_row = (x_ptr + b * stride_xb + c * stride_xc)[None, :]
         mask_row = (mask_ptr + b * stride_ob + c * stride_oc)[None, :]
-        offs_l = first + (offs_n * patch_stride)[None, :] + offs_p[:, None]
-        in_range = (offs_p[:, None] < P) & in_patch[None, :]
-        x, observed = _load_values(x_row, mask_row, offs_l, in_range, stride_xl, stride_ol, HAS_MASK)
-        patches = tl.where(observed, ((x - loc) - loc_rest) * inverse, 0.0).to(DOT_DTYPE)  # [BLOCK_P, BLOCK_M]
+        patches = _load_patches(
+            x_row, mask_row, first + (offs_n * patch_stride)[None, :], offs_p[:, None], in_patch, P, loc, loc_rest,
+            inverse, stride_xl, stride_ol, HAS_MASK,
+        ).to(DOT_DTYPE)  # fmt: skip
 
         dtokens_t = tl.trans(dtokens.to(DOT_DTYPE))
         dweight = tl.dot(dtokens_t, tl.trans(patches), dweight, input_precision=INPUT_PRECISION)
@@ -222,9 +293,12 @@ def _bwd_kernel(
         tl.store(dbias_ptr + offs_d, dbias.to(dbias_ptr.dtype.element_ty), mask=in_d)
 
 
+def _shape_class(num_patches: int, weight: Tensor) -> str:
+    return "patches" if num_patches >= 8 else "long window" if weight.shape[1] > 256 else "short window"
+
+
 def _config(kernel: str, num_patches: int, weight: Tensor):
-    length = "patches" if num_patches >= 8 else "long window" if weight.shape[1] > 256 else "short window"
-    return config_for(kernel, f"{length}, {weight.dtype.itemsize * 8}-bit", weight)
+    return config_for(kernel, f"{_shape_class(num_patches, weight)}, {weight.dtype.itemsize * 8}-bit", weight)
 
 
 def _mask_arguments(x: Tensor, observed_mask: Tensor | None) -> tuple[Tensor, dict]:
@@ -257,6 +331,11 @@ def patch_embed_fwd(
     sizes = _geometry(x, weight, patch_stride)
     if sizes["R"] == 0:
         return outputs
+    if by_library("patch_embed", _shape_class(sizes["N"], weight), weight):
+        tokens, *stats = outputs
+        patches = _normalise(x, weight, observed_mask, patch_stride, eps, stats, has_stats=False)
+        torch.addmm(bias, patches, weight.t(), out=tokens.view(-1, sizes["D"]))
+        return outputs
     config = _config("patch_embed_fwd", sizes["N"], weight)
     rows = triton.cdiv(sizes["R"], config.blocks["BLOCK_R"])
     tiles = triton.cdiv(sizes["N"], config.blocks["BLOCK_N"]) * triton.cdiv(sizes["D"], config.blocks["BLOCK_D"])
@@ -268,9 +347,27 @@ def patch_embed_fwd(
             L=x.shape[1], tiles_per_program=tiles_per_program, eps=eps, **sizes,
             stride_xb=x.stride(0), stride_xl=x.stride(1), stride_xc=x.stride(2),
             stride_wd=weight.stride(0), stride_wp=weight.stride(1), stride_bias=bias.stride(0),
+            WHOLE_PATCH=sizes["P"] <= config.blocks["BLOCK_P"],
             **mask_options, **dot_options(weight.dtype), **config.launch_options(),
         )  # fmt: skip
     return outputs
+
+
+def _normalise(x, weight, observed_mask, patch_stride, eps, stats, has_stats) -> Tensor:
+    """Normalised patches [B C N, P] in weight's dtype; fills `stats` (loc, its lost part, scale) or reads them."""
+    sizes = _geometry(x, weight, patch_stride)
+    patches = weight.new_empty(sizes["R"] * sizes["N"], sizes["P"])
+    del sizes["D"]
+    config = config_for("patch_embed_normalise", "any", x)
+    mask, mask_options = _mask_arguments(x, observed_mask)
+    with device_guard(x):
+        _normalise_kernel[(triton.cdiv(sizes["R"], config.blocks["BLOCK_R"]),)](
+            x, mask, *stats, patches,
+            L=x.shape[1], eps=eps, **sizes,
+            stride_xb=x.stride(0), stride_xl=x.stride(1), stride_xc=x.stride(2),
+            HAS_STATS=has_stats, **mask_options, **config.launch_options(),
+        )  # fmt: skip
+    return patches
 
 
 def _empty_outputs(x, weight, bias, observed_mask, patch_stride, eps):
@@ -293,6 +390,12 @@ def patch_embed_bwd(
     """-> dweight [D, P], dbias [D]."""
     dweight, dbias = _empty_grads(dtokens, x, weight, loc, loc_rest, scale, observed_mask, patch_stride)
     sizes = _geometry(x, weight, patch_stride)
+    if by_library("patch_embed", _shape_class(sizes["N"], weight), weight):
+        patches = _normalise(x, weight, observed_mask, patch_stride, 0.0, (loc, loc_rest, scale), has_stats=True)
+        rows = dtokens.reshape(-1, sizes["D"])
+        torch.mm(rows.t(), patches, out=dweight)
+        torch.sum(rows, 0, out=dbias)
+        return dweight, dbias
     config = _config("patch_embed_bwd", sizes["N"], weight)
     blocks = triton.cdiv(sizes["D"], config.blocks["BLOCK_D"]), triton.cdiv(sizes["P"], config.blocks["BLOCK_P"])
     tiles = triton.cdiv(sizes["R"], config.blocks["BLOCK_R"]) * triton.cdiv(sizes["N"], config.blocks["BLOCK_N"])

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._checks import autocast, check_device, check_dtype, check_shape
-from ._launch import device_guard, dot_options, num_splits, tl, triton, use_triton
+from ._launch import device_guard, dot_options, num_multiprocessors, num_splits, tl, triton, use_triton
 from ._operation import Operation
 from ._reduce import split_outputs
 from .configs import config_for
+from .providers import by_library
 
 
 def prototype_attention_ref(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
@@ -31,7 +32,8 @@ def _load_head(ptr, offs, size, pid_a, E, stride_row, stride_head, stride_e, DOT
                BLOCK_E: tl.constexpr):  # fmt: skip
     """Rows `offs` of one head [BLOCK, BLOCK_E], 0 beyond `size` rows and beyond E."""
     offs_e = tl.arange(0, BLOCK_E)
-    ptrs = ptr + pid_a * stride_head + offs[:, None].to(tl.int64) * stride_row + offs_e[None, :] * stride_e
+    ptrs = ptr + pid_a * stride_head + offs[:, None].to(tl.int64) * stride_row
+    ptrs += offs_e[None, :].to(tl.int64) * stride_e
     return tl.load(ptrs, mask=(offs[:, None] < size) & (offs_e[None, :] < E), other=0.0).to(DOT_DTYPE)
 
 
@@ -111,8 +113,7 @@ def _bwd_dq_kernel(
     _store_head(dq_ptr, dq * scale, offs_m, M, pid_a, A, E, BLOCK_E)
 
 
-# sizes are specialised on: known to be multiples of 16, they save the registers that heads of 256 lack
-@triton.jit
+@triton.jit(do_not_specialize=["M", "rows_per_split"])
 def _bwd_dkv_kernel(
     dout_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr,
     M, V, A, E, rows_per_split,
@@ -149,9 +150,18 @@ def _bwd_dkv_kernel(
     _store_head(dv_ptr + split.to(tl.int64) * stride_split, dv, offs_v, V, pid_a, A, E, BLOCK_E)
 
 
+def _width(q: Tensor) -> int:
+    return next((limit for limit in (64, 128) if q.shape[2] <= limit), 256)
+
+
 def _config(kernel: str, q: Tensor):
-    width = next((limit for limit in (64, 128) if q.shape[2] <= limit), 256)
-    return config_for(kernel, f"E <= {width}, {q.dtype.itemsize * 8}-bit", q)
+    M, A, _ = q.shape
+    width = _width(q)
+    few = ""
+    # narrow heads need few programs: with 128 queries each they would leave multiprocessors without any
+    if kernel == "prototype_attention_fwd" and width == 64:
+        few = "few queries, " if triton.cdiv(M, 128) * A < 2 * num_multiprocessors(q.device) else "many queries, "
+    return config_for(kernel, f"E <= {width}, {few}{q.dtype.itemsize * 8}-bit", q)
 
 
 def _scales(scale: float) -> dict:
@@ -270,6 +280,6 @@ def prototype_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None 
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if not scale > 0:
         raise ValueError(f"scale: expected a positive number or None, got {scale}")
-    if use_triton(q):
+    if use_triton(q) and not by_library("prototype_attention", f"E <= {_width(q)}", q):
         return _op(q, k, v, scale)[0]
     return prototype_attention_ref(q, k, v, scale=scale)

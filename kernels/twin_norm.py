@@ -17,6 +17,7 @@ from ._launch import device_guard, num_multiprocessors, tl, triton, use_triton
 from ._operation import Operation
 from ._reduce import split_outputs
 from .configs import config_for
+from .providers import by_library
 
 KINDS = ("layer", "rms")
 
@@ -139,9 +140,13 @@ def _bwd_kernel(
             tl.store(dbias_ptr + offs, dbias.to(dbias_ptr.dtype.element_ty), mask=in_d)
 
 
-def _config(kernel: str, x: Tensor):
+def _shape_class(x: Tensor) -> str:
     width = next((limit for limit in (256, 1024, 4096) if x.shape[1] <= limit), None)
-    return config_for(kernel, f"D <= {width}" if width else "D > 4096", x)
+    return f"D <= {width}" if width else "D > 4096"
+
+
+def _config(kernel: str, x: Tensor):
+    return config_for(kernel, _shape_class(x), x)
 
 
 def _empty_outputs(x, time_weight, time_bias, text_weight, text_bias, update, num_time_rows, eps, offset, kind,
@@ -292,7 +297,7 @@ def twin_norm(
     if update is not None:
         check_shape("update", update, "[M, D]", M=M, D=D)
         check_device("update", update, x.device)
-    if use_triton(x):
+    if use_triton(x) and not by_library("twin_norm", _shape_class(x), x):
         x, update = _rows(x), None if update is None else _rows(update)
         weights = (t if t is None else t.contiguous() for t in named.values())
         y, total, _, _ = _op(x, *weights, update, num_time_rows, eps, offset, kind, out_dtype or x.dtype)

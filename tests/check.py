@@ -1,7 +1,9 @@
 """One tolerance rule for every kernel, and the memory layouts that its inputs come in."""
 
+import dataclasses
+
 import torch
-from llata_fast.kernels import configs
+from llata_fast.kernels import configs, providers
 from llata_fast.kernels._launch import INTERPRET, target_name
 from torch import Tensor
 
@@ -68,6 +70,13 @@ def gpu_configs(op: str) -> list[configs.Config]:
 
 def use_config(monkeypatch, config: configs.Config, device: torch.device) -> None:
     monkeypatch.setitem(configs.TABLE, (config.kernel, config.shape_class, target_name(device)), config)
+
+
+def use_provider(monkeypatch, op: str, provider: str) -> None:
+    """Give all shape classes of `op` to `provider`."""
+    for key, row in list(providers.TABLE.items()):
+        if row.op == op:
+            monkeypatch.setitem(providers.TABLE, key, dataclasses.replace(row, provider=provider))
 
 
 def config_id(config: configs.Config) -> str:

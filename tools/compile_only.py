@@ -13,23 +13,17 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
-import re
-import subprocess
-import tempfile
-from functools import partial
 
 if __name__ == "__main__":
     os.environ.pop("TRITON_INTERPRET", None)
 
-import torch
+import assembly
 import triton
+from kernel_launches import launches, named_launches
 from llata_fast.kernels import _launch, configs
-from llata_fast.kernels.alignment_loss import alignment_loss_bwd, alignment_loss_fwd
-from llata_fast.kernels.patch_embed import patch_embed_bwd, patch_embed_fwd
-from llata_fast.kernels.prototype_attention import prototype_attention_bwd, prototype_attention_fwd
-from llata_fast.kernels.twin_norm import twin_norm_bwd, twin_norm_fwd
 from triton.backends.compiler import GPUTarget
 from triton.runtime.cache import get_cache_manager
 from triton.runtime.driver import driver
@@ -43,9 +37,9 @@ TARGETS = {
 }
 # bytes of shared memory that one program may use
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+# the GPU that waves are counted for: an H100 or H200
+WAVES_TARGET, MULTIPROCESSORS = "sm_90", 132
 TABLE = configs.PATH.with_name("RESOURCES.md")
-# what the target's tensor cores are called in its assembly: PTX (HMMA, HGMMA and UTCHMMA in SASS) or GCN
-MATRIX_INSTRUCTION = {"sm_80": "mma.sync.", "sm_90": "wgmma.mma_async.", "sm_100": "tcgen05.mma.", "gfx942": "v_mfma_"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +56,9 @@ class Resources:
     spill_bytes: int
     shared_bytes: int
     matrix_instructions: int
+    waits: str
+    in_flight: str
+    load_bytes: str
 
     def faults(self) -> list[str]:
         """What a default config must not do."""
@@ -71,43 +68,104 @@ class Resources:
         if self.shared_bytes > SHARED_LIMIT[self.target]:
             faults.append(f"needs {self.shared_bytes} of {SHARED_LIMIT[self.target]} bytes of shared memory")
         if "16-bit" in self.shape_class and not self.matrix_instructions:
-            faults.append(f"has no {MATRIX_INSTRUCTION[self.target]}")
+            faults.append(f"has no {assembly.MATRIX_INSTRUCTION[self.target]}")
+        if self.in_flight == "0":
+            faults.append("waits for the copy that it has just issued")
         return faults
 
     def line(self) -> str:
         return f"| {' | '.join(str(value) for value in dataclasses.astuple(self))} |"
 
 
+@dataclasses.dataclass(frozen=True)
+class Waves:
+    """One row of the second table: how a launch at a named shape fills the multiprocessors of a GPU."""
+
+    kernel: str
+    shape_class: str
+    shape: str
+    config: str
+    programs: int
+    resident: int
+    """Programs that one multiprocessor holds at once."""
+    limit: str
+    """What keeps the next one out."""
+
+    @property
+    def waves(self) -> float:
+        return self.programs / (self.resident * MULTIPROCESSORS)
+
+    @property
+    def efficiency(self) -> float:
+        """Share of the places that are taken, the last wave's empty ones counted."""
+        return self.waves / math.ceil(self.waves)
+
+    def line(self) -> str:
+        numbers = f"{self.waves:.2f}", f"{self.efficiency:.2f}"
+        return f"| {' | '.join([*map(str, dataclasses.astuple(self)), *numbers])} |"
+
+
 HEADER = """# What the compiler makes of the kernels
 
 `make resources` writes this file: every kernel with every default config, compiled without a GPU by Triton {version}.
-Spills are bytes of stack a thread, matrix instructions those of the tensor cores (HMMA, HGMMA, UTCHMMA, MFMA). The
-32-bit classes multiply in exact fp32 on FMA units, except on gfx942, whose matrix cores can.
 
 Sources: `{digest}`
 
+## Waves
+
+Of the launches at the shapes that matter, bf16, on an H100 or H200: 132 multiprocessors of 65,536 registers and 228
+KiB of shared memory, of which a program reserves 1 KiB. A warp of r registers a thread takes 32 r, rounded up to 256;
+as many programs are resident as fit, 32 at most and 64 warps. waves = programs / (132 resident), efficiency = waves /
+ceil(waves): below one wave it says how much of the GPU is taken, above it how much of the time of all waves is used.
+
+{waves}
+
+## Resources
+
+Spills are bytes of stack a thread, matrix instructions those of the tensor cores (HMMA, HGMMA, UTCHMMA, MFMA). Of the
+loops that copy to shared memory beside them: waits, and how many groups of copies the strictest of these leaves in
+flight; 0 would be to wait for what was issued last. Load bytes are the narrowest and the widest load of a thread. The
+32-bit classes multiply in exact fp32 on FMA units, except on gfx942, whose matrix cores can, and as tf32.
+
 """
+WAVES_HEADING = "kernel | shape class | shape | config | programs | resident | limit | waves | efficiency"
+
+
+def _rows(text: str, columns: int) -> list[list[str]]:
+    rows = [line[2:-2].split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return [row for row in rows if len(row) == columns and row[0] not in ("kernel", "-")]
 
 
 def parse_rows(text: str) -> list[Resources]:
-    rows = [line[2:-2].split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    return [Resources(*row[:5], *map(int, row[5:])) for row in rows if row[-1].isdecimal()]
+    return [Resources(*row[:5], *map(int, row[5:9]), *row[9:]) for row in _rows(text, 12)]
+
+
+def parse_waves(text: str) -> list[Waves]:
+    return [Waves(*row[:4], *map(int, row[4:6]), row[6]) for row in _rows(text, 9)]
 
 
 def read_table() -> list[Resources]:
     return parse_rows(TABLE.read_text())
 
 
-def write_table(rows: list[Resources]) -> None:
-    names = [field.name for field in dataclasses.fields(Resources)]
-    heading = [f"| {' | '.join(name.replace('_', ' ') for name in names)} |", f"| {' | '.join('-' for _ in names)} |"]
-    lines = [*heading, *(row.line() for row in rows)]
-    TABLE.write_text(HEADER.format(version=triton.__version__, digest=source_digest()) + "\n".join(lines) + "\n")
+def table(heading: str, lines: list[str]) -> str:
+    return "\n".join([f"| {heading} |", f"|{' - |' * len(heading.split(' | '))}", *lines])
+
+
+def write_table(rows: list[Resources], waves: list[Waves]) -> None:
+    header = HEADER.format(
+        version=triton.__version__, digest=source_digest(), waves=table(WAVES_HEADING, [row.line() for row in waves])
+    )
+    names = " | ".join(field.name.replace("_", " ") for field in dataclasses.fields(Resources))
+    TABLE.write_text(header + table(names, [row.line() for row in rows]) + "\n")
 
 
 def source_digest() -> str:
     """Of everything that the table follows from, the compiler's version apart."""
-    sources = [*sorted(TABLE.parent.glob("*.py")), configs.PATH, pathlib.Path(__file__)]
+    tools = [
+        pathlib.Path(__file__).with_name(name) for name in ("assembly.py", "compile_only.py", "kernel_launches.py")
+    ]
+    sources = [*sorted(TABLE.parent.glob("*.py")), configs.PATH, *tools]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 
 
@@ -127,12 +185,12 @@ class StubDriver:
 
 @contextlib.contextmanager
 def compile_only(target: GPUTarget):
-    """Yield a list that every launch is added to, as its config and the compiled kernel, instead of being run."""
+    """Yield a list that every launch is added to, as config, compiled kernel and grid, instead of being run."""
     built, looked_up = [], []
     run, launch_options, active = JITFunction.run, configs.Config.launch_options, driver._active
 
     def compile_(self, *args, grid, warmup, **kwargs):
-        built.append((looked_up[-1], run(self, *args, grid=grid, warmup=True, **kwargs)))
+        built.append((looked_up[-1], run(self, *args, grid=grid, warmup=True, **kwargs), grid))
 
     def remember(config):
         looked_up.append(config)
@@ -147,96 +205,31 @@ def compile_only(target: GPUTarget):
         JITFunction.run, configs.Config.launch_options, driver._active = run, launch_options, active
 
 
-def launches(sample: bool = False):
-    """(variant, launch) for every kernel and shape class; values are never read, so memory stays untouched."""
-    yield from _norm_launches(sample)
-    for dtype in (torch.bfloat16,) if sample else (torch.bfloat16, torch.float32):
-        empty = partial(torch.empty, dtype=dtype)
-        for L, P, S in ((512, 16, 8),) if sample else ((512, 16, 8), (96, 96, 96), (512, 512, 512)):
-            B, C, D, N = 16, 862, 768, (L - P) // S + 1
-            x, weight, bias = empty(B, L, C, dtype=torch.float32), empty(D, P), empty(D)
-            stats = [empty(B, C, dtype=torch.float32)] * 3
-            for mask in (None,) if sample else (None, torch.empty(x.shape, dtype=torch.bool)):
-                variant = "" if mask is None else "masked"
-                yield variant, partial(patch_embed_fwd, x, weight, bias, mask, S, 1e-5)
-                yield variant, partial(patch_embed_bwd, empty(B, C, N, D), x, weight, *stats, mask, S)
-        for E in (64,) if sample else (64, 128, 256):
-            q, k, lse = empty(10272, 12, E), empty(500, 12, E), empty(12, 10272, dtype=torch.float32)
-            yield "", partial(prototype_attention_fwd, q, k, k, 0.1)
-            yield "", partial(prototype_attention_bwd, q, q, k, k, q, lse, 0.1)
-        for G, M, D in ((1, 256, 768),) if sample else ((1, 256, 768), (7, 10272, 2048)):
-            weight, loss, slope = empty(G, D, D), empty(1, dtype=torch.float32), empty(G, M, D)
-            slope = slope if dtype == torch.bfloat16 else empty(0)
-            # a residual stream is fp32 under autocast, too
-            for features_dtype in (dtype,) if sample else {dtype, torch.float32}:
-                features = [empty(2 * M, D, dtype=features_dtype)] * G
-                variant = "" if features_dtype == dtype else ", fp32 features"
-                for kind in ("l1",) if sample else ("l1", "smooth_l1", "mse"):
-                    inputs = features, [], weight, weight
-                    yield kind + variant, partial(alignment_loss_fwd, *inputs, [1.0] * G, kind, True)
-                backward = partial(alignment_loss_bwd, loss, *inputs, slope, [1.0] * G, "l1")
-                yield variant.removeprefix(", "), backward
-
-
-def _norm_launches(sample: bool):
-    """(variant, launch) of the norms: an fp32 stream with a bf16 update, as under autocast, and bf16 throughout."""
-    for D in (768,) if sample else (128, 768, 4096, 8192):
-        weight, rows = torch.empty(D), torch.empty(64, dtype=torch.float32)
-        streams = (torch.float32,) if sample else (torch.float32, torch.bfloat16)
-        for stream in streams:
-            x, update = torch.empty(64, D, dtype=stream), torch.empty(64, D, dtype=torch.bfloat16)
-            for kind in ("layer",) if sample else ("layer", "rms"):
-                bias = weight if kind == "layer" else None
-                variant = f"{kind}, {str(stream).removeprefix('torch.')} stream"
-                mean = rows if kind == "layer" else rows[:0]
-                forward = x, weight, bias, weight, bias, update, 32, 1e-5, 0.0, kind, torch.bfloat16
-                yield variant, partial(twin_norm_fwd, *forward)
-                backward = update, x, x, weight, bias, weight, mean, rows, 32, 0.0, kind, stream, torch.bfloat16
-                yield variant, partial(twin_norm_bwd, *backward)
-
-
-def resource_usage(cubin: bytes) -> str:
-    tool = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        return subprocess.check_output([tool, "--dump-resource-usage", file.name], text=True)
-
-
-def assembly_facts(kernel, target: str) -> dict[str, int]:
-    if target.startswith("gfx"):
-        text = kernel.asm["amdgcn"]
-        field = lambda name: int(re.search(rf"\.{name}:\s+(\d+)", text)[1])
-        registers = field("vgpr_count")
-        # private memory is the stack of one lane: spills, as in STACK below
-        spill_bytes = field("private_segment_fixed_size")
-    else:
-        text = kernel.asm["ptx"]
-        usage = resource_usage(kernel.asm["cubin"])
-        registers, spill_bytes = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
-    return {
-        "registers": registers,
-        "spill_bytes": spill_bytes,
-        "shared_bytes": kernel.metadata.shared,
-        "matrix_instructions": text.count(MATRIX_INSTRUCTION[target]),
-    }
-
-
 def cached_facts(kernel, target: str) -> dict[str, int]:
     """`assembly_facts`, kept beside the binary in Triton's cache, whose folder is a hash of sources and options."""
     cache = get_cache_manager(kernel.hash)
-    path = cache.get_file("resources.json")
+    # read by other code the same assembly has other facts
+    name = f"facts-{hashlib.sha256(pathlib.Path(assembly.__file__).read_bytes()).hexdigest()[:16]}.json"
+    path = cache.get_file(name)
     if path is None:
-        path = cache.put(json.dumps(assembly_facts(kernel, target)), "resources.json", binary=False)
+        path = cache.put(json.dumps(assembly.assembly_facts(kernel, target)), name, binary=False)
     return json.loads(pathlib.Path(path).read_text())
+
+
+def worst(name: str, first, second):
+    """Of two launches' facts."""
+    if name == "load_bytes":
+        return max(first, second, key=lambda text: (text.count("-"), text))
+    return min(first, second) if name in ("matrix_instructions", "in_flight") else max(first, second)
 
 
 def resources(target: str, sample: bool = False) -> list[Resources]:
     rows, compiled = {}, set()
-    for variant, launch in launches(sample):
+    # fp16, tf32 and odd sizes: for the GPU that the waves are counted for
+    for variant, launch in launches(sample, variants=target == WAVES_TARGET):
         with compile_only(TARGETS[target]) as built:
             launch()
-        for config, kernel in built:
+        for config, kernel, _ in built:
             # a kernel that does not depend on the variant is listed once
             if (kernel.hash, config.shape_class) in compiled:
                 continue
@@ -244,21 +237,39 @@ def resources(target: str, sample: bool = False) -> list[Resources]:
             facts = cached_facts(kernel, target)
             key = (config.kernel, config.shape_class, variant, target, config.target)
             if key in rows:
-                worst_of = {name: min if name == "matrix_instructions" else max for name in facts}
-                facts = {name: worst_of[name](value, getattr(rows[key], name)) for name, value in facts.items()}
+                facts = {name: worst(name, value, getattr(rows[key], name)) for name, value in facts.items()}
             rows[key] = Resources(*key, **facts)
     return list(rows.values())
+
+
+def waves() -> list[Waves]:
+    """Every launch at the named shapes, on a GPU of `WAVES_TARGET`."""
+    rows = []
+    for shape, launch in named_launches():
+        with compile_only(TARGETS[WAVES_TARGET]) as built:
+            launch()
+        for config, kernel, grid in built:
+            facts = cached_facts(kernel, WAVES_TARGET)
+            resident = assembly.Multiprocessor().resident(
+                facts["registers"], facts["shared_bytes"], kernel.metadata.num_warps
+            )
+            rows.append(Waves(config.kernel, config.shape_class, shape, config.target, math.prod(grid), *resident))
+    return list(dict.fromkeys(rows))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)
     parser.add_argument("--sample", action="store_true", help="every kernel, but only its first shape class")
+    parser.add_argument("--waves", action="store_true", help="the waves at the named shapes alone")
     parser.add_argument("--write", action="store_true", help="write kernels/RESOURCES.md instead of printing")
     args = parser.parse_args()
+    if args.waves:
+        print(*(row.line() for row in waves()), sep="\n")
+        return
     rows = [row for target in args.targets for row in resources(target, args.sample)]
     if args.write:
-        write_table(rows)
+        write_table(rows, waves())
     else:
         print(*(row.line() for row in rows), sep="\n")
 

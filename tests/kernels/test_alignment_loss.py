@@ -13,6 +13,7 @@ from check import (
     grads_of,
     in_layout,
     use_config,
+    use_provider,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,6 +72,7 @@ def test_any_shape_and_layout(data, device):
 @pytest.mark.parametrize("config", gpu_configs("alignment_loss"), ids=config_id)
 def test_every_config(config, monkeypatch, device):
     use_config(monkeypatch, config, device)
+    use_provider(monkeypatch, "alignment_loss_backward", "triton")
     monkeypatch.setattr(module, "num_multiprocessors", lambda device: 2)
     # two 128 x 128 tiles for two multiprocessors are many where one a multiprocessor is enough
     monkeypatch.setattr(module, "TILES_A_MULTIPROCESSOR", 1)
@@ -78,8 +80,10 @@ def test_every_config(config, monkeypatch, device):
     check(*make_inputs(rows, 40, 21, config_dtype(config), device=device), "smooth_l1")
 
 
+@pytest.mark.parametrize("provider", ["triton", "library"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_fp32_backward_in_parts(kind, device, monkeypatch):
+def test_fp32_backward_in_parts(kind, provider, device, monkeypatch):
+    use_provider(monkeypatch, "alignment_loss_backward", provider)
     monkeypatch.setattr(module, "RECOMPUTED_ROWS", 16)
     check(*make_inputs(37, 20, 19, torch.float32, device=device), kind)
 

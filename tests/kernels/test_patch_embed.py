@@ -11,6 +11,7 @@ from check import (
     grads_of,
     in_layout,
     use_config,
+    use_provider,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,6 +74,15 @@ def test_matches_reference(case, dtype, missing, device):
     check(*make_inputs(B, L, C, P, D, dtype, missing=missing, device=device), P, S)
 
 
+@pytest.mark.parametrize("missing", [0.0, 0.3], ids=["observed", "masked"])
+@pytest.mark.parametrize("case", ["window longer than a block", "patches, oldest values left out", "no windows"])
+@pytest.mark.parametrize("provider", ["triton", "library"])
+def test_by_either_provider(provider, case, missing, monkeypatch, device):
+    use_provider(monkeypatch, "patch_embed", provider)
+    B, L, C, P, S, D = CASES[case]
+    check(*make_inputs(B, L, C, P, D, torch.float16, missing=missing, device=device), P, S)
+
+
 @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_any_shape_layout_and_mask(data, device):
@@ -96,9 +106,9 @@ def test_any_shape_layout_and_mask(data, device):
 @pytest.mark.parametrize("config", gpu_configs("patch_embed"), ids=config_id)
 def test_every_config(config, monkeypatch, device):
     use_config(monkeypatch, config, device)
-    L, P, S = {"patches": (40, 8, 4), "short window": (40, 40, 40), "long window": (300, 300, 300)}[
-        config.shape_class.split(", ")[0]
-    ]
+    use_provider(monkeypatch, "patch_embed", "library" if "normalise" in config.kernel else "triton")
+    shapes = {"patches": (40, 8, 4), "short window": (40, 40, 40)}
+    L, P, S = shapes.get(config.shape_class.split(", ")[0], (300, 300, 300))
     check(*make_inputs(2, L, 5, P, 20, config_dtype(config), missing=0.2, device=device), P, S)
 
 
