@@ -2,8 +2,10 @@
 
 A `bench_<op>.py` has CASES, PROVIDERS, `make_inputs` and `cost`; pytest-benchmark runs them (`pytest bench
 --benchmark-only`), `--out DIR` keeps one CSV an op. A provider that fails the test suite's tolerance gets an error row
-instead of a time. On a GPU the times are CUDA events with a cold L2 cache; on a CPU `<op>_ref` and the reference's way
-take turns, round by round, so that a slow moment of the machine falls on both.
+instead of a time. On a GPU ms is a call's share of a CUDA graph's replay, in which copies of the inputs that no cache
+holds take turns: the kernels alone; wall_ms beside it is the eager call as Python makes it, until the GPU has done it.
+On a CPU `<op>_ref` and the reference's way take turns, round by round, so that a slow moment of the machine falls on
+both.
 """
 
 import csv
@@ -44,7 +46,7 @@ class Case:
 
 @dataclasses.dataclass
 class Row:
-    """One measurement. ms are the 50th, 20th and 80th percentile; wall_ms adds the launch overhead."""
+    """One measurement. ms are the 50th, 20th and 80th percentile of the kernels; wall_ms is the median eager call."""
 
     op: str
     case: str
@@ -107,19 +109,73 @@ def versions() -> dict[str, str]:
     return {"triton": triton_version, "commit": commit, "date": datetime.date.today().isoformat()}
 
 
-def seconds(call: Callable[[], object], rounds: int) -> list[float]:
-    """Sorted times of `rounds` calls after a first one; on a GPU of CUDA events, with a cold cache, for 0.2 s."""
-    if torch.cuda.is_available():
-        from triton.testing import do_bench
+# of an input's copies that are read in turn, so that none is found in the cache
+ROTATED_CACHES, MOST_COPIES = 3, 64
 
-        return sorted(ms / 1e3 for ms in do_bench(call, warmup=50, rep=200, return_mode="all"))
-    call()
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return sorted(times)
+
+def rotated(inputs: Inputs) -> list[Inputs]:
+    """Copies of the inputs, which together are three times the device's L2 cache; as they are on a CPU."""
+    if not torch.cuda.is_available():
+        return [inputs]
+    size = sum(t.nbytes for t in inputs.values())
+    wanted = ROTATED_CACHES * torch.cuda.get_device_properties(0).L2_cache_size
+    copy = lambda: {name: t.detach().clone().requires_grad_(t.requires_grad) for name, t in inputs.items()}
+    return [copy() for _ in range(max(2, min(MOST_COPIES, -(-wanted // size))))]
+
+
+class Replayed:
+    """Calls in turn, without what Python takes for them: one CUDA graph on a GPU, a loop on a CPU.
+
+    `make` gives the calls; what it and they launch goes to the stream that is captured, a backward by its forward's.
+    """
+
+    def __init__(self, make: Callable[[], list[Callable[[], object]]]):
+        self.graph = None
+        if not torch.cuda.is_available():
+            self.calls = make()
+            self.run()
+            return
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self.calls = make()
+            # compiles, and takes the memory that a capture may not ask for
+            for _ in range(2):
+                self.run()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            self.run()
+        self.graph = graph
+
+    def run(self):
+        if self.graph is not None:
+            self.graph.replay()
+            return
+        for call in self.calls:
+            call()
+
+    def seconds(self, rounds: int) -> list[float]:
+        """Sorted times of one call, the mean of those in turn, over `rounds` rounds."""
+        times = []
+        for _ in range(rounds):
+            if self.graph is None:
+                start = time.perf_counter()
+                self.run()
+                times.append(time.perf_counter() - start)
+            else:
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                self.run()
+                end.record()
+                end.synchronize()
+                times.append(start.elapsed_time(end) / 1e3)
+        return sorted(taken / len(self.calls) for taken in times)
+
+
+def seconds(call: Callable[[], object], rounds: int) -> list[float]:
+    """Sorted times of `rounds` calls after a first one; on a GPU of replays."""
+    return Replayed(lambda: [call]).seconds(rounds)
 
 
 @functools.cache
