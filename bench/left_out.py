@@ -35,7 +35,6 @@ from llata_fast.experiment import train
 from llata_fast.linear import LeastSquares
 from llata_fast.linear_start import (
     SEASON,
-    LinearStart,
     best_in_validation,
     choose_of,
     measure_forms,
@@ -120,7 +119,7 @@ def closed_forms(series: TimeSeries, horizon: int) -> Iterator[tuple]:
     measured = measure_forms(splits.train, splits.val, own=True, seasonality=series.seasonality)
     seconds = time.perf_counter() - began
     for name, weigh in rules().items():
-        forecast = _forecast_of(choose_of(measured, weigh))
+        forecast = choose_of(measured, weigh)
         validation, test = (score(forecast, windows, series.columns) for windows in (splits.val, splits.test))
         yield name, "", *_errors(validation), *_errors(test), len(splits.test), "", seconds
 
@@ -162,15 +161,6 @@ def _best_form(scored: list[Tensor], yardstick: int) -> Tensor:
     alone = torch.eye(len(scored[0]), dtype=torch.float64)
     known = [errors for errors in scored if errors.shape[1]]
     return min(alone, key=lambda shares: sum(relative_error(shares, errors, yardstick).item() for errors in known))
-
-
-def _forecast_of(start: LinearStart) -> Callable[[Tensor, Tensor], Tensor]:
-    def forecast(past: Tensor, observed: Tensor) -> Tensor:
-        mean = (past * observed).sum(1, keepdim=True) / observed.sum(1, keepdim=True).clamp(min=1)
-        inputs = torch.cat((torch.where(observed, past - mean, 0), mean, torch.ones_like(mean)), 1).float()
-        return mean + torch.einsum("blc,clh->bhc", inputs, start.shared + start.own).to(past.dtype)
-
-    return forecast
 
 
 def _errors(scores: dict[str, Any]) -> tuple[float, float]:

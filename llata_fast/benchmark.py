@@ -21,6 +21,7 @@ from .evaluation.tasks import M4_BASELINES
 from .experiment import Outcome, forecast_of, run_experiment
 from .forecasting.pictures import HAS_MATPLOTLIB
 from .linear import LeastSquares
+from .linear_start import choose_start
 from .modeling import LlataForPrediction
 from .run_folder import METRICS, RunFolder
 from .settings import ABLATIONS
@@ -30,8 +31,8 @@ from .training.arguments import choose_settings
 CONTEXT_LENGTH = 96
 
 _PROTOCOL_BASELINES = {
-    "long_term": ("seasonal_naive", "linear", "dlinear", "linear_per_channel"),
-    "few_shot": ("seasonal_naive", "linear", "dlinear", "linear_per_channel"),
+    "long_term": ("seasonal_naive", "linear", "dlinear", "linear_per_channel", "linear_start"),
+    "few_shot": ("seasonal_naive", "linear", "dlinear", "linear_per_channel", "linear_start"),
     # a map of a channel is none of another series
     "zero_shot": ("seasonal_naive", "linear", "dlinear"),
     "short_term": tuple(M4_BASELINES),
@@ -157,6 +158,9 @@ def _measure(run: Run, options: argparse.Namespace) -> dict[str, Any]:
 def _baseline(run: Run, target: TimeSeries, splits: Splits) -> Forecast:
     if run.model == "seasonal_naive":
         return seasonal_naive(target.seasonality, run.horizon)
+    if run.model == "linear_start":
+        # what a run of ours starts from, and is where nothing that is learned beside it is kept
+        return choose_start(splits.train, splits.val, own=True, seasonality=target.seasonality)
     return LeastSquares(run.model == "linear_per_channel", centred=run.model != "dlinear").fit(splits.train)
 
 

@@ -80,6 +80,15 @@ class LinearStart:
     fitted_behind: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
     """Of the origins in the training rows: windows behind it, map [C or 1, L + 2, S] of the rows before, and steps."""
 
+    def __call__(self, past: Tensor, observed: Tensor) -> Tensor:
+        """Lookbacks [B, L, C] and what of them is observed -> forecasts [B, H, C], in the units of the windows."""
+        filled = fill_with_mean(past, observed)
+        mean = filled.mean(1, keepdim=True)
+        inputs = torch.cat((filled - mean, mean, torch.ones_like(mean)), 1).float()
+        weight = self.shared if self.own is None else self.shared + self.own
+        forecast = torch.matmul(inputs.permute(2, 0, 1), weight).permute(1, 2, 0)
+        return mean + forecast.to(past.dtype)
+
     def behind_origins(self, train: WindowDataset) -> list[Behind]:
         """Errors behind the origins of the training windows, each of a forecast that knows the rows before it."""
         found = []

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 PROTOCOLS = ("long_term", "few_shot", "zero_shot", "short_term")
 HORIZONS = (96, 192, 336, 720)
-BASELINES = ("seasonal_naive", "linear", "dlinear", "linear_per_channel", "naive2")
+BASELINES = ("seasonal_naive", "linear", "dlinear", "linear_per_channel", "linear_start", "naive2")
 
 
 WITHOUT: dict[str, dict[str, Any]] = {

@@ -1,6 +1,7 @@
 """`python -m llata_fast benchmark`: every protocol end to end on made-up data, resumed, refused, and told honestly."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,16 @@ def test_the_skip_left_out(bench, monkeypatch):
     written = json.loads((bench.folder / "runs" / "ETTh1-96-llata-tuned-1" / "metrics.json").read_text())
     assert sum(written["linear_start"]["mixture"].values()) == pytest.approx(1)
     assert 0 <= written["learned"]["share"] <= 1
+
+
+def test_where_nothing_is_kept_a_run_is_its_linear_start(bench, monkeypatch):
+    monkeypatch.setattr(presets, "TUNED", presets.TUNED | {"linear_skip": True})
+    monkeypatch.setattr("llata_fast.training.learned_share._best_share", lambda blocks: 0.0)
+    few = ("--datasets", "ETTh1", "--horizons", "96", "--seeds", "1")
+    table = bench("long_term", *few, "--models", "llata", "linear_start").set_index("model")
+    for error in ("mse", "mae"):
+        assert table[error]["llata"] == pytest.approx(table[error]["linear_start"], rel=1e-4)
+    assert math.isnan(table["seed"]["linear_start"])
 
 
 def test_reference_protocol_drops_the_last_batch_and_says_so(bench):
