@@ -17,6 +17,8 @@ pytest.importorskip("sktime")
 pytestmark = pytest.mark.usefixtures("plain_ops")
 
 
+# some 300 trainings: two minutes on an idle core
+@pytest.mark.timeout(3600)
 def test_sktime_s_checks():
     from sktime.utils.estimator_checks import check_estimator
 
