@@ -43,7 +43,7 @@ def _figure(width: float, height: float, svg: list[str]) -> Iterator[Any]:
 
 def losses(records: list[dict[str, Any]]) -> str | None:
     """Loss terms over steps, and the validation's MSE; None where nothing was logged."""
-    names = {"loss": "loss", "task_loss": "task", "consistency_loss": "consistency", "alignment_loss": "alignment"}
+    names = {"loss": "loss"} | {f"{term}_loss": term for term in ("task", "quantile", "consistency", "alignment")}
     lines = {label: _points(records, name) for name, label in names.items()}
     lines["validation MSE"] = _points(records, "eval_mse")
     lines = {label: points for label, points in lines.items() if len(points)}

@@ -11,7 +11,7 @@ from ..run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
 
-_TERMS = ("task", "consistency", "alignment")
+_TERMS = ("task", "quantile", "consistency", "alignment")
 
 
 def training_line(record: dict[str, Any], seconds_left: float | None) -> str | None:

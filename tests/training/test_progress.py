@@ -22,6 +22,8 @@ def test_line_of_losses():
         "step 20 of 1,200: loss 0.5123 (task 0.5, consistency 0.01, alignment 0.2), 1,234 windows/s, 1 h 01 min left"
     )
     assert training_line({"step": 1, "max_steps": 2, "loss": 1.0, "task_loss": 1.0}, None) == "step 1 of 2: loss 1"
+    record = {"step": 1, "max_steps": 2, "loss": 1.5, "task_loss": 1.0, "quantile_loss": 0.5}
+    assert training_line(record, None) == "step 1 of 2: loss 1.5 (task 1, quantile 0.5)"
 
 
 def test_line_of_a_validation():
