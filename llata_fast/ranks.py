@@ -19,11 +19,11 @@ import torch
 from torch import distributed
 
 from .errors import InputError
-from .lifelines import Lifelines
+from .lifelines import Lifelines, several_started
 
 T = TypeVar("T")
 
-_LEAVE_SECONDS = 90
+_LEAVE_SECONDS = 60
 
 _open = 0
 _lifelines: Lifelines | None = None
@@ -46,14 +46,20 @@ def leaving_in_order() -> Iterator[None]:
     Nested, the outermost one leaves. A rank that fails because another one has ended exits with 1 and without a
     traceback: who died is on stderr already.
     """
-    global _open
+    global _open, _lifelines
     _open += 1
     status: int | None = 1
     try:
+        if _open == 1 and several_started():
+            _lifelines = Lifelines()
         yield
         status = None
     except Stopped as stop:
         status = None if stop.together else 0
+        raise
+    except SystemExit as end:
+        # as of a question for help
+        status = 1 if end.code else 0
         raise
     except Exception as error:
         if _lifelines is not None and not isinstance(error, InputError) and _lifelines.lost.wait(2):
@@ -61,7 +67,7 @@ def leaving_in_order() -> Iterator[None]:
         raise
     finally:
         _open -= 1
-        if _open == 0 and distributed.is_available() and distributed.is_initialized():
+        if _open == 0 and (_lifelines is not None or _joined()):
             _leave(status)
 
 
@@ -75,7 +81,8 @@ def _leave(early: int | None):
         lifelines.leave() if early is None else lifelines.end_early(early)
     # what holds the group, a model wrapped for it above all, goes first: its threads end with the last reference
     gc.collect()
-    distributed.destroy_process_group()
+    if _joined():
+        distributed.destroy_process_group()
     if lifelines is not None:
         lifelines.close()
     faulthandler.cancel_dump_traceback_later()
@@ -133,17 +140,17 @@ def on_rank_0(value: T) -> list[T] | None:
     return gathered if first else None
 
 
+def _joined() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
 def _several_ranks() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    return _joined() and distributed.get_world_size() > 1
 
 
 def _from_rank_0(value):
-    global _lifelines
     if not _several_ranks():
         return value
-    if _open and _lifelines is None:
-        # the first thing that they do together
-        _lifelines = Lifelines()
     box = [value]
     distributed.broadcast_object_list(box, src=0)
     return box[0]

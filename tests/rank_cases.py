@@ -10,8 +10,37 @@ import time
 
 from torch import distributed
 
+from llata_fast import lifelines
 from llata_fast.errors import InputError
 from llata_fast.ranks import from_first_rank, leaving_in_order
+
+
+def absent(rank):
+    """The second one dies before anybody has heard of it."""
+    lifelines.MISSED_SECONDS, lifelines.MEETING_SECONDS = 1, 3
+    if rank == 1:
+        os._exit(3)
+
+
+def first_absent(rank):
+    lifelines.MISSED_SECONDS, lifelines.MEETING_SECONDS, lifelines._TRY_SECONDS = 1, 3, 1
+    if rank == 0:
+        os._exit(3)
+
+
+def late(rank):
+    """The first one ends with 0 before the other has come, which will do as much."""
+    time.sleep(3 * rank)
+
+
+def late_exit(rank):
+    sys.exit(0)
+
+
+def killed_meeting_exit(rank):
+    """Connected, but not in a process group yet."""
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def finished(rank):
@@ -51,13 +80,22 @@ def refused(rank):
     from_first_rank(read)
 
 
+BEFORE = {"absent": absent, "first_absent": first_absent, "late": late}
+"""What a rank does before it may be watched."""
+MEETING = {"late": late_exit, "killed_meeting": killed_meeting_exit}
+"""What it does before it joins the process group."""
+JOINED = {case.__name__: case for case in (finished, nested, killed, first_killed, failed, refused)}
+
+
 def main():
+    case, rank = sys.argv[1], int(os.environ["RANK"])
+    print("joined", flush=True)
+    BEFORE.get(case, id)(rank)
     try:
         with leaving_in_order():
+            MEETING.get(case, id)(rank)
             distributed.init_process_group("gloo")
-            rank = from_first_rank(lambda: 0) + distributed.get_rank()
-            print("joined", flush=True)
-            globals()[sys.argv[1]](rank)
+            JOINED.get(case, id)(rank + from_first_rank(lambda: 0))
     except InputError as error:
         sys.exit(str(error))
     assert not distributed.is_initialized()

@@ -11,6 +11,7 @@ import pytest
 
 SCRIPT = Path(__file__).with_name("rank_cases.py")
 CASES = ["finished", "nested", "killed", "first_killed", "failed", "refused"]
+CASES += ["killed_meeting", "absent", "first_absent", "late"]
 
 
 @pytest.fixture(scope="module")
@@ -39,20 +40,28 @@ def ended(free_ports):
     return outcome
 
 
-@pytest.mark.parametrize("case", ["finished", "nested"])
+@pytest.mark.parametrize("case", ["finished", "nested", "late"])
 def test_all_leave_with_zero(case, ended):
     assert [status for status, *_ in ended[case]] == [0, 0]
     assert not any(output for _, output, _ in ended[case])
 
 
-@pytest.mark.parametrize(("case", "dead"), [("killed", 1), ("first_killed", 0)])
+@pytest.mark.parametrize(("case", "dead"), [("killed", 1), ("first_killed", 0), ("killed_meeting", 1)])
 def test_a_dead_rank_ends_the_job_with_its_name(case, dead, ended):
     status, output, seconds = ended[case][1 - dead]
     assert ended[case][dead][0] == -signal.SIGKILL and status == 1
     assert f"rank {dead} (process " in output and "has died" in output
     assert "Traceback" not in output
-    # a minute beside the start of twelve processes
+    # a minute beside the start of twenty processes
     assert seconds < 180
+
+
+@pytest.mark.parametrize(("case", "dead"), [("absent", 1), ("first_absent", 0)])
+def test_a_rank_that_does_not_come_is_named_and_given_up(case, dead, ended):
+    status, output, _ = ended[case][1 - dead]
+    assert ended[case][dead][0] == 3 and status == 1
+    assert f"waits for rank {dead}" in output and f"rank {dead} has not come" in output
+    assert "Traceback" not in output
 
 
 def test_a_failing_rank_takes_the_others_along(ended):
