@@ -84,7 +84,11 @@ def main():
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     began, tally = time.monotonic(), Tally()
-    with tempfile.TemporaryDirectory() as folder:
+    # a disk in memory, where there is one: a kill is no power cut
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        # DeepSpeed compiles into the user's cache
+        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions" / "llata_fast"))
         os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
         # first: a process that has trained is no good one to fork
         (Path(folder) / "kills").mkdir()

@@ -1,18 +1,22 @@
 """Trainings that are killed, at each of their file events or at any moment, and what a resume makes of what they left.
 
-Every training is forked from one process that has imported everything: a start costs ten seconds. A kill is SIGKILL
-before a file event of the run's folder, as Python's audit hooks see them, or an alarm that nobody handles, which also
-ends what writes without Python.
+Every training is forked from one process that has imported all that a whole one imports: a start costs ten seconds. A
+kill is SIGKILL before a file event of the run's folder, as Python's audit hooks see them, or an alarm that nobody
+handles, which also ends what writes without Python. What a training has done by then stands in memory that it shares
+with the one that forked it.
 """
 
 import contextlib
 import gc
 import importlib
+import json
+import mmap
 import os
 import random
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -32,11 +36,14 @@ from llata_fast.lifelines import Lifelines
 from llata_fast.training import trainer  # noqa: F401, what takes long to import is there before the fork
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 4
+# the third checkpoint takes the first one's place
+STEPS = 3
 _EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _LIMIT_S = 300
+# what is promised; and a moment for who waits for one that has died before they met
 _OUTLIVED_S = 60
+_ALONE_S = 2
 
 
 @dataclass
@@ -48,18 +55,43 @@ class Kind:
     ranks: int = 1
     tolerance: float = 0.0
     """Of the resumed weights, against an uninterrupted training's."""
+    every_event: bool = False
+    """Whether each file event is killed at, and not a random half of the kills at some of them."""
     whole: dict[str, torch.Tensor] = field(default_factory=dict)
-    events: int = 0
+    events: list[tuple[int, int]] = field(default_factory=list)
+    """Every file event: its rank, and which of that rank's it is."""
     seconds: float = 0.0
 
 
 KINDS = [
     Kind("one process", ["--average_decay=0", "--dropout=0.2"]),
-    Kind("averaged weights", ["--average_decay=0.5", "--dropout=0.2"]),
+    Kind("averaged weights", ["--average_decay=0.5", "--dropout=0.2"], every_event=True),
     Kind("two ranks", ["--average_decay=0", "--use_cpu=true"], 2, 1e-6),
+    Kind("two ranks, averaged weights", ["--average_decay=0.5", "--use_cpu=true"], 2, 1e-6),
     Kind("two ranks, ZeRO-2", ["--average_decay=0", f"--deepspeed={ROOT}/ds_configs/zero2.json"], 2, 1e-6),
     Kind("two ranks, ZeRO-3", ["--average_decay=0", f"--deepspeed={ROOT}/ds_configs/zero3.json"], 2, 1e-6),
 ]
+
+
+class Marks:
+    """What ranks have done, in memory that forks share: a byte each for every rank."""
+
+    def __init__(self):
+        self._bytes = mmap.mmap(-1, 3 * 16)
+
+    def clear(self):
+        self._bytes[:] = bytes(len(self._bytes))
+
+    def set(self, kind: int, rank: int, value: int):
+        self._bytes[3 * rank + kind] = value
+
+    def get(self, kind: int, rank: int = 0) -> int:
+        return self._bytes[3 * rank + kind]
+
+
+# watched by the others; the optimizer's steps taken; the step that a training began with, and one
+MET, TAKEN, BEGUN = range(3)
+MARKS = Marks()
 
 
 class Trainings:
@@ -68,62 +100,64 @@ class Trainings:
     def __init__(self, folder: Path):
         self.folder = folder
         settings = settings_of(folder) | {"max_steps": STEPS, "save_total_limit": 2}
+        self.save_steps = settings["save_steps"]
         self.flags = [f"--{name}={value}" for name, value in settings.items() if name != "average_decay"]
 
-    def run(self, kind: Kind, output_dir: Path, *flags: str, kill: dict[str, Any] | None = None) -> list[int | None]:
-        """Exit statuses of a training's ranks; negative: the signal, None: it hung. `kill` is for its "rank"."""
+    def run(self, kind: Kind, output_dir: Path, *flags: str, watch: dict[str, Any] | None = None) -> list[int | None]:
+        """Exit statuses of a training's ranks; negative: the signal, None: it hung. `watch`: see `_fork`."""
         arguments = [*self.flags, *kind.flags, f"--output_dir={output_dir}", *flags]
         port = _free_port()
-        victim = kill["rank"] if kill else 0
+        MARKS.clear()
         pids = []
         for rank in range(kind.ranks):
             log = self.folder / f"log-{rank}"
-            environment = _ranks(rank, kind.ranks, port)
-            pids.append(_fork(arguments, environment, log, output_dir, kill if rank == victim else None))
+            ours = watch if watch and watch.get("rank", rank) == rank else None
+            pids.append(_fork(arguments, _ranks(rank, kind.ranks, port), log, output_dir, ours))
         return _statuses(pids)
 
     def log(self) -> str:
         return "\n".join(path.read_text()[-1500:] for path in sorted(self.folder.glob("log-*")))
 
     def prepare(self, kind: Kind):
-        """Train once without interruption: the weights, the file events, the seconds."""
+        """Train twice without interruption: for what it imports; for the weights, the file events, the seconds."""
         if kind.whole:
             return
         run = self.folder / "whole"
-        shutil.rmtree(run, ignore_errors=True)
-        counted = self.folder / "events"
-        # what it imports is there before the next one is forked
-        statuses = self.run(kind, run, kill={"rank": 0, "modules": counted})
-        assert statuses == [0] * kind.ranks, self.log()
-        _import(counted.read_text().split())
-        shutil.rmtree(run)
-        began = time.monotonic()
-        statuses = self.run(kind, run, kill={"rank": 0, "count": counted})
-        assert statuses == [0] * kind.ranks, self.log()
+        for number in range(2):
+            shutil.rmtree(run, ignore_errors=True)
+            began = time.monotonic()
+            statuses = self.run(kind, run, watch={"notes": self.folder})
+            assert statuses == [0] * kind.ranks, self.log()
+            notes = [json.loads((self.folder / f"notes-{rank}").read_text()) for rank in range(kind.ranks)]
+            if number == 0:
+                _import(notes[0]["modules"])
         kind.seconds = time.monotonic() - began
-        kind.events = int(counted.read_text())
+        kind.events = [(rank, 1 + event) for rank, note in enumerate(notes) for event in range(note["events"])]
         kind.whole = load_file(run / "model.safetensors")
 
     def kill_and_resume(self, kind: Kind, kill: dict[str, Any]) -> tuple[str, str]:
         run = Path(tempfile.mkdtemp(dir=self.folder)) / "run"
         try:
-            statuses = self.run(kind, run, kill=kill)
+            statuses = self.run(kind, run, watch=kill)
             if None in statuses:
                 return HANG, f"a rank outlived another one: {statuses}\n{self.log()}"
             if all(status == 0 for status in statuses):
                 # the moment came after the end
                 return self._judge(kind, run, "")
             killed = statuses[kill["rank"]]
-            if killed not in (-signal.SIGKILL, -signal.SIGALRM):
+            if killed not in (-signal.SIGKILL, -signal.SIGALRM) or "Traceback" in self.log():
                 return TRACEBACK, f"{statuses}\n{self.log()}"
-            had = _checkpoints(run)
+            taken, had = MARKS.get(TAKEN, kill["rank"]), _checkpoints(run)
             statuses = self.run(kind, run, "--resume_from_checkpoint=last")
+            begun = MARKS.get(BEGUN) - 1
             if statuses != [0] * kind.ranks and not had and "no whole checkpoint" in self.log():
-                statuses = self.run(kind, run, "--overwrite_output_dir=true")
+                statuses, begun = self.run(kind, run, "--overwrite_output_dir=true"), 0
             if None in statuses:
                 return HANG, f"the resume: {statuses}\n{self.log()}"
             if statuses != [0] * kind.ranks:
                 return TRACEBACK, f"the resume: {statuses}, checkpoints {had}\n{self.log()}"
+            if taken - begun > self.save_steps:
+                return WRONG, f"{taken} steps were taken, the resume began with {begun}, checkpoints {had}"
             return self._judge(kind, run, f"from {had}")
         finally:
             shutil.rmtree(run.parent, ignore_errors=True)
@@ -138,16 +172,14 @@ class Trainings:
 
 
 def kills_of(kind: Kind, number: int, rng: random.Random) -> Iterator[dict[str, Any]]:
-    """`number` kills, at file events (all of them, if they suffice) and at random moments by turns."""
-    events = list(range(1, kind.events + 1))
-    rng.shuffle(events)
+    """`number` kills, at file events and at random moments by turns, or at every event and then at random moments."""
+    events = rng.sample(kind.events, len(kind.events))
     for index in range(number):
-        rank = rng.randrange(kind.ranks)
-        if index % 2 == 0 and events:
-            # the first rank writes nearly all of it
-            yield {"rank": 0, "event": events.pop()}
+        if events and (kind.every_event or index % 2 == 0):
+            rank, event = events.pop()
+            yield {"rank": rank, "event": event}
         else:
-            yield {"rank": rank, "seconds": rng.uniform(0.0, kind.seconds)}
+            yield {"rank": rng.randrange(kind.ranks), "seconds": rng.uniform(0.0, kind.seconds)}
 
 
 def try_kills(trainings: Trainings, kind: Kind, number: int, seed: int, tally: Tally, until: float = float("inf")):
@@ -169,7 +201,7 @@ def try_two_at_once(trainings: Trainings, tally: Tally):
         arguments = [*trainings.flags, *kind.flags, *([f"--output_dir={place / 'run'}"] if named else [])]
         logs = [trainings.folder / f"log-{index}" for index in range(2)]
         pids = [_fork(arguments, {}, log, place, None, directory=place) for log in logs]
-        statuses = _statuses(pids)
+        statuses = _statuses(pids, together=False)
         runs = [place / "run"] if named else sorted((place / "runs").glob("*"))
         right = all(trainings._judge(kind, run, "")[0] == RIGHT for run in runs)
         if None in statuses:
@@ -213,9 +245,10 @@ def _fork(
     environment: dict[str, str],
     log: Path,
     watched: Path,
-    kill: dict[str, Any] | None,
+    watch: dict[str, Any] | None,
     directory: Path | None = None,
 ) -> int:
+    """Start a training; `watch` says when it dies, by "event" or "seconds", or where its "notes" go at the end."""
     sys.stdout.flush()
     pid = os.fork()
     if pid:
@@ -229,18 +262,16 @@ def _fork(
         os.environ.update(environment)
         os.chdir(directory or ROOT)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        if kill and "seconds" in kill:
-            signal.setitimer(signal.ITIMER_REAL, max(0.001, kill["seconds"]))
-        Path("/proc/self/comm").write_text("llata_alone")
-        counter = _count_events(watched, kill.get("event")) if kill else None
+        watch = watch or {}
+        if "seconds" in watch:
+            signal.setitimer(signal.ITIMER_REAL, max(0.001, watch["seconds"]))
+        counter = _count_events(watched, watch.get("event"))
         with _plain():
             train(arguments)
         status = 0
-        if kill and "modules" in kill:
-            kill["modules"].write_text("\n".join(sys.modules))
-        if kill and "count" in kill:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            kill["count"].write_text(str(counter[0]))
+        if "notes" in watch:
+            notes = {"events": counter[0], "modules": list(sys.modules)}
+            (watch["notes"] / f"notes-{environment.get('RANK', 0)}").write_text(json.dumps(notes))
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except BaseException:
@@ -255,21 +286,35 @@ def _fork(
 
 
 def _plain() -> contextlib.AbstractContextManager:
-    """Without what takes long and writes no weights: a picture, the device's rate of products."""
+    """Without what takes long and writes no weights: a picture, FLOPs, the device's rate of products; with marks."""
     stack = contextlib.ExitStack()
     stack.enter_context(mock.patch("llata_fast.kernels._launch.ENABLED", False))
     stack.enter_context(mock.patch("llata_fast.training.trainer.matmul_rate", lambda *_: 1e12))
-    stack.enter_context(mock.patch("llata_fast.ranks.Lifelines", _Met))
+    stack.enter_context(mock.patch("llata_fast.training.trainer.micro_step_flops", lambda *_: 1e6))
+    stack.enter_context(mock.patch("llata_fast.training.trainer.TrainingLog", _MarkingLog))
+    stack.enter_context(mock.patch("llata_fast.ranks.Lifelines", _MarkingLifelines))
     stack.enter_context(mock.patch("llata_fast.forecasting.pictures.HAS_MATPLOTLIB", False))
     return stack
 
 
-class _Met(Lifelines):
-    """Says so once all ranks have met."""
+class _MarkingLifelines(Lifelines):
+    """Says so once the others notice its death."""
 
     def __init__(self):
         super().__init__()
-        Path("/proc/self/comm").write_text("llata_met")
+        MARKS.set(MET, self.rank, 1)
+
+
+class _MarkingLog(trainer.TrainingLog):
+    """Says with which step a training begins, and which it has taken."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        MARKS.set(BEGUN, args.process_index, 1 + state.global_step)
+        return super().on_train_begin(args, state, control, **kwargs)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        MARKS.set(TAKEN, args.process_index, state.global_step)
+        return super().on_step_end(args, state, control, **kwargs)
 
 
 def _count_events(folder: Path, kill_at: int | None) -> list[int]:
@@ -289,26 +334,35 @@ def _count_events(folder: Path, kill_at: int | None) -> list[int]:
     return counter
 
 
-def _statuses(pids: list[int]) -> list[int | None]:
+def _statuses(pids: list[int], together: bool = True) -> list[int | None]:
     """How each of them ended; None: it did not in _LIMIT_S, or not in _OUTLIVED_S after another one had failed.
 
-    Then it is killed, as a launcher would. One that has not met the others yet is the launcher's to end.
+    Then its stacks are shown, and it is killed. Where not all have met, that is the launcher's part, which it plays.
     """
     until, ended = time.monotonic() + _LIMIT_S, {}
     while len(ended) < len(pids) and time.monotonic() < until:
-        if any(ended.values()):
-            until = min(until, time.monotonic() + _OUTLIVED_S)
         for pid in pids:
             if pid not in ended:
                 found, status = os.waitpid(pid, os.WNOHANG)
                 if found:
                     ended[pid] = os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
+        if together and any(ended.values()):
+            all_met = all(MARKS.get(MET, rank) for rank in range(len(pids)))
+            until = min(until, time.monotonic() + (_OUTLIVED_S if all_met else _ALONE_S))
+        time.sleep(0.005)
+    all_met = all(MARKS.get(MET, rank) for rank in range(len(pids)))
     for pid in pids:
         if pid not in ended:
-            alone = b"llata_alone" in Path(f"/proc/{pid}/comm").read_bytes()
+            if all_met:
+                show_stacks(pid)
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            if alone and any(ended.values()):
+            if together and not all_met and any(ended.values()):
                 ended[pid] = -signal.SIGKILL
     return [ended.get(pid) for pid in pids]
+
+
+def show_stacks(pid: int):
+    """Python's and native ones, where py-spy is installed."""
+    if found := shutil.which("py-spy", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"):
+        subprocess.run([found, "dump", "--native", "--pid", str(pid)], check=False, timeout=60)
