@@ -280,6 +280,8 @@ def _rows_of_lists(
         raise InputError(f"{path} is no corpus: no lists of numbers with a start among {', '.join(schema.names)}")
     number = 0
     for batch in batches:
+        # pyarrow trusts the offsets that a file states
+        batch.validate(full=True)
         columns = {name: batch.column(name) for name in schema.names}
         for index in range(len(batch)):
             row = {name: column[index] for name, column in columns.items()}

@@ -1,7 +1,8 @@
 """The long run of the faults, bounded in time; it writes `docs/reliability.md`: `make faults MINUTES=60`.
 
-Half of the time goes to kills, the rest to damaged files and to what hypothesis makes up. Every seed is another
-campaign. Ends with 1 if anything was silently wrong, hung or ended in a traceback.
+Four fifths of the time go to kills, the rest to damaged files and to what hypothesis makes up. Every seed is another
+campaign; `--add FILE` goes on with one, part by part. Ends with 1 if anything was silently wrong, hung or ended in a
+traceback.
 """
 
 # first: takes the checkout's root off the path
@@ -45,11 +46,11 @@ def try_inputs(folder: Path, options: argparse.Namespace, until: float, tally: T
             print(f"{case.name}: {dict(tally.counts[case.name])}", flush=True)
 
 
-def figures(tally: Tally, seconds: float, seed: int) -> str:
+def figures(tally: Tally, seed: int) -> str:
     """The table of a page."""
     kills = {name: counts for name, counts in tally.counts.items() if name.startswith("kill")}
     lines = [
-        f"{datetime.date.today()}, seed {seed}, {seconds / 60:.0f} minutes on {os.cpu_count()} CPU cores, Python "
+        f"{datetime.date.today()}, seed {seed}, {tally.seconds / 60:.0f} minutes on {os.cpu_count()} CPU cores, Python "
         f"{platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}: "
         f"{sum(counts.total() for counts in kills.values())} kills, "
         f"{tally.total() - sum(counts.total() for counts in kills.values())} damaged or odd inputs.",
@@ -72,18 +73,20 @@ def write_page(text: str):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--kills", type=int, default=300, help="at most, over all kinds of trainings")
+    parser.add_argument("--kills", type=int, default=40, help="at most, of each kind of training; 0: none")
+    parser.add_argument("--each_event", action="store_true", help="kill averaged weights at each file event besides")
     parser.add_argument("--inputs", type=int, default=12_000, help="at most, over all files; 0: none")
     parser.add_argument(
         "--kinds", nargs="+", default=[kind.name for kind in KINDS], help="of trainings that are killed"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--add", type=Path, metavar="FILE", help="JSON of what was counted before; it is written again")
     parser.add_argument("--write", action="store_true", help="write the figures into docs/reliability.md")
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    began, tally = time.monotonic(), Tally()
+    began, tally = time.monotonic(), Tally.read(options.add)
     # a disk in memory, where there is one: a kill is no power cut
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=memory) as folder:
@@ -93,15 +96,19 @@ def main():
         # first: a process that has trained is no good one to fork
         (Path(folder) / "kills").mkdir()
         trainings = Trainings(Path(folder) / "kills")
-        try_two_at_once(trainings, tally)
         kinds = [kind for kind in KINDS if kind.name in options.kinds]
-        for index, kind in enumerate(kinds):
-            until = began + options.minutes * 30 * (index + 1) / len(kinds)
-            try_kills(trainings, kind, options.kills // len(kinds), options.seed, tally, until)
+        until = began + options.minutes * (48 if options.inputs else 60)
+        if options.kills:
+            try_two_at_once(trainings, tally)
+            try_kills(trainings, kinds, options.kills, options.seed, tally, until, options.each_event)
+        for kind in kinds:
             print(f"{kind.name}: {dict(tally.counts[f'kill: {kind.name}'])}", flush=True)
         if options.inputs:
             try_inputs(Path(folder), options, began + options.minutes * 60, tally)
-    text = figures(tally, time.monotonic() - began, options.seed)
+    tally.seconds += time.monotonic() - began
+    if options.add:
+        tally.write(options.add)
+    text = figures(tally, options.seed)
     print(text)
     print("\n".join(tally.examples[:20]))
     if options.write:

@@ -14,9 +14,7 @@ import lzma
 import random
 import shutil
 import zipfile
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,10 @@ import pandas as pd
 import pyarrow
 import torch
 import yaml
+from faults.cases import Case
 from faults.mutations import damaged_bytes, damaged_values, json_bytes
 from faults.outcomes import Tally, outcome_of
+from faults.source_inputs import source_cases, start_cases
 from safetensors.torch import save_file
 from tiny import BACKBONES, random_backbone, write_series
 from training.distributed_cases import train
@@ -42,19 +42,6 @@ from llata_fast.run_folder import RunFolder
 from llata_fast.training.arguments import parse_arguments
 
 L, H, STEPS = 12, 6, 2
-
-
-@dataclass
-class Case:
-    """A file, or a folder with one, and who reads it."""
-
-    name: str
-    path: Path
-    """What is damaged."""
-    read: Callable[[], Any]
-    is_right: Callable[[Any], bool]
-    structure: Any = None
-    """What a JSON or YAML file says: then half of the damage is to its values."""
 
 
 def settings_of(folder: Path) -> dict:
@@ -97,6 +84,8 @@ def input_cases(folder: Path) -> list[Case]:
         *_backbones(folder),
         *_caches(folder),
         *_corpora(folder),
+        *source_cases(folder),
+        *start_cases(run),
     ]
 
 

@@ -28,7 +28,7 @@ from unittest import mock
 
 import torch
 from faults.inputs import settings_of
-from faults.outcomes import HANG, LINE, RIGHT, TRACEBACK, WRONG, Tally
+from faults.outcomes import BAD, HANG, LINE, RIGHT, TRACEBACK, WRONG, Tally
 from safetensors.torch import load_file
 from training.distributed_cases import train
 
@@ -56,7 +56,7 @@ class Kind:
     tolerance: float = 0.0
     """Of the resumed weights, against an uninterrupted training's."""
     every_event: bool = False
-    """Whether each file event is killed at, and not a random half of the kills at some of them."""
+    """Whether a long run kills it at each of its file events."""
     whole: dict[str, torch.Tensor] = field(default_factory=dict)
     events: list[tuple[int, int]] = field(default_factory=list)
     """Every file event: its rank, and which of that rank's it is."""
@@ -171,25 +171,42 @@ class Trainings:
         return (RIGHT, "") if apart <= kind.tolerance else (WRONG, f"weights differ by {apart} {how}")
 
 
-def kills_of(kind: Kind, number: int, rng: random.Random) -> Iterator[dict[str, Any]]:
-    """`number` kills, at file events and at random moments by turns, or at every event and then at random moments."""
+def kills_of(kind: Kind, number: int, each_event: bool, rng: random.Random) -> Iterator[dict[str, Any]]:
+    """`number` kills, at file events and at random moments by turns; of a kind that is due it, after `each_event`."""
     events = rng.sample(kind.events, len(kind.events))
+    if each_event and kind.every_event:
+        yield from ({"rank": rank, "event": event} for rank, event in events)
     for index in range(number):
-        if events and (kind.every_event or index % 2 == 0):
+        if events and index % 2 == 0:
             rank, event = events.pop()
             yield {"rank": rank, "event": event}
         else:
             yield {"rank": rng.randrange(kind.ranks), "seconds": rng.uniform(0.0, kind.seconds)}
 
 
-def try_kills(trainings: Trainings, kind: Kind, number: int, seed: int, tally: Tally, until: float = float("inf")):
-    """Kill and resume `number` times, or until that time of the monotonic clock."""
-    trainings.prepare(kind)
-    for kill in kills_of(kind, number, random.Random(f"{seed} {kind.name}")):
-        if time.monotonic() > until:
-            return
-        outcome, said = trainings.kill_and_resume(kind, kill)
-        tally.add(f"kill: {kind.name}", outcome, f"{kill}: {said}")
+def try_kills(
+    trainings: Trainings,
+    kinds: list[Kind],
+    number: int,
+    seed: int,
+    tally: Tally,
+    until: float = float("inf"),
+    each_event: bool = False,
+):
+    """Kill and resume `number` trainings of each kind, by turns, or until that time of the monotonic clock."""
+    for kind in kinds:
+        trainings.prepare(kind)
+    queues = {kind.name: kills_of(kind, number, each_event, random.Random(f"{seed} {kind.name}")) for kind in kinds}
+    while queues:
+        for kind in [kind for kind in kinds if kind.name in queues]:
+            kill = next(queues[kind.name], None)
+            if kill is None or time.monotonic() > until:
+                del queues[kind.name]
+                continue
+            outcome, said = trainings.kill_and_resume(kind, kill)
+            tally.add(f"kill: {kind.name}", outcome, f"{kill}: {said}")
+            if outcome in BAD:
+                print(tally.examples[-1], flush=True)
 
 
 def try_two_at_once(trainings: Trainings, tally: Tally):

@@ -2,10 +2,12 @@
 
 import contextlib
 import io
+import json
 import signal
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from llata_fast.errors import InputError
@@ -24,6 +26,20 @@ class Tally:
     def __init__(self):
         self.counts: dict[str, Counter] = defaultdict(Counter)
         self.examples: list[str] = []
+        self.seconds = 0.0
+
+    @classmethod
+    def read(cls, path: Path | None) -> "Tally":
+        """What `write` has left there; an empty one where there is nothing."""
+        tally = cls()
+        if path is not None and path.is_file():
+            stored = json.loads(path.read_text())
+            tally.counts.update({subject: Counter(counts) for subject, counts in stored["counts"].items()})
+            tally.examples, tally.seconds = stored["examples"], stored["seconds"]
+        return tally
+
+    def write(self, path: Path):
+        path.write_text(json.dumps({"counts": self.counts, "examples": self.examples, "seconds": self.seconds}))
 
     def add(self, subject: str, outcome: str, example: str = ""):
         self.counts[subject][outcome] += 1
@@ -71,4 +87,9 @@ def outcome_of(call: Callable[[], Any], is_right: Callable[[Any], bool]) -> tupl
         return HANG, f"after {_LIMIT_S} s"
     except Exception:
         return TRACEBACK, traceback.format_exc(limit=-4)
-    return (RIGHT, "") if is_right(result) else (WRONG, str(result)[:300])
+    try:
+        right = is_right(result)
+    except Exception as error:
+        # what another reader refuses should not have been read
+        return WRONG, f"{str(result)[:300]}, which the judge refuses: {error!r}"
+    return (RIGHT, "") if right else (WRONG, str(result)[:300])
