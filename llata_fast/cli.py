@@ -180,7 +180,7 @@ def _conversion(hint: Any, metadata: Any) -> dict:
     if kind == list[float]:
         return {"type": float, "nargs": "+", "metavar": "LEVEL"}
     if kind == list[str]:
-        return {"type": str, "nargs": "+", "metavar": "NAME"}
+        return {"type": str, "nargs": "*" if metadata["may_be_empty"] else "+", "metavar": "NAME"}
     if metadata["choices"]:
         return {"choices": metadata["choices"]} | ({"metavar": "NAME"} if len(metadata["choices"]) > 5 else {})
     return {"type": kind, "metavar": unit or {int: "N", float: "X"}.get(kind, "TEXT")}

@@ -21,6 +21,8 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
         merged: LoRA and tuned norms are folded into the backbone, which the checkpoint then holds itself.
         includes_backbone: the checkpoint holds the frozen base, too.
         num_channels: C of the series that it is trained on; each has a linear map of its own then.
+        covariates: of those that it is trained with, role (known, past, static) -> for each column the number of its
+            categories, 0 for numbers.
         backbone_fingerprint: what the frozen base is known by (`backbone/fingerprint.py`); taken as it is first read.
         **kwargs: fields of `ModelSettings`, then those of `PreTrainedConfig`.
     """
@@ -49,6 +51,7 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
         includes_backbone: bool = False,
         num_channels: int | None = None,
         backbone_fingerprint: dict | None = None,
+        covariates: dict[str, list[int]] | None = None,
         **kwargs,
     ):
         # written by the version before, whose skips were others
@@ -66,6 +69,9 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
         self.includes_backbone = includes_backbone
         self.num_channels = num_channels
         self.backbone_fingerprint = backbone_fingerprint
+        self.covariates = covariates
+        if covariates is not None and set(covariates) != {"known", "past", "static"}:
+            raise InputError("covariates must hold the sizes of known, past and static ones")
         super().__init__(**kwargs)
         if backbone_config is not None:
             self._resolve()
@@ -137,9 +143,18 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
         length, stride = self.patching
         return (self.context_length - length) // stride + 1
 
+    @property
+    def num_covariate_tokens(self) -> int:
+        """K, covariates with a token of their own: those that move."""
+        return 0 if self.covariates is None else len(self.covariates["known"]) + len(self.covariates["past"])
+
     def num_tokens(self, num_channels: int) -> int:
         """T, tokens that the backbone attends over for a series of `num_channels`."""
-        return num_channels if self.variate_tokens else self.num_patches
+        return self.num_covariate_tokens + (num_channels if self.variate_tokens else self.num_patches)
+
+    def tokens_per_window(self, num_channels: int) -> int:
+        """Tokens of all sequences of a window of `num_channels`, of one branch."""
+        return self.num_tokens(num_channels) * (1 if self.variate_tokens else num_channels)
 
 
 AutoConfig.register(LlataConfig.model_type, LlataConfig)

@@ -70,6 +70,10 @@ def train_on_panel(panel: Panel, **settings: Any) -> Outcome:
     """Train on all but the last rows of a panel's items, which validate: as `train`, of whose settings it takes any."""
     model, data, training = choose_settings({"dataset": panel.name} | settings)
     data.id_column, data.date_column, data.target = panel.id_column, panel.timestamp_column, list(panel.targets)
+    if data.held_out_ids:
+        panel = panel.without(data.held_out_ids)
+    for name, value in panel.roles.items():
+        setattr(data, name, value)
     return run_experiment(model, data, training, PanelTask(panel, model))
 
 
@@ -170,7 +174,9 @@ def _prepare(
     check_losses(task, model)
     set_seed(training.seed)
     mixture = task.mixture.description() if isinstance(task, CorpusTask) else None
-    config = LlataConfig(**asdict(model), num_channels=len(task.columns))
+    encoding = task.encoding if isinstance(task, PanelTask) else None
+    sizes = None if encoding is None else encoding.sizes
+    config = LlataConfig(**asdict(model), num_channels=len(task.columns), covariates=sizes)
     if training.checkpointing and not config.has_language_model:
         raise InputError(f"gradient_checkpointing: ablation {config.ablation} has no blocks whose activations it drops")
     forecaster = LlataForPrediction.from_backbone(config, frozen_dtype=training.compute_dtype)
@@ -269,11 +275,18 @@ def _score_intervals(trainer: ForecastTrainer, calibration: Calibration, windows
 
 
 def _fan(
-    trainer: ForecastTrainer, calibration: Calibration, past: torch.Tensor, observed: torch.Tensor
+    trainer: ForecastTrainer,
+    calibration: Calibration,
+    past: torch.Tensor,
+    observed: torch.Tensor,
+    covariates: dict[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Ends of the 80 and 50 percent intervals of lookbacks [B, L, C], each [B, H, C], lower before upper."""
     config, device = trainer.model.config, trainer.args.device
-    windows = run_windows(trainer.outputs, past.to(device), observed.to(device), reads_level=trainer.model.reads_level)
+    reads_level = trainer.model.reads_level
+    windows = run_windows(
+        trainer.outputs, past.to(device), observed.to(device), reads_level=reads_level, covariates=covariates
+    )
     levels = (0.1, 0.9, 0.25, 0.75)
     units, outputs = windows
     past = past.double().masked_fill(~observed, torch.nan).to(device)

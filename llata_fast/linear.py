@@ -1,10 +1,13 @@
 """A linear forecast of the lookback: fitted in closed form, and added to what the language model forecasts."""
 
 import contextlib
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .linear_covariates import LinearCovariates
 
 
 class LeastSquares:
@@ -130,6 +133,8 @@ class LinearSkip(nn.Module):
         self.register_buffer("learned_share", torch.ones(()))
         self.is_all = False
         self.register_load_state_dict_post_hook(_keep_share)
+        # what covariates add, of a model that has some
+        self.covariates: LinearCovariates | None = None
 
     def keep(self, share: float):
         """Take `share` of what is learned beside it; of none, `is_all`, the language model need not run."""
@@ -145,27 +150,36 @@ class LinearSkip(nn.Module):
         scale: Tensor,
         series_loc: Tensor,
         series_scale: Tensor,
+        *covariates: Tensor | None,
     ) -> Tensor:
-        """loc and scale [B, C] are those of `past_values`; the level is read from those of the series."""
+        """loc and scale [B, C] are those of `past_values`; the level is read from those of the series.
+
+        `covariates` of past and future, as the model takes them, of one that has some.
+        """
         normalised = (past_values.float() - loc[:, None]) / scale[:, None]
         if observed_mask is not None:
             normalised = normalised.masked_fill(~observed_mask, 0)
         # a constant window is forecast by its level alone
         unit = 1 / torch.where(series_scale > 0, series_scale, torch.inf)
         with _without_autocast(past_values.device.type):
-            return self._forecast(torch.cat((normalised, (series_loc * unit)[:, None], unit[:, None]), 1))
+            forecast = self._forecast(torch.cat((normalised, (series_loc * unit)[:, None], unit[:, None]), 1))
+            return forecast if self.covariates is None else forecast + self.covariates(*covariates)
 
     @property
     def reads_level(self) -> bool:
         """Whether any map has weights on the level."""
         return any((maps[..., -2:, :] != 0).any().item() for maps in (self.shared, self.own) if maps is not None)
 
-    def alone(self, past: Tensor, observed: Tensor) -> Tensor:
+    def alone(self, past: Tensor, observed: Tensor, *covariates: Tensor | None) -> Tensor:
         """The forecast [B, H, C] of standardised lookbacks [B, L, C] without what is learned."""
         filled = fill_with_mean(past, observed)
         mean = filled.mean(1, keepdim=True)
         inputs = torch.cat((filled - mean, mean, torch.ones_like(mean)), 1)
-        return mean + self._forecast(inputs.float()).transpose(1, 2)
+        forecast = mean + self._forecast(inputs.float()).transpose(1, 2)
+        if self.covariates is None:
+            return forecast
+        squares = (filled - mean).square().sum(1, keepdim=True) / observed.sum(1, keepdim=True).clamp(min=1)
+        return forecast + squares.sqrt() * self.covariates(*covariates).transpose(1, 2)
 
     def _forecast(self, inputs: Tensor) -> Tensor:
         """inputs [B, L + 2, C] -> [B, C, H], fp32."""

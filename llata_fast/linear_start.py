@@ -20,8 +20,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .covariate_tokens import INPUTS
 from .data.windows import WindowDataset
 from .linear import LinearSkip, fill_with_mean, solve_ridge
+from .linear_covariates import Residuals
 
 SHARED, OWN = "one map, level stays", "own maps, level stays"
 SHARED_RETURN, OWN_RETURN = "one map, level returns", "own maps, level returns"
@@ -228,7 +230,20 @@ def start_linear_part(
     skip.shared.copy_(start.shared)
     if start.own is not None and skip.own is not None:
         skip.own.copy_(start.own)
+    if skip.covariates is not None:
+        skip.covariates.fit(lambda: _residuals(skip, train), lambda: _residuals(skip, validation))
     return start
+
+
+def _residuals(skip: LinearSkip, windows: Any) -> Iterator[Residuals]:
+    """What the linear forecast leaves of windows of a panel, the effect of their covariates among it."""
+    for part in _spread(range(len(windows)), _FITTED).split(_BATCH):
+        batch = windows.__getitems__(part)
+        past, level, scale = batch["past_values"], batch["window_level"], batch["window_scale"]
+        behind, ahead = (batch.get(name) for name in INPUTS[:2])
+        zero = torch.zeros_like(scale)
+        forecast = skip(past, batch["past_observed_mask"], zero, zero + 1, level, scale, behind, ahead).transpose(1, 2)
+        yield Residuals(behind, ahead, batch["future_values"] - forecast * scale[:, None], scale)
 
 
 def _origins(train: Any) -> Iterator[tuple[str, Tensor, Tensor]]:

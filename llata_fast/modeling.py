@@ -29,9 +29,11 @@ from .backbone.prototypes import backbone_prototypes
 from .backbone.quantised import quantised_modules
 from .backbone.twin import PlainBackbone, TwinBackbone
 from .config import LlataConfig
+from .covariate_tokens import INPUTS, CovariateTokens, input_shapes
 from .errors import InputError
 from .kernels import deep_alignment_loss, forecast_losses, patch_embed, prototype_attention, twin_norm
 from .linear import LinearSkip
+from .linear_covariates import LinearCovariates
 from .losses import check_loss, forecast_loss
 from .masters import cast_masters
 from .quantiles import QuantileHead, in_order, pinball_loss
@@ -220,6 +222,8 @@ class LlataForPrediction(PreTrainedModel):
         D = config.hidden_size
         self.max_tokens = max_tokens(config.backbone_config) if config.has_language_model else None
         self.embedding = PatchEmbedding(D, *config.patching)
+        lengths = (config.context_length, config.prediction_length)
+        self.covariates = CovariateTokens(config.covariates, *lengths, D) if config.covariates else None
         self.encoder = EncoderLayer(D, config.num_heads, config.intermediate_size, config.dropout)
         self.head = nn.Linear(D * (1 if config.variate_tokens else config.num_patches), config.prediction_length)
         if config.linear_skip:
@@ -228,8 +232,10 @@ class LlataForPrediction(PreTrainedModel):
         self.quantile_head: QuantileHead | None = None
         if config.quantile_levels:
             self.quantile_head = QuantileHead(self.head.in_features, config.prediction_length, config.quantile_levels)
-        sizes = (config.context_length, config.prediction_length, config.num_own_maps)
-        self.skip = LinearSkip(*sizes) if config.linear_skip else None
+        self.skip = LinearSkip(*lengths, config.num_own_maps) if config.linear_skip else None
+        if self.skip is not None and config.num_covariate_tokens:
+            sizes = (config.covariates, config.prediction_length, config.num_channels or 1)
+            self.skip.covariates = LinearCovariates(*sizes)
         two_branches = config.has_text_branch and not config.merged
         if two_branches:
             self.cross_attention = CrossAttention(D, config.num_heads)
@@ -379,6 +385,9 @@ class LlataForPrediction(PreTrainedModel):
         insample_scale: Tensor | None = None,
         window_level: Tensor | None = None,
         window_scale: Tensor | None = None,
+        past_covariates: Tensor | None = None,
+        future_covariates: Tensor | None = None,
+        static_covariates: Tensor | None = None,
         return_dict: bool | None = None,
     ) -> ForecastOutput | tuple:
         """Forecast, and the losses where targets are given.
@@ -391,17 +400,23 @@ class LlataForPrediction(PreTrainedModel):
             window_level, window_scale: [B, C], of a lookback that is in units of its own: the series is `window_level`
                 + `window_scale` * past_values. Forecasts are then those of the series less the level, 0 where the scale
                 is 0; a skip that returns to a level reads it.
+            past_covariates: [B, L, K], of a model that is trained with covariates: the known ones, then the past
+                ones, as `CovariateEncoding` writes them; NaN is missing.
+            future_covariates: [B, H, K'] of the K' known ones, static_covariates: [B, S] likewise.
             return_dict: False for a plain tuple of what is not None.
 
         Raises:
-            InputError: a lookback or horizon that is not the configuration's, too many tokens for the backbone.
+            InputError: a lookback, horizon or covariates that are not the configuration's, too many tokens for the
+                backbone.
         """
         if self.training and self.config.merged:
             raise RuntimeError("a merged model has no textual branch and cannot be trained")
         self.check_shapes(past_values, future_values)
+        covariates = (past_covariates, future_covariates, static_covariates)
+        self.check_covariates(past_values.shape[0], *covariates)
         with cast_masters(module for module in self.modules() if isinstance(module, _WITH_PRODUCTS)):
             output = self._output(
-                past_values, future_values, past_observed_mask, insample_scale, window_level, window_scale
+                past_values, future_values, past_observed_mask, insample_scale, window_level, window_scale, covariates
             )
         return output.to_tuple() if return_dict is False else output
 
@@ -413,6 +428,7 @@ class LlataForPrediction(PreTrainedModel):
         insample_scale: Tensor | None,
         window_level: Tensor | None,
         window_scale: Tensor | None,
+        covariates: tuple[Tensor | None, ...],
     ) -> ForecastOutput:
         """`forward` of inputs that were checked."""
         two_branches = self.training and self.config.has_text_branch
@@ -420,26 +436,30 @@ class LlataForPrediction(PreTrainedModel):
             _, loc, scale = self.embedding(past_values, past_observed_mask)
             time, features = None, (None,)
         else:
-            time, loc, scale = self.time_tokens(past_values, past_observed_mask)
+            time, loc, scale = self.time_tokens(past_values, past_observed_mask, *covariates)
             tokens = torch.cat((time, self.cross_attention(time, self.prototypes))) if two_branches else time
             features = self.backbone(tokens)
+        last = features[-1]
+        if last is not None and self.config.num_covariate_tokens:
+            # what the covariates' tokens become is no forecast
+            last = last[:, self.config.num_covariate_tokens :]
         units = (loc, scale) if window_scale is None else (window_scale * loc, window_scale * scale)
         skipped = None
         if self.skip is not None:
             level = units[0] if window_level is None else window_level + units[0]
-            skipped = self.skip(past_values, past_observed_mask, loc, scale, level, units[1])
+            skipped = self.skip(past_values, past_observed_mask, loc, scale, level, units[1], *covariates[:2])
         if two_branches and future_values is not None:
-            output = self._training_output(features, units, skipped, future_values, insample_scale)
+            output = self._training_output(features, last, units, skipped, future_values, insample_scale)
         elif two_branches:
-            prediction, text = self.head_forecasts(features[-1], *units, skipped).chunk(2)
+            prediction, text = self.head_forecasts(last, *units, skipped).chunk(2)
             output = ForecastOutput(prediction_outputs=prediction, text_outputs=text)
         else:
-            forecasts, task = self.head_forecasts(features[-1], *units, skipped), None
+            forecasts, task = self.head_forecasts(last, *units, skipped), None
             if future_values is not None:
                 task = forecast_loss(self.config.task_loss, forecasts, future_values, insample_scale)
             output = ForecastOutput(loss=task, prediction_outputs=forecasts, task_loss=task)
         if self.quantile_head is not None:
-            self._add_quantiles(output, features[-1][: time.shape[0]], units[1], future_values)
+            self._add_quantiles(output, last[: time.shape[0]], units[1], future_values)
         return output
 
     @property
@@ -452,10 +472,23 @@ class LlataForPrediction(PreTrainedModel):
         """Whether a forecast is more than the lookback's level and moves: the linear skip may return to a level."""
         return self.skip is not None and self.skip.reads_level
 
-    def time_tokens(self, past_values: Tensor, past_observed_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """past_values [B, L, C] -> time tokens [B, C, D] or [B * C, N, D], loc and scale [B, C]."""
+    def time_tokens(
+        self, past_values: Tensor, past_observed_mask: Tensor | None, *covariates: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """past_values [B, L, C] -> time tokens [B, C, D] or [B * C, N, D], loc and scale [B, C].
+
+        With covariates, given as to `forward`, K + C or K + N tokens: a causal mask lets the targets see them.
+        """
         tokens, loc, scale = self.embedding(past_values, past_observed_mask)  # [B, C, N, D]
+        if self.covariates is not None:
+            tokens = self.covariates.add_static(tokens, covariates[2])
+        num_channels = tokens.shape[1]
         tokens = tokens.squeeze(2) if self.config.variate_tokens else tokens.flatten(0, 1)
+        if self.config.num_covariate_tokens:
+            own = self.covariates(*covariates[:2]).to(tokens.dtype)
+            # every channel's patches are a sequence of their own
+            own = own if self.config.variate_tokens else own.repeat_interleave(num_channels, 0)
+            tokens = torch.cat((own, tokens), 1)
         return self.encoder(tokens), loc, scale
 
     def head_forecasts(
@@ -492,6 +525,7 @@ class LlataForPrediction(PreTrainedModel):
     def _training_output(
         self,
         features: tuple[Tensor, ...],
+        last: Tensor,
         units: tuple[Tensor, Tensor],
         skipped: Tensor | None,
         target: Tensor,
@@ -502,7 +536,7 @@ class LlataForPrediction(PreTrainedModel):
         check_loss(config.task_loss, insample_scale)
         check_loss(consistency, insample_scale)
         forecasts, task_loss, consistency_loss, loss = forecast_losses(
-            self._normalised(features[-1], units[0], skipped),
+            self._normalised(last, units[0], skipped),
             *units,
             target,
             task=config.task_loss,
@@ -516,6 +550,22 @@ class LlataForPrediction(PreTrainedModel):
             output.alignment_loss = self.alignment(features)
             output.loss = output.loss + config.alignment_weight * output.alignment_loss
         return output
+
+    @property
+    def covariate_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Input -> its shape behind the batch, of the covariates that `forward` takes."""
+        return input_shapes(self.config.covariates, self.config.context_length, self.config.prediction_length)
+
+    def check_covariates(self, batch_size: int, *covariates: Tensor | None):
+        """Raise InputError where covariates, given as to `forward`, are not those that the model is trained with."""
+        expected = self.covariate_shapes
+        for name, tensor in zip(INPUTS, covariates, strict=True):
+            shape = [batch_size, *expected[name]] if name in expected else None
+            if shape is None and tensor is not None:
+                raise InputError(f"this model is trained without {name}")
+            if shape is not None and (tensor is None or list(tensor.shape) != shape):
+                got = "none" if tensor is None else list(tensor.shape)
+                raise InputError(f"this model is trained with covariates: {name} must be {shape}, got {got}")
 
     def check_shapes(self, past_values: Tensor, future_values: Tensor | None = None):
         """Raise InputError where inputs are not of this model's sizes; reads no values."""

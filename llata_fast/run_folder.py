@@ -44,6 +44,7 @@ from .errors import InputError
 
 if TYPE_CHECKING:
     from .data import StandardScaler, TimeSeries
+    from .data.covariate_encoding import CovariateEncoding
 
 SETTINGS, CONFIG, WEIGHTS = "run.yaml", "config.json", "model.safetensors"
 PREPROCESSOR, METRICS, PICTURE = "preprocessor_config.json", "metrics.json", "forecast.png"
@@ -85,6 +86,8 @@ class Preprocessor:
     """Of a panel; a wide series has none."""
     other_frequencies: list[str] = field(default_factory=list)
     """Of a panel's items whose step is not that of most."""
+    covariates: dict[str, Any] | None = None
+    """How they are written for the model (`CovariateEncoding.to_dict`)."""
 
     def __post_init__(self):
         texts = [("dataset", self.dataset), ("date_column", self.date_column), ("frequency", self.frequency)]
@@ -126,6 +129,26 @@ class Preprocessor:
         return not self.columns
 
     @property
+    def encoding(self) -> "CovariateEncoding | None":
+        """Raises InputError where the covariates are not written as they should be."""
+        # it imports torch
+        from .data.covariate_encoding import CovariateEncoding
+
+        return None if self.covariates is None else CovariateEncoding.from_dict(self.covariates)
+
+    @property
+    def covariate_roles(self) -> dict[str, list[str]]:
+        """Its covariates as keywords of `Panel.from_df`."""
+        from .data.calendar import calendar_names
+
+        encoding = self.encoding
+        if encoding is None:
+            return {}
+        columns = {"known": encoding.given, "past": encoding.past, "static": encoding.static}
+        roles = {f"{role}_covariates": list(names) for role, names in columns.items()}
+        return roles | ({"calendar": calendar_names(encoding.calendar)} if encoding.calendar else {})
+
+    @property
     def scaler(self) -> "StandardScaler":
         # it imports torch
         from .data import StandardScaler
@@ -134,7 +157,7 @@ class Preprocessor:
 
 
 # fields that the version before did not write
-_OF_PANELS = {"id_column", "other_frequencies"}
+_OF_PANELS = {"id_column", "other_frequencies", "covariates"}
 
 
 def _is_number(value: Any) -> bool:

@@ -64,6 +64,7 @@ def _setting(
     at_least: float | None = None,
     at_most: float | None = None,
     below: float | None = None,
+    may_be_empty: bool = False,
 ) -> Any:
     """A field with its metadata; without a `group` it is an option that `--help` does not show."""
     metadata = {
@@ -75,6 +76,7 @@ def _setting(
         "at_least": at_least,
         "at_most": at_most,
         "below": below,
+        "may_be_empty": may_be_empty,
     }
     return field(default=default, metadata=metadata)
 
@@ -216,6 +218,9 @@ class ModelSettings:
                 raise InputError(f"base_precision {self.base_precision} needs backbone_pass twin")
 
 
+COVARIATES = ("known_covariates", "past_covariates", "static_covariates", "calendar")
+"""Settings that say what a panel's covariates are."""
+
 READING = ("date_column", "columns", "missing", "skip_rows", "na_values", "trust_rows")
 """Settings that say how a series is read from its file."""
 
@@ -247,6 +252,26 @@ class DataSettings:
     target: list[str] | None = _setting(
         None, "of a long table: what is forecast; default target or y", "meaning", _SERIES
     )
+    known_covariates: list[str] | None = _setting(
+        None, "columns of a long table whose future is known, too: a price, a weather forecast", "meaning", _SERIES
+    )
+    past_covariates: list[str] | None = _setting(
+        None, "columns of a long table that are seen beside the target, and not ahead", "meaning", _SERIES
+    )
+    static_covariates: list[str] | None = _setting(
+        None, "columns of a long table that have one value an item", "meaning", _SERIES
+    )
+    calendar: list[str] | None = _setting(
+        None,
+        "of a long table, known by its timestamps: hour, weekday, month, and countries whose holidays count (DE, US); "
+        "alone: those of the first three that a step is finer than",
+        "meaning",
+        _SERIES,
+        may_be_empty=True,
+    )
+    held_out_ids: list[str] | None = _setting(
+        None, "items of a long table that nothing is learned from", "training", _SERIES
+    )
     columns: list[str] | None = _setting(None, "channels to use; default all but the date", "meaning", _SERIES)
     missing: str | None = _setting(
         None,
@@ -271,6 +296,11 @@ class DataSettings:
 
     def __post_init__(self):
         check(self)
+
+    @property
+    def covariates(self) -> dict[str, list[str]]:
+        """What a panel's covariates are, as keywords of `Panel.from_df`."""
+        return {name: value for name in COVARIATES if (value := getattr(self, name)) is not None}
 
     @property
     def reading(self) -> dict[str, Any]:

@@ -16,7 +16,10 @@ TEXT_PATTERNS = ("Makefile", ".ci/run", "*.md", "*.toml", "*.txt", "*/*.md", "*/
 TEXTS = SOURCES + [path for pattern in TEXT_PATTERNS for path in ROOT.glob(pattern)]
 OPS = [name for name in kernels.__all__ if not name.endswith("_ref")]
 
-MODEL = ("config", "modeling", "linear", "losses", "quantiles", "backbone", "reference_checkpoint", "ablations")
+MODEL = (
+    *("config", "modeling", "covariate_tokens", "linear", "linear_covariates", "losses", "quantiles", "backbone"),
+    *("reference_checkpoint", "ablations"),
+)
 # the parts of llata_fast that a room must not know
 FORBIDDEN = {
     "data": (*MODEL, "kernels", "metrics", "training", "evaluation", "forecasting", "planning"),

@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--metrics", nargs="+", default=["MASE", "WQL", "sMAPE", "coverage"], help="of these, and MSE and MAE"
     )
-    parser.add_argument("--baselines", nargs="*", help="seasonal_naive, linear, exponential_smoothing; default all")
+    parser.add_argument(
+        "--baselines", nargs="*", help="seasonal_naive, linear, exponential_smoothing, ridge_covariates"
+    )
     parser.add_argument("--batch_size", type=int, help="items at a time; no result depends on it")
     parser.add_argument("--output", help="CSV for the scores, a row for each model")
     parser.add_argument("--report", help="HTML file for scores, errors by step and item, calibration and forecasts")
@@ -43,8 +45,7 @@ def run(options: argparse.Namespace):
     settings, info = load_settings(options.run)
     named = find_dataset(options.input)
     if options.id_column or info.id_column or (named is not None and named.id_column):
-        own = {"id_column": info.id_column, "timestamp_column": info.date_column, "target": info.columns}
-        panel = read_panel(options.input, **(own if info.id_column and named is None else {}) | panel_columns(options))
+        panel = read_panel(options.input, **panel_columns(options, info, own_columns=named is None))
     else:
         how = how_to_read(options, settings, info.dataset)
         how["columns"] = options.columns or info.columns

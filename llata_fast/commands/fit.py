@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ..cli import add_settings
 from ..errors import InputError
-from ..settings import GROUPS
+from ..settings import COVARIATES, GROUPS
 
-_READ_HERE = ("dataset", "id_column", "target", "date_column", "missing", "data_dir")
+_READ_HERE = ("dataset", "id_column", "target", "date_column", "missing", "data_dir", *COVARIATES)
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -43,6 +43,7 @@ def run(options: argparse.Namespace):
         timestamp_column=how.get("date_column"),
         target=how.get("target"),
         missing=how.get("missing"),
+        **{name: how[name] for name in COVARIATES if name in how},
     )
     with stopping_on_sigterm():
         outcome = train_on_panel(panel, **given)
@@ -51,4 +52,5 @@ def run(options: argparse.Namespace):
         return
     scores = outcome.metrics["test"] | (outcome.metrics["intervals"] or {})
     print(results_table({"llata": scores, **outcome.metrics["baselines"]}))
-    print(f"to forecast: python -m llata_fast predict {outcome.folder} --input {source} --output forecast.csv")
+    future = " --future FUTURE" if how.get("known_covariates") else ""
+    print(f"to forecast: python -m llata_fast predict {outcome.folder} --input {source}{future} --output forecast.csv")

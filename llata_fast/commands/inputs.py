@@ -6,7 +6,10 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..run_folder import Preprocessor, RunFolder
-from ..settings import READING
+from ..settings import COVARIATES, READING
+
+ROLES = COVARIATES[:-1]
+"""Options that name columns; a calendar has none."""
 
 
 def add_run_arguments(parser: argparse.ArgumentParser):
@@ -24,17 +27,27 @@ def add_panel_arguments(parser: argparse.ArgumentParser):
     """A long table's columns, beside its date column."""
     parser.add_argument("--id_column", help="of a long table, which tells its items apart; default the run's")
     parser.add_argument("--target", nargs="+", help="of a long table: what is forecast; default the run's")
+    for name in ROLES:
+        parser.add_argument(f"--{name}", nargs="+", help="columns of a long table; default the run's")
 
 
-def panel_columns(options: argparse.Namespace) -> dict:
-    """What the command line says of a long table, as keywords of `Panel.from_df`."""
+def panel_columns(options: argparse.Namespace, info: Preprocessor, own_columns: bool = True) -> dict:
+    """What the command line, else the run, says of a long table, as keywords of `Panel.from_df`.
+
+    Without `own_columns` id, timestamp and target are not the run's.
+    """
+    own: dict = {}
+    if info.id_column is not None and own_columns:
+        own = {"id_column": info.id_column, "timestamp_column": info.date_column, "target": info.columns}
     said = {
         "id_column": options.id_column,
         "timestamp_column": options.date_column,
         "target": options.target,
         "missing": options.missing,
+        **{name: getattr(options, name) for name in ROLES},
     }
-    return {name: value for name, value in said.items() if value is not None}
+    own |= info.covariate_roles
+    return own | {name: value for name, value in said.items() if value is not None}
 
 
 def add_backbone_argument(parser: argparse.ArgumentParser):

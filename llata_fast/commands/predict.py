@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser):
     )
     add_panel_arguments(parser)
     parser.add_argument(
+        "--future", help="CSV or .parquet with every item's known covariates of the steps to forecast, by id and time"
+    )
+    parser.add_argument(
         "--output", required=True, help="CSV to write, gzipped as .gz, or .parquet where pyarrow is installed"
     )
     parser.add_argument(
@@ -66,7 +69,7 @@ def run(options: argparse.Namespace):
         if picture == Path(options.output):
             raise InputError(f"--plot would draw over the output {picture}: give the output another ending")
     settings, info = load_settings(options.run)
-    if options.id_column or info.id_column or options.quantile_levels or options.prediction_length:
+    if options.id_column or info.id_column or options.quantile_levels or options.prediction_length or options.future:
         return _predict_long(options, settings, info)
     how = how_to_read(options, settings, info.dataset)
     how["columns"] = options.columns or info.columns or None
@@ -121,6 +124,7 @@ def _predict_long(options: argparse.Namespace, settings: dict, info: "Preprocess
 
     from tqdm import tqdm
 
+    from ..data.frames import file_frame
     from ..data.panel import Panel, read_csv, read_panel
     from ..forecasting.forecaster import Forecaster
     from ..forecasting.table_files import open_table
@@ -131,9 +135,7 @@ def _predict_long(options: argparse.Namespace, settings: dict, info: "Preprocess
             raise InputError(f"--{name} is for the point forecasts of one wide series")
     rank, ranks = join_ranks()
     if options.id_column or info.id_column:
-        own = {"id_column": info.id_column, "timestamp_column": info.date_column, "target": info.columns}
-        own = own if info.id_column else {}
-        panel: Panel = read_panel(options.input, **own | panel_columns(options))
+        panel: Panel = read_panel(options.input, **panel_columns(options, info))
     else:
         how = how_to_read(options, settings, info.dataset)
         how["columns"] = options.columns or info.columns
@@ -142,6 +144,7 @@ def _predict_long(options: argparse.Namespace, settings: dict, info: "Preprocess
     forecaster = Forecaster.from_pretrained(options.run, device=device, backbone=options.backbone)
     frames = forecaster.stream_df(
         panel,
+        future_df=None if options.future is None else file_frame(options.future),
         prediction_length=options.prediction_length,
         quantile_levels=options.quantile_levels,
         batch_size=options.batch_size,

@@ -44,6 +44,12 @@ def calendar_columns(names: Sequence[str], steps: Sequence[Step], where: str) ->
     return columns
 
 
+def calendar_names(columns: Sequence[str]) -> list[str]:
+    """The names that `calendar_columns` makes these columns of."""
+    of_parts = {column: name for name, column in COLUMNS.items()}
+    return [of_parts.get(column, column.removeprefix(f"calendar_{HOLIDAY}_")) for column in columns]
+
+
 def calendar_texts(columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Column -> its categories."""
     of_parts = {COLUMNS[name]: texts for name, texts in _TEXTS.items()}

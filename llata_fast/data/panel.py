@@ -16,9 +16,10 @@ import pandas as pd
 
 from ..errors import InputError, InputWarning
 from . import series as wide
-from .calendar import calendar_columns, calendar_texts, calendar_values
-from .covariates import Covariates, Roles
+from .calendar import calendar_columns, calendar_names, calendar_texts, calendar_values
+from .covariates import ROLES, Covariates, Roles
 from .dates import date_format
+from .frames import csv_frame, is_parquet, parquet_frame
 from .future_rows import NAME, FutureRows
 from .grids import is_local, like, plain
 from .item_steps import place_on_grids
@@ -103,30 +104,18 @@ class Panel:
     def from_csv(cls, path: str | os.PathLike, **how: Any) -> "Panel":
         """The panel in a CSV; keywords as in `from_df`."""
         how.setdefault("name", str(path))
-        try:
-            # text stays text until a column's meaning is known: ids keep their zeros
-            df = pd.read_csv(path, low_memory=False)
-        except (OSError, ValueError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} can't be read as a CSV: {' '.join(str(error).split())}") from None
-        return cls.from_df(df, **how)
+        return cls.from_df(csv_frame(path), **how)
 
     @classmethod
     def from_parquet(cls, path: str | os.PathLike, **how: Any) -> "Panel":
         """The panel in a Parquet file; keywords as in `from_df`."""
         how.setdefault("name", str(path))
-        try:
-            df = pd.read_parquet(path)
-        except ImportError:
-            raise InputError(f"{path}: parquet needs pyarrow: pip install llata-fast[parquet]") from None
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} can't be read as Parquet: {' '.join(str(error).split())}") from None
-        return cls.from_df(df, **how)
+        return cls.from_df(parquet_frame(path), **how)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike, **how: Any) -> "Panel":
         """`from_parquet` for a file of that ending, else `from_csv`."""
-        parquet = Path(path).suffix.lower() in (".parquet", ".pq")
-        return cls.from_parquet(path, **how) if parquet else cls.from_csv(path, **how)
+        return cls.from_parquet(path, **how) if is_parquet(path) else cls.from_csv(path, **how)
 
     @classmethod
     def of_series(cls, series: TimeSeries) -> "Panel":
@@ -250,6 +239,15 @@ class Panel:
         return self.targets
 
     @property
+    def roles(self) -> dict[str, list[str] | None]:
+        """The covariates as arguments of `from_df` name them; those of the calendar one by one."""
+        if self.covariates is None:
+            return dict.fromkeys((*ROLES, "calendar"))
+        names = (self.covariates.given, self.covariates.past, self.covariates.static)
+        roles = {role: list(columns) or None for role, columns in zip(ROLES, names, strict=True)}
+        return roles | {"calendar": calendar_names(self.covariates.calendar) or None}
+
+    @property
     def lengths(self) -> np.ndarray:
         """[items] rows of each item's grid."""
         return np.diff(self.offsets)
@@ -306,6 +304,14 @@ class Panel:
         """All items but those of these ids, which are held out. Raises InputError as `select`."""
         held_out = self.select(ids).ids
         return self.at(np.flatnonzero(~self.ids.isin(held_out)))
+
+    def without(self, names: Iterable[str]) -> "Panel":
+        """`drop` of the items whose ids read like these names, as a command line has them."""
+        texts = self.ids.astype(str)
+        places = texts.get_indexer(pd.Index(list(names), dtype=texts.dtype))
+        if (absent := np.flatnonzero(places < 0)).size:
+            raise InputError(f"{self.name}: no item {list(names)[absent[0]]!r} to hold out")
+        return self.at(np.setdiff1d(np.arange(len(self)), places))
 
     def until(self, steps_before_end: int) -> "Panel":
         """Every item without its last `steps_before_end` rows; what had no more is left out.

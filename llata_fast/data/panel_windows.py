@@ -1,5 +1,6 @@
 """Windows of a panel's items, in units of their own: no scaler of the whole, so that large items do not rule."""
 
+import copy
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .covariate_encoding import CovariateEncoding, WindowCovariates
 from .panel import MIN_ROWS, Panel, warn_of_short
 from .units import WindowUnits
 from .windows import Splits, Windows
@@ -33,6 +35,7 @@ class PanelWindows(Windows):
         deviations: np.ndarray,
         context_length: int,
         prediction_length: int,
+        covariates: WindowCovariates | None = None,
     ):
         """`items` and `cuts` [windows]: place of the item, and its row that is the first to forecast; `deviations`
         [items, C] of the training rows. Raises InputError without a window, or a value to forecast in any.
@@ -46,6 +49,7 @@ class PanelWindows(Windows):
         self.offsets = torch.from_numpy(panel.offsets)
         self.items, self.cuts = torch.from_numpy(items), torch.from_numpy(cuts)
         self.deviations = torch.from_numpy(deviations)
+        self._covariates = covariates
 
     def __len__(self) -> int:
         return len(self.items)
@@ -61,7 +65,18 @@ class PanelWindows(Windows):
             "future_values": ((future - units.level) / unit).float(),
             "window_level": torch.zeros_like(units.level[:, 0]).float(),
             "window_scale": (units.scale / unit).nan_to_num(nan=0.0)[:, 0].float(),
+            **self.covariates(indices),
         }
+
+    @property
+    def encoding(self) -> CovariateEncoding | None:
+        return None if self._covariates is None else self._covariates.encoding
+
+    def covariates(self, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
+        if self._covariates is None:
+            return {}
+        index = torch.as_tensor(indices, device=self.values.device)
+        return self._covariates.of(self.items[index], self.cuts[index], self.context_length, self.prediction_length)
 
     def _measured(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, WindowUnits, Tensor]:
         """Past and future in the caller's units, the windows' own, and what errors are counted in: NaN for nothing."""
@@ -93,11 +108,30 @@ class PanelWindows(Windows):
             observed = ~past.isnan()
             yield ((past - units.level) / unit).nan_to_num(nan=0.0), observed, (future - units.level) / unit
 
+    def apart(self, share: float) -> tuple["PanelWindows", "PanelWindows"]:
+        """Windows whose targets end within `share` of their item's, and those that begin to forecast behind it.
+
+        All of them twice, where there would be none of either.
+        """
+        lows, highs = (torch.full((len(self.offsets),), bound, device=self.cuts.device) for bound in (2**62, 0))
+        lows = lows.scatter_reduce(0, self.items, self.cuts, "amin")[self.items]
+        highs = highs.scatter_reduce(0, self.items, self.cuts, "amax")[self.items]
+        border = lows + ((highs - lows) * share).long()
+        chosen = (self.cuts + self.prediction_length <= border, self.cuts >= border)
+        if not all(part.any() for part in chosen):
+            return self, self
+        parts = [copy.copy(self), copy.copy(self)]
+        for part, mask in zip(parts, chosen, strict=True):
+            part.items, part.cuts = self.items[mask], self.cuts[mask]
+        return parts[0], parts[1]
+
     def to(self, device: torch.device | str) -> "PanelWindows":
         """The same windows on `device`; Apple's GPUs know no float64 and leave them."""
         if torch.device(device).type != "mps":
             for name in ("values", "offsets", "items", "cuts", "deviations"):
                 setattr(self, name, getattr(self, name).to(device))
+            if self._covariates is not None:
+                self._covariates.to(device)
         return self
 
 
@@ -114,13 +148,17 @@ def panel_splits(panel: Panel, context_length: int, prediction_length: int, *, t
     val_rows = _share(lengths - test_rows, VALIDATION_SHARE, H)
     train_end = lengths - test_rows - val_rows
     deviations = _deviations(panel, train_end)
+    covariates = None
+    if panel.covariates is not None:
+        encoding = CovariateEncoding.fit(panel, np.where(train_end >= MIN_ROWS, train_end, 0))
+        covariates = WindowCovariates(panel, encoding)
 
     def windows(lows: np.ndarray, highs: np.ndarray) -> PanelWindows:
         """Cuts from low to high of every item, both among them; none where high is below."""
         counts = np.maximum(highs - lows + 1, 0)
         items = np.repeat(np.arange(len(panel)), counts)
         cuts = np.arange(len(items)) - np.repeat(np.cumsum(counts) - counts, counts) + lows[items]
-        return PanelWindows(panel, items, cuts, deviations, context_length, prediction_length)
+        return PanelWindows(panel, items, cuts, deviations, context_length, prediction_length, covariates)
 
     def of_rows(begin: np.ndarray, rows: np.ndarray) -> PanelWindows:
         return windows(begin, np.where(rows >= H, begin + rows - H, -1))

@@ -4,7 +4,7 @@ A model computes in fp32, and the eps of its instance norm is an absolute number
 in float64 first: forecast(k * x + c) is then k * forecast(x) + c whatever the unit k and the level c of a file.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -57,15 +57,22 @@ them, quantiles [B, H, C, Q]."""
 
 
 def run_windows(
-    model: Outputs, past: Tensor, observed: Tensor, *, reads_level: bool = False
+    model: Outputs,
+    past: Tensor,
+    observed: Tensor,
+    *,
+    reads_level: bool = False,
+    covariates: Mapping[str, Tensor] | None = None,
 ) -> tuple[WindowUnits, tuple[Tensor, ...]]:
     """The units of windows [B, L, C], and what `model` makes of them in these units, float64.
 
     `observed`, bool, says which of the float64 values are there. A model that `reads_level` takes standardised ones.
+    `covariates` are inputs, too, by name.
     """
     past = past.double().masked_fill(~observed, torch.nan)
     units = WindowUnits.of(past)
     inputs = {"past_values": units.remove(past), "past_observed_mask": None if observed.all() else observed}
+    inputs |= covariates or {}
     if not reads_level:
         return units, tuple(output.double() for output in model(inputs))
     scale = units.scale[:, 0].float()
@@ -77,7 +84,12 @@ def run_windows(
 
 
 def forecast_windows(
-    model: Callable[[dict[str, Tensor | None]], Tensor], past: Tensor, observed: Tensor, *, reads_level: bool = False
+    model: Callable[[dict[str, Tensor | None]], Tensor],
+    past: Tensor,
+    observed: Tensor,
+    *,
+    reads_level: bool = False,
+    covariates: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Forecast [B, H, C] of windows [B, L, C] of any unit and level, in theirs, both float64.
 
@@ -85,8 +97,11 @@ def forecast_windows(
         model: from inputs as a `WindowDataset` makes them, less the targets, to forecasts [B, H, C].
         past: values [B, L, C]; `observed`, bool, says which are there.
         reads_level: the model reads the windows' level, so that `past` must be in standardised units.
+        covariates: inputs that go with the windows, by name.
 
     A constant channel is forecast by its level, one that has no observed value by NaN.
     """
-    units, (forecast,) = run_windows(lambda inputs: (model(inputs),), past, observed, reads_level=reads_level)
+    units, (forecast,) = run_windows(
+        lambda inputs: (model(inputs),), past, observed, reads_level=reads_level, covariates=covariates
+    )
     return units.restore(forecast)

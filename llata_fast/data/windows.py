@@ -90,6 +90,10 @@ class Windows(Dataset):
     in_order = False
     """Whether training takes them as they come, since they are drawn at random already."""
 
+    def covariates(self, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
+        """What else a model is fed of the windows `indices`: `WindowCovariates.of` of those of a panel that has any."""
+        return {}
+
     def batches(self, batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(past [B, L, C], its observed mask, future [B, H, C]) for every window from `first` on, in order."""
         for start in range(first, len(self), batch_size):

@@ -9,7 +9,7 @@ from ..data.windows import Windows
 from ..linear import fill_with_mean
 from ..metrics import ForecastMetrics
 
-Forecast = Callable[[Tensor, Tensor], Tensor]
+Forecast = Callable[..., Tensor]
 """past values [B, L, C] and their observed mask -> forecast [B, H, C]"""
 
 
@@ -29,10 +29,16 @@ def seasonal_naive(seasonality: int, prediction_length: int) -> Forecast:
 def score(
     forecast: Forecast, windows: Windows, columns: Sequence[str], batch_size: int = 1024, drop_last: bool = False
 ) -> dict:
-    """{"mse", "mae", "per_channel"} of a forecast over every window; `drop_last` leaves out a last smaller batch."""
+    """{"mse", "mae", "per_channel"} of a forecast over every window; `drop_last` leaves out a last smaller batch.
+
+    A forecast that `takes_covariates` is given those of the windows, by name.
+    """
     metrics = ForecastMetrics(columns)
-    for past, observed, future in windows.batches(batch_size):
+    takes_covariates = getattr(forecast, "takes_covariates", False)
+    for number, (past, observed, future) in enumerate(windows.batches(batch_size)):
         if drop_last and len(past) < batch_size:
             break
-        metrics.update(forecast(past, observed), future)
+        first = number * batch_size
+        covariates = windows.covariates(range(first, first + len(past))) if takes_covariates else {}
+        metrics.update(forecast(past, observed, **covariates), future)
     return {**metrics.compute(), "per_channel": metrics.per_channel}

@@ -8,13 +8,18 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from ..data.covariate_encoding import CovariateEncoding
 from ..data.panel import Panel
 from ..data.panel_windows import TEST_SHARE, PanelWindows, panel_splits
 from ..linear import LeastSquares
+from ..linear_covariates import RidgeOnResiduals
 from ..linear_start import LinearStart, start_linear_part
 from ..run_folder import Preprocessor
 from ..settings import ModelSettings
 from .baselines import Forecast, score, seasonal_naive
+
+RIDGE = "ridge_covariates"
+"""The linear map, and a ridge of what it leaves on the covariates."""
 
 
 class PanelTask:
@@ -31,6 +36,11 @@ class PanelTask:
         self.splits = panel_splits(panel, model.context_length, model.prediction_length, test_share=share)
         assert isinstance(self.splits.test, PanelWindows)
         self._test = self.splits.test
+
+    @property
+    def encoding(self) -> CovariateEncoding | None:
+        """How the panel's covariates are written for a model."""
+        return self.splits.train.encoding
 
     def start(self, model: nn.Module) -> LinearStart | None:
         """Choose the model's linear skip, where it has one."""
@@ -50,6 +60,7 @@ class PanelTask:
             [1.0] * len(self.columns),
             id_column=panel.id_column,
             other_frequencies=[step for step in steps if step != panel.frequency],
+            covariates=self.encoding and self.encoding.to_dict(),
         )
 
     def test(self, predictor: Any) -> dict[str, Any]:
@@ -62,22 +73,24 @@ class PanelTask:
         scores = score_intervals(self.splits.test, mean=0 * one, scale=one, naive_error=one)
         return {name: scores[name] for name in ("coverage_80", "wql")}
 
-    def example(self) -> tuple[Tensor, Tensor]:
-        """The lookback in the middle of the test split [1, L, C], and what of it is observed."""
+    def example(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The lookback in the middle of the test split [1, L, C], what of it is observed, and its covariates."""
         past, observed, _ = self._middle()
-        return past, observed
+        return past, observed, self.splits.test.covariates([len(self.splits.test) // 2])
 
     def baselines(self) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
         """What a forecaster must beat, by name: scores, and forecasts of the example."""
         scores, forecasts = {}, {}
-        past, observed = self.example()
+        past, observed, covariates = self.example()
         baselines: dict[str, Forecast] = {
             "seasonal_naive": seasonal_naive(self.panel.seasonality, self._test.prediction_length),
             "linear": LeastSquares(unit="deviation").fit(self.splits.train),
         }
+        if self.encoding is not None and "past_covariates" in covariates:
+            baselines[RIDGE] = RidgeOnResiduals(self.encoding.sizes, self.splits.train, self.splits.val)
         for name, baseline in baselines.items():
             scores[name] = score(baseline, self._test, self.columns)
-            forecasts[name] = baseline(past, observed)
+            forecasts[name] = baseline(past, observed, **(covariates if name == RIDGE else {}))
         return scores, forecasts
 
     def picture(self, forecasts: dict[str, Tensor]) -> dict[str, Any]:

@@ -224,6 +224,8 @@ def read_task(data: DataSettings, model: ModelSettings) -> Task:
         return M4Task(_read_m4(spec, data, model))
     if is_panel(data):
         return PanelTask(_read_panel(data), model, with_test=True)
+    if given := [*data.covariates, *(["held_out_ids"] if data.held_out_ids else [])]:
+        raise InputError(f"{given[0]} is for a long table, which an id_column makes of {data.dataset}")
     series = read_series(data.dataset, data_dir=data.data_dir, **data.reading)
     lengths = (model.context_length, model.prediction_length)
     splits = split_windows(series, *lengths, few_shot_percent=data.few_shot_percent)
@@ -240,7 +242,7 @@ def _read_panel(data: DataSettings) -> Panel:
     if data.few_shot_percent is not None or data.columns is not None:
         name = "columns" if data.columns is not None else "few_shot_percent"
         raise InputError(f"{name} is not for a panel; --target names what is forecast")
-    return read_panel(
+    panel = read_panel(
         data.dataset,
         data_dir=data.data_dir,
         id_column=data.id_column,
@@ -248,7 +250,9 @@ def _read_panel(data: DataSettings) -> Panel:
         target=data.target,
         # one of its choices, which DataSettings has compared
         missing=cast(Missing | None, data.missing),
+        **data.covariates,
     )
+    return panel.without(data.held_out_ids) if data.held_out_ids else panel
 
 
 def _read_m4(spec: M4Spec, data: DataSettings, model: ModelSettings) -> M4Set:

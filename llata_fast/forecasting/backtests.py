@@ -11,16 +11,21 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..covariate_tokens import INPUTS
+from ..data.covariate_encoding import CovariateEncoding, WindowCovariates
 from ..data.panel import Panel
 from ..data.panel_windows import PanelWindows
+from ..data.units import run_windows
 from ..errors import InputError
 from ..linear import LeastSquares
-from .calibration import Calibration
-from .panel_forecasts import PanelForecaster, forecast_panel, long_frame
+from ..linear_covariates import RidgeOnResiduals
+from .calibration import Calibration, calibrated_quantiles
+from .panel_forecasts import PanelForecaster, forecast_panel, last_rows, long_frame
 
 CUTOFF = "cutoff"
 METRICS = ("MASE", "WQL", "sMAPE", "coverage", "MSE", "MAE")
-BASELINES = ("seasonal_naive", "linear", "exponential_smoothing")
+RIDGE = "ridge_covariates"
+BASELINES = ("seasonal_naive", "linear", "exponential_smoothing", RIDGE)
 LEVELS = tuple(round(0.1 * step, 1) for step in range(1, 10))
 """Of WQL, and the first and last of them of coverage."""
 
@@ -91,7 +96,8 @@ def window_cuts(
     cuts = np.concatenate([known.lengths for known, _ in windows])
     items = np.tile(np.arange(len(last)), n_windows)
     none = np.zeros((len(last), len(panel.targets)))
-    return PanelWindows(last, items, cuts, none, forecaster.model.config.context_length, horizon)
+    covariates = None if forecaster.encoding is None else WindowCovariates(last, forecaster.encoding)
+    return PanelWindows(last, items, cuts, none, forecaster.model.config.context_length, horizon, covariates)
 
 
 def score_backtest(
@@ -109,9 +115,12 @@ def score_backtest(
     names = {name.lower(): name for name in METRICS}
     if unknown := [name for name in metrics if name.lower() not in names]:
         raise InputError(f"unknown metric {unknown[0]!r}: choose from {', '.join(METRICS)}")
-    baselines = available_baselines() if baselines is None else tuple(baselines)
+    has_covariates = panel.covariates is not None and bool(panel.covariates.columns)
+    baselines = available_baselines(has_covariates) if baselines is None else tuple(baselines)
     if unknown := [name for name in baselines if name not in BASELINES]:
         raise InputError(f"unknown baseline {unknown[0]!r}: choose from {', '.join(BASELINES)}")
+    if RIDGE in baselines and not has_covariates:
+        raise InputError(f"the baseline {RIDGE} is for a panel with covariates that move, and {panel.name} has none")
     levels = LEVELS if forecaster.has_quantiles else ()
     splits = list(_before(panel, horizon, n_windows, step_size))
     models: dict[str, _Forecast] = {"llata": lambda known: _of_model(forecaster, known, horizon, levels, batch_size)}
@@ -121,10 +130,12 @@ def score_backtest(
     return result
 
 
-def available_baselines() -> tuple[str, ...]:
-    """The baselines whose packages are installed."""
-    smoothing = importlib.util.find_spec("statsmodels") is not None
-    return BASELINES if smoothing else BASELINES[:2]
+def available_baselines(has_covariates: bool = False) -> tuple[str, ...]:
+    """The baselines whose packages are installed, and what they use is there."""
+    absent = set() if has_covariates else {RIDGE}
+    if importlib.util.find_spec("statsmodels") is None:
+        absent.add("exponential_smoothing")
+    return tuple(name for name in BASELINES if name not in absent)
 
 
 def _of_model(
@@ -164,31 +175,55 @@ def _seasonal_naive(known: Panel, horizon: int, seasonality: int) -> _Forecast:
 
 def _linear(known: Panel, horizon: int, seasonality: int) -> _Forecast:
     """A least-squares map of what came before, fitted to all rows before the first cutoff and calibrated on them."""
+    windows = _windows_of(known, horizon, seasonality)
+    return _calibrated(LeastSquares().fit(windows), windows, None)
+
+
+def _ridge(known: Panel, horizon: int, seasonality: int) -> _Forecast:
+    """A least-squares map, and a ridge of what it leaves on the covariates; a tenth of the rows chooses its form."""
+    encoding = CovariateEncoding.fit(known, known.lengths)
+    covariates = WindowCovariates(known, encoding)
+    windows = _windows_of(known, horizon, seasonality, covariates)
+    train, validation = windows.apart(0.9)
+    return _calibrated(RidgeOnResiduals(encoding.sizes, train, validation), windows, encoding)
+
+
+def _windows_of(
+    known: Panel, horizon: int, seasonality: int, covariates: WindowCovariates | None = None
+) -> PanelWindows:
+    """Every window of the rows before the first cutoff, of as many steps as a linear map should see."""
     context = int(min(max(2 * seasonality, 3 * horizon), max(known.lengths.max() // 3, 2)))
     first = np.minimum(context, np.maximum(known.lengths - horizon, 0))
     counts = np.maximum(known.lengths - horizon - first + 1, 0)
     items = np.repeat(np.arange(len(known)), counts)
     cuts = np.arange(len(items)) - np.repeat(np.cumsum(counts) - counts, counts) + first[items]
-    windows = PanelWindows(
-        known, items[cuts > 1], cuts[cuts > 1], np.zeros((len(known), len(known.targets))), context, horizon
-    )
-    fitted = LeastSquares().fit(windows)
+    none = np.zeros((len(known), len(known.targets)))
+    return PanelWindows(known, items[cuts > 1], cuts[cuts > 1], none, context, horizon, covariates)
+
+
+def _calibrated(
+    fitted: LeastSquares | RidgeOnResiduals, windows: PanelWindows, encoding: CovariateEncoding | None
+) -> _Forecast:
+    """A fitted forecast of windows as one of panels, its quantiles calibrated on the windows that it was fitted to."""
+    context, horizon = windows.context_length, windows.prediction_length
 
     def outputs(inputs: dict[str, torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
         past, mask = inputs["past_values"], inputs["past_observed_mask"]
         assert past is not None
         past = past.double()
-        return (fitted(past, torch.ones_like(past, dtype=torch.bool) if mask is None else mask),)
+        beside = {name: inputs[name] for name in INPUTS if name in inputs}
+        return (fitted(past, torch.ones_like(past, dtype=torch.bool) if mask is None else mask, **beside),)
 
     calibration = Calibration.of(outputs, windows, None)
 
     def forecast(panel: Panel) -> tuple[np.ndarray, np.ndarray]:
-        from ..data.units import run_windows
-        from .calibration import calibrated_quantiles
-        from .panel_forecasts import last_rows
-
-        past = torch.from_numpy(last_rows(panel, np.arange(len(panel)), context))
-        units, result = run_windows(outputs, past, ~past.isnan())
+        items = np.arange(len(panel))
+        past = torch.from_numpy(last_rows(panel, items, context))
+        covariates = {}
+        if encoding is not None:
+            ends = torch.from_numpy(panel.lengths)
+            covariates = WindowCovariates(panel, encoding).of(torch.from_numpy(items), ends, context, horizon)
+        units, result = run_windows(outputs, past, ~past.isnan(), covariates=covariates)
         quantiles = calibrated_quantiles(units, past, result, None, calibration, LEVELS)
         return units.restore(result[0]).numpy(), quantiles.numpy()
 
@@ -237,6 +272,7 @@ _MAKERS: dict[str, Callable[[Panel, int, int], _Forecast]] = {
     "seasonal_naive": _seasonal_naive,
     "linear": _linear,
     "exponential_smoothing": _exponential_smoothing,
+    RIDGE: _ridge,
 }
 
 

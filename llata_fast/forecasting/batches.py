@@ -11,6 +11,6 @@ def windows_at_once(config: LlataConfig, num_channels: int, horizon: int | None 
 
     `horizon` defaults to the trained one; a window that goes on as several `paths` counts as often.
     """
-    tokens = num_channels * (1 if config.variate_tokens else config.num_patches)
+    tokens = config.tokens_per_window(num_channels)
     values = num_channels * max(config.context_length, horizon or config.prediction_length)
     return max(1, min(TOKENS_PER_BATCH // (tokens * paths), VALUES_PER_BATCH // (values * paths)))

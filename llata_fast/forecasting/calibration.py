@@ -92,8 +92,8 @@ class Calibration:
         scores: list[Tensor] = []
         ratios: list[Tensor] = []
         most = sum(len(part.past) for part in behind) or len(windows)
-        for past, future in evenly_spaced(windows, batch_size, most):
-            units, outputs = run_windows(model, past, ~past.isnan(), reads_level=reads_level)
+        for past, future, covariates in evenly_spaced(windows, batch_size, most):
+            units, outputs = run_windows(model, past, ~past.isnan(), reads_level=reads_level, covariates=covariates)
             # nothing is measured by a constant window
             truth = (future - units.level) / torch.where(units.scale > 0, units.scale, torch.nan)
             levels = LEVELS if head_levels else LEVELS[:1]
@@ -202,13 +202,17 @@ def _best_power(witnesses: list[_Witness]) -> float:
     return min(_POWERS, key=distance)
 
 
-def evenly_spaced(windows: Any, batch_size: int, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Past and future of all windows, or of evenly spaced ones: `most`, or as many as have room for their scores."""
+def evenly_spaced(
+    windows: Any, batch_size: int, most: int | None = None
+) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+    """Past, future and covariates of all windows, or of evenly spaced ones: `most`, or as many as have room for scores.
+    """
     _, future = windows.stretches([0])
     room = min(max(64, MAX_SCORES // (future.numel() * len(LEVELS))), most or len(windows))
     chosen = np.unique(np.linspace(0, len(windows) - 1, min(room, len(windows))).round().astype(np.int64))
     for start in range(0, len(chosen), batch_size):
-        yield windows.stretches(chosen[start : start + batch_size].tolist())
+        indices = chosen[start : start + batch_size].tolist()
+        yield *windows.stretches(indices), windows.covariates(indices)
 
 
 def _order_statistic(errors: np.ndarray, known: np.ndarray, place: int, level: float) -> np.ndarray:
@@ -241,8 +245,8 @@ def interval_scores(
     """
     levels = [round(0.1 * step, 1) for step in range(1, 10)]
     sums: Any = 0.0
-    for past, future in evenly_spaced(windows, batch_size):
-        units, outputs = run_windows(model, past, ~past.isnan(), reads_level=reads_level)
+    for past, future, covariates in evenly_spaced(windows, batch_size):
+        units, outputs = run_windows(model, past, ~past.isnan(), reads_level=reads_level, covariates=covariates)
         quantiles = calibrated_quantiles(units, past, outputs, head_levels, calibration, levels).cpu()
         points, truth = units.restore(outputs[0]).cpu(), future.cpu()
         seen = ~truth.isnan() & ~points.isnan()

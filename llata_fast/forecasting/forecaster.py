@@ -18,7 +18,7 @@ from ..data.steps import Step, parse_step
 from ..errors import InputError, InputWarning
 from ..modeling import LlataForPrediction
 from ..run_folder import Preprocessor, RunFolder
-from ..settings import check_quantile_levels
+from ..settings import COVARIATES, check_quantile_levels
 from .backtests import backtest, score_backtest
 from .calibration import Calibration
 from .panel_forecasts import POINTS, PanelForecaster, forecast_panel, long_frame
@@ -127,6 +127,7 @@ class Forecaster:
         self,
         df: Any,
         *,
+        future_df: Any = None,
         prediction_length: int | None = None,
         quantile_levels: Sequence[float] | None = None,
         batch_size: int | None = None,
@@ -136,6 +137,8 @@ class Forecaster:
         """What follows each item of a long table or a `Panel`: id, timestamp, target_name, predictions, "0.1", ...
 
         Args:
+            future_df: id, timestamp and known covariates of every item's next `prediction_length` steps, of a run that
+                has known covariates beside the calendar's. Past ones beyond the trained horizon are missing.
             prediction_length: by default the run's; a longer one is unrolled, with a warning.
             quantile_levels: by default those of the run's head; [] for none.
             batch_size: items at a time, by default bounded by tokens; no result depends on it.
@@ -147,6 +150,7 @@ class Forecaster:
         tables = list(
             self.stream_df(
                 df,
+                future_df=future_df,
                 prediction_length=prediction_length,
                 quantile_levels=quantile_levels,
                 batch_size=batch_size,
@@ -160,6 +164,7 @@ class Forecaster:
         self,
         df: Any,
         *,
+        future_df: Any = None,
         prediction_length: int | None = None,
         quantile_levels: Sequence[float] | None = None,
         batch_size: int | None = None,
@@ -171,9 +176,9 @@ class Forecaster:
 
         `share` (k, n) is every n-th batch from the k-th on, for n ranks that take turns.
         """
-        panel = self.panel_of(df, **columns)
-        levels = self._levels(quantile_levels)
-        tables = self._frames(panel, self._horizon(prediction_length), levels, batch_size, share)
+        levels, horizon = self._levels(quantile_levels), self._horizon(prediction_length)
+        panel = self._panel_ahead(df, future_df, horizon, columns)
+        tables = self._frames(panel, horizon, levels, batch_size, share)
         return map(_without_negatives, tables) if nonnegative else tables
 
     def _frames(
@@ -204,6 +209,8 @@ class Forecaster:
             raise InputError(
                 "predict takes a list of arrays; for tables there is predict_df: predict_df(read_csv(path))"
             )
+        if self.info.covariates is not None:
+            raise InputError("this run was trained with covariates, which arrays have none of: predict_df takes tables")
         panel = _panel_of_arrays(arrays, self.info)
         levels = self._levels(quantile_levels)
         points: list[np.ndarray] = []
@@ -304,7 +311,16 @@ class Forecaster:
     @property
     def core(self) -> PanelForecaster:
         """Model and calibration."""
-        return PanelForecaster(self.model, self.calibration)
+        return PanelForecaster(self.model, self.calibration, self.info.encoding)
+
+    def _panel_ahead(self, df: Any, future_df: Any, horizon: int, columns: dict[str, Any]) -> Panel:
+        """The panel to forecast, its known covariates `horizon` steps ahead."""
+        panel, encoding = self.panel_of(df, **columns), self.info.encoding
+        if encoding is None:
+            if future_df is not None:
+                raise InputError("future_df: this run was trained without known covariates and cannot use it")
+            return panel
+        return panel.ahead(horizon, future_df)
 
     @property
     def wide(self) -> WideForecaster:
@@ -318,13 +334,15 @@ class Forecaster:
     def panel_of(self, df: Any, **columns: Any) -> Panel:
         """The panel in a long table, by the run's columns where none are given; of the run's targets, and step.
 
-        Raises InputError for targets, or a step between rows, that are not the run's.
+        Raises InputError for targets, covariates, or a step between rows, that are not the run's.
         """
         if isinstance(df, TimeSeries):
             df = Panel.of_series(df)
         if self.info.any_series:
             return df if isinstance(df, Panel) else Panel.from_df(df, **columns)
+        encoding = self.info.encoding
         if not isinstance(df, Panel):
+            columns = self.info.covariate_roles | columns
             own = self.info.id_column is not None
             defaults = {"id_column": self.info.id_column, "timestamp_column": self.info.date_column}
             defaults["target"] = self.info.columns if len(self.info.columns) > 1 else self.info.columns[0]
@@ -337,6 +355,8 @@ class Forecaster:
                 } | columns
             df = Panel.from_df(df, **columns)
         panel = self._targets_of(df)
+        if encoding is not None:
+            encoding.check(panel)
         steps = [parse_step(text) for text in (self.info.frequency, *self.info.other_frequencies)]
         for number, step in enumerate(panel.steps):
             if (panel.step_of == number).any() and not any(_alike(step, known) for known in steps):
@@ -390,7 +410,10 @@ class Forecaster:
             return Forecaster.fit(panel, output_dir=Path(folder, "run"), device=self.model.device, **own).core
 
 
-_OF_THE_PANEL = ("dataset", "id_column", "target", "columns", "date_column", "data_dir", "missing", "output_dir")
+_OF_THE_PANEL = (
+    *("dataset", "id_column", "target", "columns", "date_column", "data_dir", "missing", "output_dir"),
+    *COVARIATES,
+)
 
 
 def _as_panel(panel: Any) -> Panel:

@@ -1,6 +1,6 @@
 """Forecasts of a panel's items, in batches bounded by tokens, at any horizon: points, and quantiles where asked for."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +8,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ..config import LlataConfig
+from ..data.covariate_encoding import CovariateEncoding, WindowCovariates
 from ..data.panel import Panel
 from ..data.units import run_windows
 from ..errors import InputError
@@ -20,13 +22,17 @@ PATH_LEVELS = tuple(round(0.05 + 0.1 * step, 2) for step in range(10))
 
 POINTS, TARGET_NAME = "predictions", "target_name"
 
+Ahead = Callable[[int], dict[str, Tensor]]
+"""Steps ahead -> the covariates of windows that begin to forecast there, by the names of the model's inputs."""
+
 
 @dataclass(frozen=True)
 class PanelForecaster:
-    """A model, and what its quantiles are calibrated by."""
+    """A model, what its quantiles are calibrated by, and how its covariates are written."""
 
     model: LlataForPrediction
     calibration: Calibration | None
+    encoding: CovariateEncoding | None = None
 
     @property
     def has_quantiles(self) -> bool:
@@ -39,7 +45,12 @@ class PanelForecaster:
 
     @torch.inference_mode()
     def __call__(
-        self, past: Tensor, horizon: int, levels: Sequence[float], own: tuple[Tensor, Tensor] | None = None
+        self,
+        past: Tensor,
+        horizon: int,
+        levels: Sequence[float],
+        own: tuple[Tensor, Tensor] | None = None,
+        covariates: Ahead = lambda steps: {},
     ) -> tuple[Tensor, Tensor | None]:
         """Points [B, horizon, C] and quantiles [B, horizon, C, levels] of windows [B, L, C], float64, NaN for missing.
 
@@ -49,7 +60,7 @@ class PanelForecaster:
         """
         if own is not None:
             past = (past - own[0]) / own[1]
-        points, quantiles = self._unrolled(past.to(self.model.device), horizon, levels)
+        points, quantiles = self._unrolled(past.to(self.model.device), horizon, levels, covariates)
         if own is None:
             return points, quantiles
         level, scale = (part.to(points.device) for part in own)
@@ -57,19 +68,23 @@ class PanelForecaster:
             quantiles = level[..., None] + scale[..., None] * quantiles
         return level + scale * points, quantiles
 
-    def _unrolled(self, past: Tensor, horizon: int, levels: Sequence[float]) -> tuple[Tensor, Tensor | None]:
+    def _unrolled(
+        self, past: Tensor, horizon: int, levels: Sequence[float], covariates: Ahead
+    ) -> tuple[Tensor, Tensor | None]:
         L, H = past.shape[1], self.model.config.prediction_length
-        first, spread = self._block(past, [*levels, *PATH_LEVELS] if horizon > H and levels else levels)
+        first, spread = self._block(past, [*levels, *PATH_LEVELS] if horizon > H and levels else levels, covariates(0))
         points, quantiles = [first], [spread[..., : len(levels)]] if levels else []
         paths = None if spread is None else spread[..., len(levels) :]
         known = past
         branches = past[:, None].expand(-1, len(PATH_LEVELS), -1, -1) if horizon > H and levels else None
-        for _ in range(H, horizon, H):
+        for ahead in range(H, horizon, H):
             known = torch.cat((known, points[-1]), 1)[:, -L:]
-            points.append(self._block(known, ())[0])
+            beside = covariates(ahead)
+            points.append(self._block(known, (), beside)[0])
             if levels:
                 branches = torch.cat((branches, paths.permute(0, 3, 1, 2)), 2)[:, :, -L:]
-                _, spread = self._block(branches.flatten(0, 1), PATH_LEVELS)  # [B * paths, H, C, paths]
+                beside = {name: values.repeat_interleave(len(PATH_LEVELS), 0) for name, values in beside.items()}
+                _, spread = self._block(branches.flatten(0, 1), PATH_LEVELS, beside)  # [B * paths, H, C, paths]
                 outcomes = spread.unflatten(0, branches.shape[:2]).permute(0, 2, 3, 1, 4).flatten(3)
                 wanted = torch.tensor([*levels, *PATH_LEVELS], dtype=outcomes.dtype, device=outcomes.device)
                 spread = torch.quantile(outcomes, wanted, dim=-1).permute(1, 2, 3, 0)
@@ -86,9 +101,11 @@ class PanelForecaster:
         both = (output.prediction_outputs, output.quantile_outputs)
         return both if self.model.config.quantile_levels else both[:1]
 
-    def _block(self, past: Tensor, levels: Sequence[float]) -> tuple[Tensor, Tensor | None]:
-        config = self.model.config
-        units, result = run_windows(self.outputs, past, ~past.isnan(), reads_level=self.model.reads_level)
+    def _block(
+        self, past: Tensor, levels: Sequence[float], covariates: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        config, reads_level = self.model.config, self.model.reads_level
+        units, result = run_windows(self.outputs, past, ~past.isnan(), reads_level=reads_level, covariates=covariates)
         if not levels:
             return units.restore(result[0]), None
         quantiles = calibrated_quantiles(units, past, result, config.quantile_levels, self.calibration, levels)
@@ -106,12 +123,15 @@ def forecast_panel(
     """(items [n], points [n, horizon, C], quantiles [n, horizon, C, levels] or None) of all items, in their order.
 
     Memory does not grow with the number of items. `share` (k, n) is every n-th batch from the k-th on; all shares have
-    as many, empty ones at the end among them. Raises InputError for quantiles of a run that has none.
+    as many, empty ones at the end among them. Raises InputError for quantiles of a run that has none, and for
+    covariates that are not the run's.
     """
     if levels and not forecaster.has_quantiles:
         raise InputError("this run has neither a quantile head nor a calibration: calibrate it on a panel first")
     batch_size = batch_size or forecaster.batch_size(len(panel.targets), horizon)
     reads_level = forecaster.model.reads_level
+    covariates = None if forecaster.encoding is None else WindowCovariates(panel, forecaster.encoding)
+    config = forecaster.model.config
     rank, ranks = share
     rounds = -(-len(panel) // (batch_size * ranks))
     for start in range(rank * batch_size, rounds * ranks * batch_size, ranks * batch_size):
@@ -120,10 +140,20 @@ def forecast_panel(
             channels = len(panel.targets)
             yield items, np.zeros((0, horizon, channels)), np.zeros((0, horizon, channels, len(levels)))
             continue
-        past = torch.from_numpy(last_rows(panel, items, forecaster.model.config.context_length))
+        past = torch.from_numpy(last_rows(panel, items, config.context_length))
         own = own_levels(panel, items) if reads_level else None
-        points, quantiles = forecaster(past, horizon, levels, own)
+        ahead = _ahead(covariates, panel, items, config)
+        points, quantiles = forecaster(past, horizon, levels, own, ahead)
         yield items, points.cpu().numpy(), None if quantiles is None else quantiles.cpu().numpy()
+
+
+def _ahead(covariates: WindowCovariates | None, panel: Panel, items: np.ndarray, config: LlataConfig) -> Ahead:
+    """Covariates of what follows the last rows of `items`."""
+    if covariates is None:
+        return lambda steps: {}
+    places, ends = torch.from_numpy(items), torch.from_numpy(panel.lengths[items])
+    lengths = (config.context_length, config.prediction_length)
+    return lambda steps: covariates.of(places, ends + steps, *lengths, seen=ends)
 
 
 def last_rows(panel: Panel, items: np.ndarray, count: int) -> np.ndarray:

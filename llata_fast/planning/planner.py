@@ -115,8 +115,7 @@ class Plan(NamedTuple):
     @property
     def tokens(self) -> int:
         """Tokens that the backbone attends over in one step, temporal branch alone."""
-        per_channel = 1 if self.config.variate_tokens else self.config.num_patches
-        return self.request.batch_size * self.request.channels * per_channel
+        return self.request.batch_size * self.config.tokens_per_window(self.request.channels)
 
 
 def make_plan(

@@ -130,10 +130,11 @@ def _step(model: LlataForPrediction, config: LlataConfig, workload: Workload) ->
     make_fake(model)
     sizes = (workload.batch_size, config.context_length + config.prediction_length, workload.channels)
     past, future = torch.zeros(sizes).split([config.context_length, config.prediction_length], dim=1)
+    covariates = {name: torch.zeros(sizes[0], *shape) for name, shape in model.covariate_shapes.items()}
 
     def step():
         with torch.autocast("cpu", torch.bfloat16, enabled=workload.precision == "autocast"):
-            loss = model(past, future).loss
+            loss = model(past, future, **covariates).loss
         loss.backward()
 
     return step

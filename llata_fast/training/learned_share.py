@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..covariate_tokens import INPUTS
 from ..linear_start import relative_error
 from ..ranks import from_first_rank
 from .trainer import ForecastTrainer
@@ -117,8 +118,10 @@ def _errors(trainer: ForecastTrainer, batch: dict[str, Tensor]) -> Tensor:
         level, scale = batch["window_level"][:, None], batch["window_scale"][:, None]
         past, future = past * scale + level, future + level
     assert trainer.model.skip is not None
-    start = trainer.model.skip.alone(past.to(trainer.args.device), observed.to(trainer.args.device))
-    whole = trainer.forecast(past, observed)
+    covariates = {name: batch[name].to(trainer.args.device) for name in INPUTS if name in batch}
+    of_skip = [covariates.get(name) for name in INPUTS[:2]]
+    start = trainer.model.skip.alone(past.to(trainer.args.device), observed.to(trainer.args.device), *of_skip)
+    whole = trainer.forecast(past, observed, covariates)
     errors = torch.stack([forecast.to(future.device) - future for forecast in (start, whole)])
     if "insample_scale" in batch:
         errors = errors / batch["insample_scale"][:, None]

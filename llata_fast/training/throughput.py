@@ -53,7 +53,8 @@ def micro_step_flops(model: "LlataForPrediction", num_windows: int, num_channels
                 module.config._attn_implementation = CAUSAL_SDPA
         past = torch.empty(num_windows, config.context_length, num_channels)
         future = torch.empty(num_windows, config.prediction_length, num_channels)
-        return count_flops(lambda: twin(past, future).loss.backward())
+        covariates = {name: torch.empty(num_windows, *shape) for name, shape in twin.covariate_shapes.items()}
+        return count_flops(lambda: twin(past, future, **covariates).loss.backward())
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -99,7 +99,7 @@ class ForecastTrainer(Trainer):
                 "flops_per_window": flops / micro_batch,
                 "peak_flops": matmul_rate(args.device, args.compute_dtype),
             }
-        tokens = num_channels * (1 if config.variate_tokens else config.num_patches)
+        tokens = config.tokens_per_window(num_channels)
         return ThroughputCallback(args.device, num_ranks=args.world_size, tokens_per_window=tokens, **figures)
 
     def _get_train_sampler(self, train_dataset=None):
@@ -318,14 +318,20 @@ class ForecastTrainer(Trainer):
                 return {"step": kept} | {name: entry[f"eval_{name}"] for name in ("mse", "mae", "loss")}
         return None
 
-    def forecast(self, past_values: Tensor, past_observed_mask: Tensor) -> Tensor:
-        """Standardised lookbacks [B, L, C] -> forecasts [B, H, C] likewise; every rank calls it, with the same ones."""
+    def forecast(
+        self, past_values: Tensor, past_observed_mask: Tensor, covariates: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Standardised lookbacks [B, L, C] -> forecasts [B, H, C] likewise; every rank calls it, with the same ones.
+
+        `covariates`: the model's inputs of that kind, by name.
+        """
         self.model.eval()
         return forecast_windows(
             lambda inputs: self.prediction_step(self.model, inputs, prediction_loss_only=False)[1],
             past_values,
             past_observed_mask,
             reads_level=self.model.reads_level,
+            covariates=covariates,
         )
 
     @torch.inference_mode()

@@ -10,6 +10,7 @@ from llata_fast import Forecaster, LlataForPrediction, Panel, read_csv
 from llata_fast.__main__ import main
 from llata_fast.data import read_csv as read_wide
 from llata_fast.data.panel import read_panel
+from llata_fast.data.windows import Windows
 from llata_fast.errors import InputError, InputWarning
 from llata_fast.forecasting.calibration import LEVELS, Calibration
 from llata_fast.run_folder import Preprocessor, RunFolder
@@ -337,7 +338,7 @@ def test_calibration_is_the_order_statistic():
     draws = np.random.default_rng(0)
     past, errors = draws.normal(size=(19, L, 1)), draws.normal(size=(19, 1, 1))
 
-    class Windows:
+    class NineteenWindows(Windows):
         def __len__(self):
             return 19
 
@@ -345,7 +346,9 @@ def test_calibration_is_the_order_statistic():
             deviation, level = past[indices].std(1, keepdims=True), past[indices].mean(1, keepdims=True)
             return torch.from_numpy(past[indices]), torch.from_numpy(level + deviation * errors[indices])
 
-    calibration = Calibration.of(lambda inputs: (torch.zeros(len(inputs["past_values"]), 1, 1),), Windows(), None)
+    calibration = Calibration.of(
+        lambda inputs: (torch.zeros(len(inputs["past_values"]), 1, 1),), NineteenWindows(), None
+    )
     offsets = dict(zip(LEVELS, calibration.offsets[0, 0].tolist(), strict=True))
     ranked = np.sort(errors.ravel())
     # of 19 the k-th lies above a new one with probability k / 20

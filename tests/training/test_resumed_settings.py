@@ -40,6 +40,10 @@ BINDING = {
     "corpus": "other",
     "id_column": "item",
     "target": ["load"],
+    "known_covariates": ["price"],
+    "past_covariates": ["visits"],
+    "static_covariates": ["store"],
+    "calendar": ["weekday"],
     "quantile_levels": [0.1, 0.5, 0.9],
 }
 # what shows in the weights of the very next step
@@ -105,6 +109,7 @@ ELSEWHERE = {
     "base_precision": "takes a CUDA device: test_quantised.py",
     "load_best_model_at_end": "test_resuming.py",
     "skip_rows": "takes a file with rows above its header: tests/data",
+    "held_out_ids": "takes a panel: tests/forecasting/test_covariates.py",
     "init": "where a training starts, and a resumed one does not",
 }
 

@@ -1,0 +1,99 @@
+"""Covariates in front of the language model: a token for each that moves, and what static ones add to the targets'.
+
+Letters: B windows, L lookback, H horizon, K covariates, D width. A model is built by the sizes of its covariates: for
+each the number of its categories, 0 for one of numbers. Numbers are in units of their own, categories 1, 2, ... with 0
+for one that training has not seen, NaN is missing (`data.covariate_encoding`).
+"""
+
+import torch
+from torch import Tensor, nn
+
+INPUTS = ("past_covariates", "future_covariates", "static_covariates")
+"""Of the model, in this order."""
+
+Sizes = dict[str, list[int]]
+"""known, past and static -> the sizes of the role's columns."""
+
+_WIDTH = 4
+"""Learned numbers that stand for a category at each step."""
+
+_UNSEEN = 0.02
+"""Share of categories that training takes for unseen, so that their place is learned, too."""
+
+
+def input_shapes(sizes: Sizes | None, context_length: int, prediction_length: int) -> dict[str, tuple[int, ...]]:
+    """Input -> its shape behind the batch, of those that a model of these sizes takes."""
+    if sizes is None:
+        return {}
+    known, past, static = (len(sizes[role]) for role in ("known", "past", "static"))
+    shapes = ((context_length, known + past), (prediction_length, known), (static,))
+    return {name: shape for name, shape in zip(INPUTS, shapes, strict=True) if shape[-1]}
+
+
+class CovariateTokens(nn.Module):
+    """A token for each known covariate, of lookback and horizon, then one for each past one, of the lookback."""
+
+    def __init__(self, sizes: Sizes, context_length: int, prediction_length: int, hidden_size: int):
+        super().__init__()
+        self.num_known, self.num_tokens = len(sizes["known"]), len(sizes["known"]) + len(sizes["past"])
+        lengths = [context_length + prediction_length] * self.num_known + [context_length] * len(sizes["past"])
+        dynamic = zip([*sizes["known"], *sizes["past"]], lengths, strict=True)
+        self.moving = nn.ModuleList(_Stretch(size, length, hidden_size) for size, length in dynamic)
+        self.static = nn.ModuleList(
+            _Category(size, hidden_size) if size else nn.Linear(1, hidden_size) for size in sizes["static"]
+        )
+
+    def forward(self, past: Tensor | None, future: Tensor | None) -> Tensor:
+        """past [B, L, K], fp32, and future [B, H, known] -> tokens [B, K, D]."""
+        assert past is not None
+        stretches = [past[..., place] for place in range(self.num_tokens)]
+        for place in range(self.num_known):
+            assert future is not None
+            stretches[place] = torch.cat((stretches[place], future[..., place]), 1)
+        return torch.stack([embed(values) for embed, values in zip(self.moving, stretches, strict=True)], 1)
+
+    def add_static(self, tokens: Tensor, static: Tensor | None) -> Tensor:
+        """Tokens [B, C, N, D] of the targets, and what static covariates [B, S] add to each of them."""
+        for place, embed in enumerate(self.static):
+            assert static is not None
+            values, observed = _known(static[:, place : place + 1])
+            # a linear layer does not cast, and under DeepSpeed weights are of half precision
+            shift = embed(values)[:, 0] if isinstance(embed, _Category) else embed(values.to(tokens.dtype))
+            tokens = tokens + (shift * observed.to(shift.dtype))[:, None, None]
+        return tokens
+
+
+class _Stretch(nn.Module):
+    """Values [B, steps] of one covariate -> its token [B, D]; what is missing adds nothing."""
+
+    def __init__(self, size: int, length: int, hidden_size: int):
+        super().__init__()
+        self.category = _Category(size, _WIDTH) if size else None
+        self.project = nn.Linear(length * (_WIDTH if size else 1), hidden_size)
+
+    def forward(self, values: Tensor) -> Tensor:
+        values, observed = _known(values)
+        if self.category is not None:
+            values = (self.category(values) * observed[..., None]).flatten(1)
+        return self.project(values.to(self.project.weight.dtype))
+
+
+class _Category(nn.Module):
+    """Categories [B, steps] -> learned numbers [B, steps, width]."""
+
+    def __init__(self, size: int, width: int):
+        super().__init__()
+        self.table = nn.Embedding(size + 1, width)
+        nn.init.normal_(self.table.weight, std=1.0 if width == _WIDTH else 0.1)
+
+    def forward(self, values: Tensor) -> Tensor:
+        codes = values.long()
+        if self.training:
+            codes = torch.where(torch.rand_like(values) < _UNSEEN, 0, codes)
+        return self.table(codes)
+
+
+def _known(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The same with 0 for NaN, and which are observed."""
+    missing = values.isnan()
+    return values.masked_fill(missing, 0), ~missing

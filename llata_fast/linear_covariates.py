@@ -1,0 +1,160 @@
+"""A linear effect of covariates on what a linear forecast leaves: ridge on the residuals, as TimesFM offers it.
+
+    forecast += deviation of the lookback * sum_f weight[c, f, h] * feature[f, h]
+
+A known covariate's feature is its value at the step less its mean in the lookback, a past one's its last value
+likewise, the same for every step; each category is a feature of its own. All steps share a weight, and each has what a
+stronger ridge finds beyond it; of no effect, the shared one and both, validation chooses. Idea: TimesFM's covariates,
+https://github.com/google-research/timesfm (Apache-2.0).
+
+Letters: B windows, L lookback, H horizon, C channels, F features.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .covariate_tokens import INPUTS, Sizes
+from .linear import LeastSquares, fill_with_mean, solve_ridge
+
+MOST_CATEGORIES = 64
+"""Columns of more have no features."""
+
+_BATCH = 256
+
+RIDGE, STEP_RIDGE = 10.0, 1e3
+"""Penalties on a shared weight, and on what a step's has beyond it, in windows."""
+
+
+class Residuals(NamedTuple):
+    """What a forecast of windows left."""
+
+    past: Tensor | None
+    """[B, L, K] covariates, and of the known ones the future [B, H, K']; None where there are none."""
+    future: Tensor | None
+    errors: Tensor
+    """[B, H, C], NaN where nothing was observed, and in the same units the lookbacks' deviations [B, C]."""
+    deviations: Tensor
+
+
+class LinearCovariates(nn.Module):
+    """The effect that `fit` finds; none before."""
+
+    weight: Tensor
+
+    def __init__(self, sizes: Sizes, prediction_length: int, num_channels: int):
+        super().__init__()
+        self.sizes = sizes
+        features = sum(_width(size) for role in ("known", "past") for size in sizes[role])
+        self.register_buffer("weight", torch.zeros(num_channels, features, prediction_length))
+
+    def forward(self, past: Tensor | None, future: Tensor | None) -> Tensor:
+        """past [B, L, K], future [B, H, known] -> [B, C, H] in deviations of the lookbacks, fp32."""
+        features = self.features(past, future)
+        return torch.einsum("bhf,cfh->bch", features.to(self.weight.dtype), self.weight).float()
+
+    def features(self, past: Tensor | None, future: Tensor | None) -> Tensor:
+        """[B, H, F] in the precision of `past`; 0 where the value of the step is missing."""
+        assert past is not None, "the weight of no feature is not asked for"
+        H = self.weight.shape[-1]
+        parts = []
+        for place, size in enumerate([*self.sizes["known"], *self.sizes["past"]]):
+            if not _width(size):
+                continue
+            known = place < len(self.sizes["known"])
+            before = _expanded(past[..., place], size)  # [B, L, width]
+            if known:
+                assert future is not None
+                behind = _expanded(future[..., place], size)
+            else:
+                behind = _last(before)[:, None].expand(-1, H, -1)
+            moves = behind - before.nanmean(1, keepdim=True).nan_to_num(nan=0.0)
+            parts.append(moves.nan_to_num(nan=0.0))
+        return torch.cat(parts, 2)
+
+    @torch.no_grad()
+    def fit(self, train: Callable[[], Iterator[Residuals]], validation: Callable[[], Iterator[Residuals]]):
+        """Find the effect on the residuals of training windows, and how much of it validation bears out."""
+        shared, both = _solve(self, train)
+        candidates = torch.stack((torch.zeros_like(both), shared.expand_as(both), both))
+        errors = torch.zeros(len(candidates), dtype=torch.float64)
+        for part in validation():
+            features = self.features(part.past, part.future).double()
+            effects = torch.einsum("bhf,wcfh->wbhc", features, candidates) * part.deviations[:, None].double()
+            left = part.errors.double() - effects
+            errors += left.square().nansum((1, 2, 3)).cpu()
+        self.weight.copy_(candidates[errors.argmin()])
+
+
+class RidgeOnResiduals:
+    """The baseline with the same information: a least-squares map of the lookback, and the effect on what it leaves.
+
+    A function of past values [B, L, C], their observed mask and covariates by name -> forecast [B, H, C].
+    """
+
+    takes_covariates = True
+
+    def __init__(self, sizes: Sizes, train: Any, validation: Any):
+        """Fitted on windows of a panel with covariates of these `sizes`."""
+        C = train[0]["past_values"].shape[-1]
+        self.linear = LeastSquares(unit="deviation").fit(train)
+        self.effect = LinearCovariates(sizes, train.prediction_length, C)
+        self.effect.fit(lambda: self._residuals(train), lambda: self._residuals(validation))
+
+    @torch.no_grad()
+    def __call__(self, past: Tensor, observed: Tensor, **covariates: Tensor) -> Tensor:
+        forecast = self.linear(past, observed)
+        filled = fill_with_mean(past, observed)
+        squares = (filled - filled.mean(1, keepdim=True)).square().sum(1, keepdim=True)
+        deviation = (squares / observed.sum(1, keepdim=True).clamp(min=1)).sqrt()
+        effect = self.effect(*(covariates.get(name) for name in INPUTS[:2])).transpose(1, 2)
+        return forecast + deviation * effect.to(forecast.dtype)
+
+    def _residuals(self, windows: Any) -> Iterator[Residuals]:
+        for start in range(0, len(windows), _BATCH):
+            batch = windows.__getitems__(range(start, min(start + _BATCH, len(windows))))
+            scale = batch["window_scale"]
+            forecast = self.linear((batch["past_values"] * scale[:, None]).double(), batch["past_observed_mask"])
+            past, future = (batch.get(name) for name in INPUTS[:2])
+            yield Residuals(past, future, batch["future_values"] - forecast, scale)
+
+
+def _solve(part: LinearCovariates, train: Callable[[], Iterator[Residuals]]) -> tuple[Tensor, Tensor]:
+    """Weights [C, F, 1] that all steps share, and [C, F, H] of each step, float64."""
+    gram: Tensor | float = 0.0
+    moment: Tensor | float = 0.0
+    for windows in train():
+        features = part.features(windows.past, windows.future).double()
+        observed = ~windows.errors.isnan()
+        # a window whose lookback hardly moves says little of an effect in its deviations
+        weights = windows.deviations[:, None].double() * observed  # [B, H, C]
+        errors = windows.errors.double().nan_to_num(nan=0.0)
+        inputs = features.permute(1, 0, 2)[None] * weights.permute(2, 1, 0)[..., None]  # [C, H, B, F]
+        gram = gram + inputs.transpose(2, 3) @ inputs
+        moment = moment + inputs.transpose(2, 3) @ errors.permute(2, 1, 0)[..., None]
+    assert isinstance(gram, Tensor) and isinstance(moment, Tensor)
+    shared = solve_ridge(gram.sum(1), moment.sum(1), RIDGE)  # [C, F, 1]
+    beyond = solve_ridge(gram, moment - gram @ shared[:, None], STEP_RIDGE)[..., 0]  # [C, H, F]
+    return shared, shared + beyond.transpose(1, 2)
+
+
+def _width(size: int) -> int:
+    """Features of a column."""
+    return 1 if size == 0 else size if size <= MOST_CATEGORIES else 0
+
+
+def _expanded(values: Tensor, size: int) -> Tensor:
+    """Values [B, steps] -> [B, steps, width], NaN where missing: a category has a column of its own."""
+    if size == 0:
+        return values[..., None]
+    ones = (values[..., None] == torch.arange(1, size + 1, device=values.device)).to(values.dtype)
+    return torch.where(values.isnan()[..., None], torch.nan, ones)
+
+
+def _last(values: Tensor) -> Tensor:
+    """The last observed of values [B, L, width] -> [B, width]; NaN where there is none."""
+    steps = torch.arange(values.shape[1], device=values.device)[:, None]
+    last = torch.where(values.isnan(), -1, steps).amax(1, keepdim=True).clamp(min=0)
+    return values.gather(1, last)[:, 0]
