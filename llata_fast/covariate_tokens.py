@@ -17,9 +17,6 @@ Sizes = dict[str, list[int]]
 _WIDTH = 4
 """Learned numbers that stand for a category at each step."""
 
-_UNSEEN = 0.02
-"""Share of categories that training takes for unseen, so that their place is learned, too."""
-
 
 def input_shapes(sizes: Sizes | None, context_length: int, prediction_length: int) -> dict[str, tuple[int, ...]]:
     """Input -> its shape behind the batch, of those that a model of these sizes takes."""
@@ -31,16 +28,21 @@ def input_shapes(sizes: Sizes | None, context_length: int, prediction_length: in
 
 
 class CovariateTokens(nn.Module):
-    """A token for each known covariate, of lookback and horizon, then one for each past one, of the lookback."""
+    """A token for each known covariate, of lookback and horizon, then one for each past one, of the lookback.
 
-    def __init__(self, sizes: Sizes, context_length: int, prediction_length: int, hidden_size: int):
+    Training takes a share `dropout` of categories for unseen: so their place is learned, too.
+    """
+
+    def __init__(
+        self, sizes: Sizes, context_length: int, prediction_length: int, hidden_size: int, dropout: float = 0.0
+    ):
         super().__init__()
         self.num_known, self.num_tokens = len(sizes["known"]), len(sizes["known"]) + len(sizes["past"])
         lengths = [context_length + prediction_length] * self.num_known + [context_length] * len(sizes["past"])
         dynamic = zip([*sizes["known"], *sizes["past"]], lengths, strict=True)
-        self.moving = nn.ModuleList(_Stretch(size, length, hidden_size) for size, length in dynamic)
+        self.moving = nn.ModuleList(_Stretch(size, length, hidden_size, dropout) for size, length in dynamic)
         self.static = nn.ModuleList(
-            _Category(size, hidden_size) if size else nn.Linear(1, hidden_size) for size in sizes["static"]
+            _Category(size, hidden_size, dropout) if size else nn.Linear(1, hidden_size) for size in sizes["static"]
         )
 
     def forward(self, past: Tensor | None, future: Tensor | None) -> Tensor:
@@ -66,9 +68,9 @@ class CovariateTokens(nn.Module):
 class _Stretch(nn.Module):
     """Values [B, steps] of one covariate -> its token [B, D]; what is missing adds nothing."""
 
-    def __init__(self, size: int, length: int, hidden_size: int):
+    def __init__(self, size: int, length: int, hidden_size: int, dropout: float):
         super().__init__()
-        self.category = _Category(size, _WIDTH) if size else None
+        self.category = _Category(size, _WIDTH, dropout) if size else None
         self.project = nn.Linear(length * (_WIDTH if size else 1), hidden_size)
 
     def forward(self, values: Tensor) -> Tensor:
@@ -81,15 +83,16 @@ class _Stretch(nn.Module):
 class _Category(nn.Module):
     """Categories [B, steps] -> learned numbers [B, steps, width]."""
 
-    def __init__(self, size: int, width: int):
+    def __init__(self, size: int, width: int, dropout: float):
         super().__init__()
+        self.dropout = dropout
         self.table = nn.Embedding(size + 1, width)
         nn.init.normal_(self.table.weight, std=1.0 if width == _WIDTH else 0.1)
 
     def forward(self, values: Tensor) -> Tensor:
         codes = values.long()
-        if self.training:
-            codes = torch.where(torch.rand_like(values) < _UNSEEN, 0, codes)
+        if self.training and self.dropout:
+            codes = torch.where(torch.rand_like(values) < self.dropout, 0, codes)
         return self.table(codes)
 
 

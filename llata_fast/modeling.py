@@ -223,7 +223,9 @@ class LlataForPrediction(PreTrainedModel):
         self.max_tokens = max_tokens(config.backbone_config) if config.has_language_model else None
         self.embedding = PatchEmbedding(D, *config.patching)
         lengths = (config.context_length, config.prediction_length)
-        self.covariates = CovariateTokens(config.covariates, *lengths, D) if config.covariates else None
+        self.covariates: CovariateTokens | None = None
+        if config.covariates is not None:
+            self.covariates = CovariateTokens(config.covariates, *lengths, D, config.dropout)
         self.encoder = EncoderLayer(D, config.num_heads, config.intermediate_size, config.dropout)
         self.head = nn.Linear(D * (1 if config.variate_tokens else config.num_patches), config.prediction_length)
         if config.linear_skip:
