@@ -154,7 +154,7 @@ class LinearSkip(nn.Module):
     ) -> Tensor:
         """loc and scale [B, C] are those of `past_values`; the level is read from those of the series.
 
-        `covariates` of past and future, as the model takes them, of one that has some.
+        `covariates` of past and future as the model takes them, of one that has some; without them no effect of them.
         """
         normalised = (past_values.float() - loc[:, None]) / scale[:, None]
         if observed_mask is not None:
@@ -163,7 +163,7 @@ class LinearSkip(nn.Module):
         unit = 1 / torch.where(series_scale > 0, series_scale, torch.inf)
         with _without_autocast(past_values.device.type):
             forecast = self._forecast(torch.cat((normalised, (series_loc * unit)[:, None], unit[:, None]), 1))
-            return forecast if self.covariates is None else forecast + self.covariates(*covariates)
+            return forecast + self.covariates(*covariates) if self.covariates is not None and covariates else forecast
 
     @property
     def reads_level(self) -> bool:

@@ -3,8 +3,10 @@
     forecast += deviation of the lookback * sum_f weight[c, f, h] * feature[f, h]
 
 A known covariate's feature is its value at the step less its mean in the lookback, a past one's its last value
-likewise, the same for every step; each category is a feature of its own. All steps share a weight, and each has what a
-stronger ridge finds beyond it; of no effect, the shared one and both, validation chooses. Idea: TimesFM's covariates,
+likewise, the same for every step; each category is a feature of its own. A number is a second one in deviations of its
+own lookback: where it drives the series, it is what the lookback's deviation comes from. All steps share a weight, and
+each has what a stronger ridge finds beyond it; of no effect, the shared one and several ridges, validation chooses.
+Forecast and effect are fitted in turn, each on what the other leaves. Idea: TimesFM's covariates,
 https://github.com/google-research/timesfm (Apache-2.0).
 
 Letters: B windows, L lookback, H horizon, C channels, F features.
@@ -24,8 +26,14 @@ MOST_CATEGORIES = 64
 
 _BATCH = 256
 
-RIDGE, STEP_RIDGE = 10.0, 1e3
+LEAST_DEVIATION = 0.1
+"""Of a lookback, in units of the covariate, that a number is divided by."""
+
+RIDGE, STEP_RIDGES = 10.0, (30.0, 300.0, 3000.0)
 """Penalties on a shared weight, and on what a step's has beyond it, in windows."""
+
+ROUNDS = 2
+"""How often forecast and effect are fitted in turn."""
 
 
 class Residuals(NamedTuple):
@@ -70,15 +78,18 @@ class LinearCovariates(nn.Module):
                 behind = _expanded(future[..., place], size)
             else:
                 behind = _last(before)[:, None].expand(-1, H, -1)
-            moves = behind - before.nanmean(1, keepdim=True).nan_to_num(nan=0.0)
-            parts.append(moves.nan_to_num(nan=0.0))
+            mean = before.nanmean(1, keepdim=True).nan_to_num(nan=0.0)
+            moves = (behind - mean).nan_to_num(nan=0.0)
+            parts.append(moves)
+            if not size:
+                deviation = (before - mean).square().nanmean(1, keepdim=True).nan_to_num(nan=0.0).sqrt()
+                parts.append(moves / deviation.clamp(min=LEAST_DEVIATION))
         return torch.cat(parts, 2)
 
     @torch.no_grad()
     def fit(self, train: Callable[[], Iterator[Residuals]], validation: Callable[[], Iterator[Residuals]]):
         """Find the effect on the residuals of training windows, and how much of it validation bears out."""
-        shared, both = _solve(self, train)
-        candidates = torch.stack((torch.zeros_like(both), shared.expand_as(both), both))
+        candidates = _solve(self, train)
         errors = torch.zeros(len(candidates), dtype=torch.float64)
         for part in validation():
             features = self.features(part.past, part.future).double()
@@ -99,18 +110,16 @@ class RidgeOnResiduals:
     def __init__(self, sizes: Sizes, train: Any, validation: Any):
         """Fitted on windows of a panel with covariates of these `sizes`."""
         C = train[0]["past_values"].shape[-1]
-        self.linear = LeastSquares(unit="deviation").fit(train)
         self.effect = LinearCovariates(sizes, train.prediction_length, C)
-        self.effect.fit(lambda: self._residuals(train), lambda: self._residuals(validation))
+        for _ in range(ROUNDS):
+            self.linear = LeastSquares(unit="deviation").fit(WithoutEffect(train, self.effect))
+            self.effect.fit(lambda: self._residuals(train), lambda: self._residuals(validation))
 
     @torch.no_grad()
     def __call__(self, past: Tensor, observed: Tensor, **covariates: Tensor) -> Tensor:
         forecast = self.linear(past, observed)
-        filled = fill_with_mean(past, observed)
-        squares = (filled - filled.mean(1, keepdim=True)).square().sum(1, keepdim=True)
-        deviation = (squares / observed.sum(1, keepdim=True).clamp(min=1)).sqrt()
         effect = self.effect(*(covariates.get(name) for name in INPUTS[:2])).transpose(1, 2)
-        return forecast + deviation * effect.to(forecast.dtype)
+        return forecast + deviation(past, observed) * effect.to(forecast.dtype)
 
     def _residuals(self, windows: Any) -> Iterator[Residuals]:
         for start in range(0, len(windows), _BATCH):
@@ -121,8 +130,8 @@ class RidgeOnResiduals:
             yield Residuals(past, future, batch["future_values"] - forecast, scale)
 
 
-def _solve(part: LinearCovariates, train: Callable[[], Iterator[Residuals]]) -> tuple[Tensor, Tensor]:
-    """Weights [C, F, 1] that all steps share, and [C, F, H] of each step, float64."""
+def _solve(part: LinearCovariates, train: Callable[[], Iterator[Residuals]]) -> Tensor:
+    """Weights [candidates, C, F, H], float64: of no effect, of one that all steps share, and of each of STEP_RIDGES."""
     gram: Tensor | float = 0.0
     moment: Tensor | float = 0.0
     for windows in train():
@@ -136,13 +145,50 @@ def _solve(part: LinearCovariates, train: Callable[[], Iterator[Residuals]]) -> 
         moment = moment + inputs.transpose(2, 3) @ errors.permute(2, 1, 0)[..., None]
     assert isinstance(gram, Tensor) and isinstance(moment, Tensor)
     shared = solve_ridge(gram.sum(1), moment.sum(1), RIDGE)  # [C, F, 1]
-    beyond = solve_ridge(gram, moment - gram @ shared[:, None], STEP_RIDGE)[..., 0]  # [C, H, F]
-    return shared, shared + beyond.transpose(1, 2)
+    left = moment - gram @ shared[:, None]
+    beyond = [solve_ridge(gram, left, ridge)[..., 0].transpose(1, 2) for ridge in STEP_RIDGES]  # [C, F, H]
+    shared = shared.expand_as(beyond[0])
+    return torch.stack((torch.zeros_like(shared), shared, *(shared + weight for weight in beyond)))
+
+
+class WithoutEffect:
+    """Windows of a panel, their targets less an effect of their covariates."""
+
+    def __init__(self, windows: Any, effect: LinearCovariates):
+        self.windows, self.effect = windows, effect
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.windows, name)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: values[0] for name, values in self.__getitems__([range(len(self))[index]]).items()}
+
+    def __getitems__(self, indices: Any) -> dict[str, Tensor]:
+        batch = self.windows.__getitems__(indices)
+        effect = self.effect(*(batch.get(name) for name in INPUTS[:2])).transpose(1, 2)
+        return batch | {"future_values": batch["future_values"] - batch["window_scale"][:, None] * effect}
+
+    def batches(self, batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for past, observed, future in self.windows.batches(batch_size, first):
+            covariates = self.windows.covariates(range(first, first + past.shape[0]))
+            first += past.shape[0]
+            effect = self.effect(*(covariates.get(name) for name in INPUTS[:2])).transpose(1, 2)
+            yield past, observed, future - deviation(past, observed) * effect
+
+
+def deviation(past: Tensor, observed: Tensor) -> Tensor:
+    """Standard deviation [B, 1, C] of the observed values of lookbacks [B, L, C]; 0 where there are none."""
+    filled = fill_with_mean(past, observed)
+    squares = (filled - filled.mean(1, keepdim=True)).square().sum(1, keepdim=True)
+    return (squares / observed.sum(1, keepdim=True).clamp(min=1)).sqrt()
 
 
 def _width(size: int) -> int:
     """Features of a column."""
-    return 1 if size == 0 else size if size <= MOST_CATEGORIES else 0
+    return 2 if size == 0 else size if size <= MOST_CATEGORIES else 0
 
 
 def _expanded(values: Tensor, size: int) -> Tensor:

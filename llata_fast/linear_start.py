@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .covariate_tokens import INPUTS
 from .data.windows import WindowDataset
 from .linear import LinearSkip, fill_with_mean, solve_ridge
-from .linear_covariates import Residuals
+from .linear_covariates import ROUNDS, Residuals, WithoutEffect
 
 SHARED, OWN = "one map, level stays", "own maps, level stays"
 SHARED_RETURN, OWN_RETURN = "one map, level returns", "own maps, level returns"
@@ -226,12 +226,21 @@ def start_linear_part(
     skip = model.skip
     if not isinstance(skip, LinearSkip):
         return None
-    start = choose_start(train, validation, own=skip.own is not None, seasonality=seasonality, unit=unit)
-    skip.shared.copy_(start.shared)
-    if start.own is not None and skip.own is not None:
-        skip.own.copy_(start.own)
-    if skip.covariates is not None:
-        skip.covariates.fit(lambda: _residuals(skip, train), lambda: _residuals(skip, validation))
+
+    def choose(train: Any, validation: Any) -> LinearStart:
+        start = choose_start(train, validation, own=skip.own is not None, seasonality=seasonality, unit=unit)
+        skip.shared.copy_(start.shared)
+        if start.own is not None and skip.own is not None:
+            skip.own.copy_(start.own)
+        return start
+
+    start, effect = choose(train, validation), skip.covariates
+    if effect is None:
+        return start
+    effect.fit(lambda: _residuals(skip, train), lambda: _residuals(skip, validation))
+    for _ in range(ROUNDS - 1):
+        start = choose(WithoutEffect(train, effect), WithoutEffect(validation, effect))
+        effect.fit(lambda: _residuals(skip, train), lambda: _residuals(skip, validation))
     return start
 
 
@@ -242,7 +251,7 @@ def _residuals(skip: LinearSkip, windows: Any) -> Iterator[Residuals]:
         past, level, scale = batch["past_values"], batch["window_level"], batch["window_scale"]
         behind, ahead = (batch.get(name) for name in INPUTS[:2])
         zero = torch.zeros_like(scale)
-        forecast = skip(past, batch["past_observed_mask"], zero, zero + 1, level, scale, behind, ahead).transpose(1, 2)
+        forecast = skip(past, batch["past_observed_mask"], zero, zero + 1, level, scale).transpose(1, 2)
         yield Residuals(behind, ahead, batch["future_values"] - forecast * scale[:, None], scale)
 
 

@@ -21,14 +21,18 @@ _EXAMPLE_WINDOWS = 2
 
 
 class _Points(nn.Module):
-    """The model's forecast alone: past_values [B, L, C] and its mask -> prediction_outputs [B, H, C]."""
+    """The model's forecast alone: past_values [B, L, C], its mask and covariates -> prediction_outputs [B, H, C]."""
 
     def __init__(self, model: LlataForPrediction):
         super().__init__()
         self.model = model
 
-    def forward(self, past_values: Tensor, past_observed_mask: Tensor) -> Tensor:
-        return self.model(past_values, past_observed_mask=past_observed_mask).prediction_outputs
+    def forward(self, past_values: Tensor, past_observed_mask: Tensor, *covariates: Tensor) -> Tensor:
+        return _output(self.model, past_values, past_observed_mask, covariates).prediction_outputs
+
+
+def _output(model: LlataForPrediction, past: Tensor, observed: Tensor, covariates: tuple[Tensor, ...]):
+    return model(past, past_observed_mask=observed, **dict(zip(model.covariate_shapes, covariates, strict=True)))
 
 
 class _Quantiles(nn.Module):
@@ -44,8 +48,8 @@ class _Quantiles(nn.Module):
         self.register_buffer("offsets", offsets)  # [H, C, Q]
         self.register_buffer("weights", between_levels(head_levels, levels).float() if head_levels else None)
 
-    def forward(self, past_values: Tensor, past_observed_mask: Tensor) -> tuple[Tensor, Tensor]:
-        output = self.model(past_values, past_observed_mask=past_observed_mask)
+    def forward(self, past_values: Tensor, past_observed_mask: Tensor, *covariates: Tensor) -> tuple[Tensor, Tensor]:
+        output = _output(self.model, past_values, past_observed_mask, covariates)
         points = output.prediction_outputs
         if self.weights is not None:
             quantiles = output.quantile_outputs @ self.weights
@@ -79,6 +83,7 @@ def export_onnx(
     The file takes past_values [B, L, C] fp32 and past_observed_mask [B, L, C] bool (False where a value is missing) and
     gives prediction_outputs [B, H, C] fp32 and, of a model with a quantile head or a calibration, quantile_outputs
     [B, H, C, Q] fp32, rising along Q, at the levels in its metadata "quantile_levels". B is free, L and C are fixed.
+    Covariates are inputs, too, by their names in `LlataForPrediction.forward`, as `CovariateEncoding` writes them.
 
     Args:
         quantile_levels: Q levels; by default those of the head, else 0.1 to 0.9.
@@ -96,14 +101,16 @@ def export_onnx(
     levels = list(quantile_levels or model.config.quantile_levels or _LEVELS) if has_quantiles else []
     forecast = _Quantiles(model, calibration, levels, num_channels) if has_quantiles else _Points(model)
     past = torch.randn(_EXAMPLE_WINDOWS, model.config.context_length, num_channels, device=model.device)
-    batch = torch.export.Dim("batch")
+    shapes = model.covariate_shapes
+    covariates = [torch.zeros(_EXAMPLE_WINDOWS, *shape, device=model.device) for shape in shapes.values()]
+    first = {0: torch.export.Dim("batch")}
     with _quiet(), torch.inference_mode():
         program = torch.onnx.export(
             forecast.to(model.device).eval(),
-            (past, torch.ones_like(past, dtype=torch.bool)),
-            input_names=list(INPUTS),
+            (past, torch.ones_like(past, dtype=torch.bool), *covariates),
+            input_names=[*INPUTS, *shapes],
             output_names=["prediction_outputs", "quantile_outputs"][: 1 + has_quantiles],
-            dynamic_shapes={name: {0: batch} for name in INPUTS},
+            dynamic_shapes=dict.fromkeys(INPUTS, first) | ({"covariates": (first,) * len(shapes)} if shapes else {}),
             dynamo=True,
             verbose=False,
         )

@@ -25,12 +25,31 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--batch_size", type=int, default=None, help="windows of a step over all GPUs; default 32 each")
     parser.add_argument("--gradient_accumulation_steps", type=int, default=1, help="micro-steps of a step")
     parser.add_argument("--channels", type=int, default=7, help="channels of the series")
+    for role in ("known", "past", "static"):
+        parser.add_argument(
+            f"--{role}_covariates",
+            nargs="+",
+            metavar="NAME",
+            help="columns of numbers; NAME=N for one of N categories" if role == "known" else "likewise",
+        )
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default bf16, on a CPU fp32")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="plan with it alone; default: both")
     parser.add_argument(
         "--corpus_steps", type=float, help="steps of corpora that a pre-training passes over once, say 27e9: its cost"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object and nothing else")
+
+
+def _covariate_sizes(options: argparse.Namespace) -> dict[str, list[int]] | None:
+    """Role -> the number of each column's categories, 0 for numbers; None without covariates."""
+    roles = {role: getattr(options, f"{role}_covariates") or [] for role in ("known", "past", "static")}
+    sizes: dict[str, list[int]] = {}
+    for role, columns in roles.items():
+        counts = [name.partition("=")[2] or "0" for name in columns]
+        if wrong := [name for name, count in zip(columns, counts, strict=True) if not count.isdecimal()]:
+            raise InputError(f"{role}_covariates: {wrong[0]!r} is not NAME or NAME=N with a number of categories")
+        sizes[role] = [int(count) for count in counts]
+    return sizes if any(sizes.values()) else None
 
 
 def run(options: argparse.Namespace):
@@ -54,7 +73,7 @@ def run(options: argparse.Namespace):
         checkpointing=True if options.gradient_checkpointing else None,
     )
     arguments = ModelSettings(**{item.name: getattr(options, item.name) for item in fields(ModelSettings)})
-    config = model_config(arguments, options.channels)
+    config = model_config(arguments, options.channels, _covariate_sizes(options))
     plan = make_plan(config, request, STAGES if options.stage == "auto" else (options.stage,))
     cost = None if options.corpus_steps is None else pretraining_cost(plan, options.corpus_steps)
     if options.json:

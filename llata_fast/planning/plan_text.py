@@ -24,8 +24,12 @@ _PARTS = (
 )
 
 
-def model_config(arguments: ModelSettings, num_channels: int | None = None) -> LlataConfig:
+def model_config(
+    arguments: ModelSettings, num_channels: int | None = None, covariates: dict[str, list[int]] | None = None
+) -> LlataConfig:
     """The configuration of a model whose backbone nobody has: the table of published ones, else wherever it is.
+
+    `covariates` as in `LlataConfig`.
 
     Raises:
         InputError: the backbone is not to be found, or has fewer blocks.
@@ -39,7 +43,8 @@ def model_config(arguments: ModelSettings, num_channels: int | None = None) -> L
         if arguments.num_layers > total:
             raise InputError(f"backbone {arguments.backbone!r} has {total} layers, not {arguments.num_layers}")
         backbone = AutoConfig.for_model(**known | {layers: arguments.num_layers})
-    return LlataConfig(**asdict(arguments), backbone_config=backbone, num_channels=num_channels)
+    sizes = {"num_channels": num_channels, "covariates": covariates}
+    return LlataConfig(**asdict(arguments), backbone_config=backbone, **sizes)
 
 
 def as_json(plan: Plan) -> dict:

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from test_covariate_tokens import SIZES
+from test_covariate_tokens import inputs as covariate_inputs
 from tiny import random_backbone, tiny_model, window
 
 from llata_fast.adapters.onnx_file import export_onnx
@@ -37,6 +39,23 @@ def test_runtime_agrees_with_the_model(tmp_path, family, fields):
             (got,) = session.run(None, inputs)
             assert got.shape == expected.shape
             assert np.abs(got - expected).max() < 1e-4 * past.std().item()
+
+
+@pytest.mark.parametrize("fields", [SKIP, PATCHES], ids=["skip", "patches"])
+def test_covariates_are_inputs(tmp_path, fields):
+    model = tiny_model(random_backbone(tmp_path), covariates=SIZES, num_channels=3, **fields)
+    if model.skip is not None:
+        model.skip.covariates.weight.normal_()
+    session = runtime.InferenceSession(export_onnx(model.merge(), tmp_path / "model.onnx", num_channels=3))
+    for batch in (1, 3):
+        past, beside = window(batch)[0], covariate_inputs(batch=batch)
+        beside["future_covariates"][:, 1] = torch.nan
+        with torch.no_grad():
+            expected = model(past, **beside).prediction_outputs.numpy()
+        observed = np.ones(past.shape, dtype=bool)
+        feed = {"past_values": past, "past_observed_mask": observed, **beside}
+        (got,) = session.run(None, {name: np.asarray(values) for name, values in feed.items()})
+        assert np.abs(got - expected).max() < 1e-4 * past.std().item()
 
 
 INFO = Preprocessor("waves", ["a", "b", "c"], "date", "h", 24, mean=[0.0] * 3, scale=[1.0] * 3)
