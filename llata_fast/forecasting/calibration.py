@@ -205,8 +205,7 @@ def _best_power(witnesses: list[_Witness]) -> float:
 def evenly_spaced(
     windows: Any, batch_size: int, most: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
-    """Past, future and covariates of all windows, or of evenly spaced ones: `most`, or as many as have room for scores.
-    """
+    """Past, future and covariates of all windows, or of evenly spaced ones: `most`, or as many as there is room for."""
     _, future = windows.stretches([0])
     room = min(max(64, MAX_SCORES // (future.numel() * len(LEVELS))), most or len(windows))
     chosen = np.unique(np.linspace(0, len(windows) - 1, min(room, len(windows))).round().astype(np.int64))

@@ -43,8 +43,7 @@ def model_config(
         if arguments.num_layers > total:
             raise InputError(f"backbone {arguments.backbone!r} has {total} layers, not {arguments.num_layers}")
         backbone = AutoConfig.for_model(**known | {layers: arguments.num_layers})
-    sizes = {"num_channels": num_channels, "covariates": covariates}
-    return LlataConfig(**asdict(arguments), backbone_config=backbone, **sizes)
+    return LlataConfig(**asdict(arguments), backbone_config=backbone, num_channels=num_channels, covariates=covariates)
 
 
 def as_json(plan: Plan) -> dict:
