@@ -116,7 +116,7 @@ class RidgeOnResiduals:
             self.effect.fit(lambda: self._residuals(train), lambda: self._residuals(validation))
 
     @torch.no_grad()
-    def __call__(self, past: Tensor, observed: Tensor, **covariates: Tensor) -> Tensor:
+    def __call__(self, past: Tensor, observed: Tensor, **covariates: Tensor | None) -> Tensor:
         forecast = self.linear(past, observed)
         effect = self.effect(*(covariates.get(name) for name in INPUTS[:2])).transpose(1, 2)
         return forecast + deviation(past, observed) * effect.to(forecast.dtype)

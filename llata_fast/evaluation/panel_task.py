@@ -40,7 +40,7 @@ class PanelTask:
     @property
     def encoding(self) -> CovariateEncoding | None:
         """How the panel's covariates are written for a model."""
-        return self.splits.train.encoding
+        return self._test.encoding
 
     def start(self, model: nn.Module) -> LinearStart | None:
         """Choose the model's linear skip, where it has one."""
@@ -60,7 +60,7 @@ class PanelTask:
             [1.0] * len(self.columns),
             id_column=panel.id_column,
             other_frequencies=[step for step in steps if step != panel.frequency],
-            covariates=self.encoding and self.encoding.to_dict(),
+            covariates=None if self.encoding is None else self.encoding.to_dict(),
         )
 
     def test(self, predictor: Any) -> dict[str, Any]:
