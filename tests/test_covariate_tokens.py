@@ -76,7 +76,7 @@ def test_tokens_are_counted_as_they_are(backbone):
         config = tiny_config(backbone, covariates=SIZES, **options)
         assert (config.num_tokens(3), config.tokens_per_window(3)) == expected
         model = LlataForPrediction.from_backbone(config)
-        time, _, _ = model.embed(window()[0], None, *inputs().values())
+        time, _, _ = model.time_tokens(window()[0], None, *inputs().values())
         assert time.shape[1] == expected[0] and time.shape[0] * time.shape[1] == 2 * expected[1]
     crowded = tiny_model(f"random:{backbone[7:]}", covariates=SIZES).eval()
     crowded.max_tokens = 5
