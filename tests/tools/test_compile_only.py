@@ -1,4 +1,4 @@
-"""kernels/RESOURCES.md is what the compiler makes of these sources, and holds no spill and no missing tensor core."""
+"""kernels/RESOURCES.md is what the compiler makes of these sources: no spill, tensor cores, full waves."""
 
 import dataclasses
 import os
@@ -11,7 +11,9 @@ import pytest
 
 pytest.importorskip("triton")
 
+import assembly
 import compile_only
+import kernel_launches
 import triton
 from llata_fast.kernels import configs
 
@@ -62,13 +64,72 @@ def test_every_kernel_compiles(target):
             assert row.matrix_instructions >= worst.matrix_instructions, (row, worst)
 
 
+def test_waves_are_full():
+    waves = compile_only.parse_waves(compile_only.TABLE.read_text())
+    assert {row.shape for row in waves} == set(kernel_launches.NAMED)
+    # as the table has it
+    idle = [row for row in waves if row.waves >= 1 and round(row.efficiency, 2) < 0.85]
+    assert not idle
+
+
+def test_splits_fit_what_is_resident():
+    """`waves` of a config that splits its work is the number of programs that a multiprocessor holds."""
+    waves = compile_only.parse_waves(compile_only.TABLE.read_text())
+    split = [row for row in waves if row.kernel in ("prototype_attention_bwd_dkv", "patch_embed_bwd")]
+    assert split
+    for row in split:
+        config = configs.TABLE[row.kernel, row.shape_class, row.config]
+        assert row.programs <= config.waves * compile_only.MULTIPROCESSORS
+
+
+def test_waves_by_hand():
+    # 168 registers a thread are 5,376 a warp: three programs of four warps in 65,536
+    assert assembly.Multiprocessor().resident(168, 66_560, 4) == (3, "registers")
+    # 229,376 bytes and 1,024 reserved are 230,400 of 233,472
+    assert assembly.Multiprocessor().resident(32, 229_376, 4) == (1, "shared memory")
+    assert assembly.Multiprocessor().resident(16, 0, 32) == (2, "threads")
+    assert assembly.Multiprocessor().resident(16, 0, 1) == (32, "programs")
+    row = compile_only.Waves("k", "any", "ETT", "any", 480, 3, "registers")
+    assert row.waves == pytest.approx(480 / 396) and row.efficiency == pytest.approx(480 / 792)
+
+
+LOOP = """
+$L__BB0_1:
+\tcp.async.cg.shared.global [ %r1 + 0 ], [ %rd1 + 0 ], 0x10, %r2;
+\tcp.async.commit_group;
+$L__BB0_2:
+\tcp.async.wait_group 	{left};
+\twgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {{}};
+\twgmma.wait_group.sync.aligned 0;
+\t@%p1 cp.async.ca.shared.global [ %r3 + 0 ], [ %rd2 + 0 ], 0x4, %r4;
+\tcp.async.commit_group;
+\t@%p2 bra 	$L__BB0_2;
+\tcp.async.wait_group 	0;
+\tld.global.v4.b32 {{%r5, %r6, %r7, %r8}}, [ %rd3 + 0 ];
+\t@%p3 bra 	$L__BB0_1;
+"""
+
+
+@pytest.mark.parametrize("left", [0, 2])
+def test_waits_of_the_innermost_loop(left):
+    facts = assembly.loop_facts(LOOP.format(left=left), "wgmma.mma_async.")
+    assert facts == {"waits": "2", "in_flight": str(left), "load_bytes": "4-16"}
+
+
+def test_a_loop_without_copies_waits_for_none():
+    facts = assembly.loop_facts("$L__BB0_1:\n\tld.global.b16 %r1, [ %rd1 ];\n\tbra.uni $L__BB0_1;", "mma.sync.")
+    assert facts == {"waits": "-", "in_flight": "-", "load_bytes": "2"}
+
+
 def test_faults_are_seen():
-    good = compile_only.Resources("k", "E <= 64, 16-bit", "", "sm_90", "any", 255, 0, 227 * 1024, 1)
+    facts = 255, 0, 227 * 1024, 1, "3", "2", "4-16"
+    good = compile_only.Resources("k", "E <= 64, 16-bit", "", "sm_90", "any", *facts)
     assert not good.faults()
     for change, fault in (
         ({"spill_bytes": 8}, "spills 8 bytes"),
         ({"shared_bytes": 227 * 1024 + 1}, "needs 232449 of 232448 bytes of shared memory"),
         ({"matrix_instructions": 0}, "has no wgmma.mma_async."),
+        ({"in_flight": "0"}, "waits for the copy that it has just issued"),
     ):
         assert dataclasses.replace(good, **change).faults() == [fault]
-    assert not compile_only.Resources("k", "any", "", "sm_90", "any", 255, 0, 0, 0).faults()
+    assert not compile_only.Resources("k", "any", "", "sm_90", "any", 255, 0, 0, 0, "-", "-", "4").faults()
