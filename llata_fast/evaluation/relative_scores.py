@@ -45,7 +45,7 @@ def score_set(predict: Predict, windows: LastWindows, batch_size: int = 256) -> 
         points = units.restore(points.cpu())
         if quantiles is not None:
             quantiles = units.level[..., None] + units.scale[..., None] * quantiles.cpu().double()
-        scale = _naive_errors(past, seasons)
+        scale = naive_errors(past, seasons)
         sums[""].add(points, quantiles, future, scale)
         sums["naive_"].add(seasonal_naive_windows(past, observed, seasons, future.shape[1]), None, future, scale)
     rows = {f"{prefix}{name}": value for prefix, one in sums.items() for name, value in one.result().items()}
@@ -92,7 +92,7 @@ def seasonal_naive_windows(past: Tensor, observed: Tensor, seasons: np.ndarray, 
     return forecasts
 
 
-def _naive_errors(past: Tensor, seasons: np.ndarray) -> Tensor:
+def naive_errors(past: Tensor, seasons: np.ndarray) -> Tensor:
     """Mean absolute step from season to season inside the lookback [B, C]; NaN without one that is not 0."""
     errors = torch.empty(past.shape[0], past.shape[2], dtype=past.dtype)
     for season in np.unique(seasons):

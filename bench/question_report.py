@@ -1,0 +1,208 @@
+"""The table, the picture and the intervals of `question.py`, from its rows."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+MODELS = ("llata", "no_llm", "random_init", "no_text_branch", "random_prototypes")
+BASELINES = ("seasonal_naive", "smoothing", "linear")
+LEVEL = 0.95
+
+
+def write_report(folder: Path):
+    """README.md and question.png beside the rows."""
+    pretrainings = pd.read_csv(folder / "pretrainings.csv", keep_default_na=False, na_values=["nan"])
+    scores = pd.read_csv(folder / "scores.csv").fillna({"change": ""})
+    relative = over_naive(scores)
+    parts = [
+        "# Does the language model help generalisation?\n",
+        "Made from [pretrainings.csv](pretrainings.csv) and [scores.csv](scores.csv) by `python bench/question.py "
+        "--plot`; what was asked and found: [docs/question.md](../../../docs/question.md).\n",
+        "## MASE over seasonal naive's\n",
+        "Rows are models and what of a target's rows they were trained on, means over seeds; the last column is the "
+        "geometric mean over targets. ETTh1 is the mean over its horizons.\n",
+        _markdown(main_table(relative)),
+        "\n## llata less another, paired by seed\n",
+        "Difference of the logarithm of the geometric mean, in percent (below 0: llata is better), with its 95 % "
+        "interval by Student's t over the seeds that both have.\n",
+        _markdown(differences(relative)),
+        "\n## ETTh1 by horizon, standardised\n",
+        _markdown(ett_table(scores)),
+        "\n## One factor at a time\n",
+        "llata, seed 0, on what validates; MASE and WQL over seasonal naive's, geometric means over the sets.\n",
+        _markdown(factor_table(pretrainings)),
+        "\n## Scaling\n",
+        *scaling_lines(pretrainings),
+        "\n![](question.png)\n",
+    ]
+    (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
+    draw(relative, pretrainings, folder / "question.png")
+
+
+def over_naive(scores: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `scores` with "ratio": MASE over seasonal naive's on the same target and horizon."""
+    naive = scores[scores.model == "seasonal_naive"].set_index(["target", "horizon"]).mase
+    keys = pd.MultiIndex.from_frame(scores[["target", "horizon"]])
+    return scores.assign(ratio=scores.mase.to_numpy() / naive.reindex(keys).to_numpy())
+
+
+def by_seed(relative: pd.DataFrame) -> pd.DataFrame:
+    """[model, percent, seed] x targets of log ratios, with "all": their mean. A target without a score is NaN."""
+    logs = relative.assign(log=np.log(relative.ratio))
+    by_target = logs.groupby(["model", "percent", "seed", "target"]).log.mean().unstack("target")
+    order = [name for name in ("ETTh1", "Exchange", "M4 Hourly", "EIA", "retail") if name in by_target]
+    by_target = by_target[order]
+    return by_target.assign(all=by_target.mean(axis=1, skipna=False))
+
+
+def main_table(relative: pd.DataFrame) -> pd.DataFrame:
+    logs = by_seed(relative)
+    means = np.exp(logs.groupby(["model", "percent"]).mean())
+    seeds = logs.groupby(["model", "percent"]).size()
+    rows = []
+    for model in (*MODELS, *BASELINES):
+        for percent in sorted(relative[relative.model == model].percent.unique()):
+            row = means.loc[(model, percent)]
+            rows.append(
+                {"model": model, "rows": f"{percent:g} %", "seeds": seeds[(model, percent)]}
+                | {name: f"{value:.3f}" if np.isfinite(value) else "-" for name, value in row.items()}
+            )
+    return pd.DataFrame(rows)
+
+
+def differences(relative: pd.DataFrame) -> pd.DataFrame:
+    """llata less each other model over the seeds that both have, of "all" and of each target."""
+    logs, rows = by_seed(relative), []
+    held = logs.index.get_level_values("model").unique()
+    for other in MODELS[1:]:
+        for percent in sorted(relative.percent.unique()):
+            if not {"llata", other} <= set(held):
+                continue
+            try:
+                pair = logs.loc[("llata", percent)] - logs.loc[(other, percent)]
+            except KeyError:
+                continue
+            pair = pair.dropna(how="all")
+            row = {"llata less": other, "rows": f"{percent:g} %", "seeds": len(pair)}
+            rows.append(row | {name: interval(100 * pair[name].to_numpy()) for name in pair})
+    return pd.DataFrame(rows)
+
+
+def interval(values: np.ndarray) -> str:
+    """Mean of paired differences and its interval; the mean alone of a single one."""
+    if len(values) < 2:
+        return f"{values.mean():+.1f}"
+    low, high = bounds(values)
+    return f"{values.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def bounds(values: np.ndarray) -> tuple[float, float]:
+    """Student's interval of the mean."""
+    half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return values.mean() - half, values.mean() + half
+
+
+def ett_table(scores: pd.DataFrame) -> pd.DataFrame:
+    ett = scores[(scores.target == "ETTh1") & scores.percent.isin([0.0, 10.0, 100.0])]
+    means = ett.groupby(["model", "percent", "horizon"])[["mse", "mae"]].mean()
+    rows = []
+    for model in (*MODELS, *BASELINES):
+        for percent in sorted(ett[ett.model == model].percent.unique()):
+            row = {"model": model, "rows": f"{percent:g} %"}
+            for horizon, (mse, mae) in means.loc[(model, percent)].iterrows():
+                row[f"H {horizon}"] = f"{mse:.3f} / {mae:.3f}"
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def factor_table(pretrainings: pd.DataFrame) -> pd.DataFrame:
+    windows = pretrainings[pretrainings.part == "main"].windows.max()
+    same = pretrainings[(pretrainings.model == "llata") & (pretrainings.windows == windows)]
+    base = same[(same.part == "main") & (same.seed == 0)].assign(change="(as it is)")
+    rows = pd.concat([base, same[same.part == "factors"]])
+    table = rows[["change", "relative_mase", "relative_wql", "trained", "cpu_seconds"]]
+    seeds = same[same.part == "main"].relative_mase
+    table = table.assign(change=table.change.where(table.change != "(as it is)", f"(as it is; seeds {_spread(seeds)})"))
+    return table.round({"relative_mase": 3, "relative_wql": 3, "cpu_seconds": 0})
+
+
+def _spread(values: pd.Series) -> str:
+    return f"{values.min():.3f} to {values.max():.3f}"
+
+
+def scaling_lines(pretrainings: pd.DataFrame) -> list[str]:
+    """The fitted laws, each with its range, and their rows."""
+    lines = []
+    plain = pretrainings[(pretrainings.change == "") & (pretrainings.seed == 0) & (pretrainings.num_layers == 2)]
+    for model in ("llata", "no_llm"):
+        rows = plain[plain.model == model].sort_values("windows").drop_duplicates("windows")
+        if len(rows) >= 3:
+            slope, intercept, correlation = fit_power(rows.windows.to_numpy(), rows.relative_mase.to_numpy())
+            points = ", ".join(f"{row.relative_mase:.3f} at {row.windows:,}" for row in rows.itertuples())
+            lines.append(
+                f"- {model}: relative MASE = {np.exp(intercept):.3f} * windows^{slope:.3f} (R2 {correlation**2:.2f}, "
+                f"{len(rows)} points from {rows.windows.min():,} to {rows.windows.max():,}: {points})"
+            )
+    top = pretrainings.windows.max()
+    sizes = pretrainings[(pretrainings.windows == top) & (pretrainings.model == "llata") & (pretrainings.seed == 0)]
+    sizes = sizes[sizes.change.isin(["", "random weights"])]
+    for change, rows in sizes.groupby("change"):
+        points = ", ".join(
+            f"{row.num_layers} blocks {row.relative_mase:.3f}" for row in rows.sort_values("num_layers").itertuples()
+        )
+        lines.append(f"- {'random frozen' if change else 'pre-trained'} blocks, {top:,} windows: {points}")
+    return lines or ["No rows yet."]
+
+
+def fit_power(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
+    """Slope, intercept and correlation of log y over log x."""
+    fitted = stats.linregress(np.log(x), np.log(y))
+    return fitted.slope, fitted.intercept, fitted.rvalue
+
+
+def draw(relative: pd.DataFrame, pretrainings: pd.DataFrame, path: Path):
+    """Left: error over the share of rows, a line a model; right: over windows seen."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    logs = by_seed(relative)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for model in MODELS:
+        if model not in logs.index.get_level_values("model"):
+            continue
+        own = logs.loc[model]["all"].dropna().groupby("percent")
+        means = np.exp(own.mean())
+        places = [list(sorted(relative[relative.model == model].percent.unique())).index(p) for p in means.index]
+        (line,) = left.plot(places, means, marker="o", label=model)
+        for place, (_, values) in zip(places, own, strict=True):
+            left.plot([place] * len(values), np.exp(values), ".", color=line.get_color(), alpha=0.5)
+    left.axhline(1, color="grey", linewidth=1, linestyle="--", label="seasonal naive")
+    for name, style in (("smoothing", ":"), ("linear", "-.")):
+        rows = logs.loc[name]["all"].dropna() if name in logs.index.get_level_values("model") else []
+        if len(rows):
+            percent = rows.index.get_level_values("percent").max()
+            label = "exponential smoothing" if name == "smoothing" else "linear map, all of the rows"
+            left.axhline(
+                float(np.exp(rows.loc[percent].mean())), color="grey", linewidth=1, linestyle=style, label=label
+            )
+    left.set_xticks(range(4), ["none", "1 %", "5 %", "10 %"])
+    left.set(xlabel="share of the target's rows trained on", ylabel="MASE over seasonal naive's, geometric mean")
+    left.legend(fontsize="small")
+    plain = pretrainings[(pretrainings.change == "") & (pretrainings.seed == 0) & (pretrainings.num_layers == 2)]
+    for model in ("llata", "no_llm"):
+        rows = plain[plain.model == model].sort_values("windows").drop_duplicates("windows")
+        right.plot(rows.windows, rows.relative_mase, marker="o", label=model)
+    right.set_xscale("log")
+    right.set(xlabel="windows seen in pre-training", ylabel="MASE over seasonal naive's, validation")
+    right.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    lines = [table.columns, ["---"] * len(table.columns), *table.astype(str).to_numpy()]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
