@@ -31,6 +31,7 @@ setup(
         "transformers>=5.4,<6",
         "accelerate>=1.10,<2",
         "deepspeed>=0.18,<0.20",
+        "filelock",
         "gguf",
         "huggingface-hub",
         "jinja2",

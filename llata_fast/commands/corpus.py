@@ -67,17 +67,17 @@ def _build(options: argparse.Namespace):
 
 
 def _info(options: argparse.Namespace):
-    from ..data.corpora import open_corpus
+    from ..data.corpus_cache import open_any_corpus
     from ..data.corpus_pictures import draw_series
     from .inputs import check_writable
 
     for path in options.corpora:
-        info = open_corpus(path).info()
+        info = open_any_corpus(path).info()
         print(json.dumps({"corpus": str(path)} | asdict(info)) if options.json else f"{path}\n{_text(info)}")
 
     if options.picture:
         check_writable(options.picture, "")
-        draw_series(open_corpus(options.corpora[0]), options.picture)
+        draw_series(open_any_corpus(options.corpora[0]), options.picture)
         print(f"picture: {options.picture}")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from ..errors import InputError
-from .corpora import open_corpus
+from .corpus_cache import open_any_corpus
 
 Sample = Literal["uniform", "proportional"]
 
@@ -50,10 +50,10 @@ class MixtureEntry:
 def read_mixture(path: str | Path) -> list[MixtureEntry]:
     """The entries of a mixture.yaml: a list of mappings with the fields of `MixtureEntry`.
 
-    A folder is a mixture of that corpus alone. Raises InputError with the entry that is wrong.
+    A folder, or a Parquet file, is a mixture of that corpus alone. Raises InputError with the entry that is wrong.
     """
     file = Path(path).expanduser()
-    if file.is_dir():
+    if file.is_dir() or file.suffix == ".parquet":
         return [MixtureEntry(str(file))]
     try:
         entries = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -137,7 +137,7 @@ class Mixture:
             InputError: a corpus cannot be opened, none is trained on, or one that is has no series of two steps.
         """
         self.entries, self.sizes, self.seed, self.joint = list(entries), sizes, seed, joint
-        self.corpora = [open_corpus(entry.path) for entry in self.entries]
+        self.corpora = [open_any_corpus(entry.path) for entry in self.entries]
         self._strata = [
             stratum
             for number, entry in enumerate(self.entries)

@@ -16,7 +16,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..errors import InputError
-from .corpora import Corpus, open_corpus
+from .corpora import Corpus
+from .corpus_cache import open_any_corpus
 from .corpus_writer import CorpusLayout, CorpusSeries, new_corpus, write_shards
 from .steps import parse_step
 
@@ -309,7 +310,7 @@ def _mixup(
 @cache
 def _open_all(paths: tuple[str, ...]) -> list[tuple[Corpus, np.ndarray]]:
     """Corpora with the frequencies of their series."""
-    corpora = [open_corpus(path) for path in paths]
+    corpora = [open_any_corpus(path) for path in paths]
     return [(corpus, corpus.frequencies()) for corpus in corpora]
 
 
