@@ -14,6 +14,7 @@ class ForecastMetrics:
     """
 
     def __init__(self, columns: Sequence[str]):
+        """`columns` names the channels; a single one stands for as many as a batch has."""
         self.columns = list(columns)
         self.per_channel: dict[str, dict[str, float]] = {}
         self._reset()
@@ -27,6 +28,8 @@ class ForecastMetrics:
         observed = ~torch.isnan(target)
         error = torch.where(observed, prediction.double() - target.double(), 0.0)
         sums = torch.stack([term.sum((0, 1)) for term in (error.square(), error.abs(), observed.double())])
+        if len(self.columns) == 1:
+            sums = sums.sum(1, keepdim=True)
         self._sums = self._sums.to(sums.device) + sums
 
     def compute(self) -> dict[str, float]:

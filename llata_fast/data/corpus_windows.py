@@ -85,8 +85,8 @@ class LastWindows(Windows):
             series = series[corpus.num_channels[series] == corpus.num_channels[series[0]]]
         series = evenly(series, max_windows)
         first = corpus.first_row[series]
-        width = int(corpus.num_channels[series[0]]) if joint and len(series) else 1
-        self._corpus, self._rows = corpus, first[:, None] + np.arange(width)
+        self.num_channels = int(corpus.num_channels[series[0]]) if joint and len(series) else 1
+        self._corpus, self._rows = corpus, first[:, None] + np.arange(self.num_channels)
         self._origins = usable[series]
         words = corpus.frequencies()[series]
         self.seasons = np.array([parse_step(str(word)).seasonality for word in words], dtype=np.int64)

@@ -34,16 +34,19 @@ class CorpusTask:
 
     def __init__(self, mixture: Mixture, batch_size: int, num_steps: int):
         self.mixture = mixture
-        self.sets = [LastWindows(corpus, mixture.sizes, TEST_WINDOWS) for corpus in mixture.corpora]
+        joint = mixture.joint
+        self.sets = [LastWindows(corpus, mixture.sizes, TEST_WINDOWS, joint=joint) for corpus in mixture.corpora]
         # a set that is held out whole chooses nothing: its scores are those of series never seen
         trained = [
-            LastWindows(corpus, mixture.sizes, VALIDATION_WINDOWS)
+            LastWindows(corpus, mixture.sizes, VALIDATION_WINDOWS, joint=joint)
             for corpus, entry in zip(mixture.corpora, mixture.entries, strict=True)
             if entry.weight > 0
         ]
-        validation = JoinedWindows(trained)
-        if not len(validation):
+        trained = [windows for windows in trained if len(windows)]
+        if not trained:
             raise InputError("no series of the mixture is long enough to hold steps back for validation")
+        # a batch has one number of channels: that of the first set
+        validation = JoinedWindows([windows for windows in trained if windows.num_channels == trained[0].num_channels])
         train = MixtureWindows(mixture, batch_size, num_steps)
         self.splits = Splits(train, validation, JoinedWindows(self.sets), None)
 
@@ -62,7 +65,7 @@ class CorpusTask:
         return score_sets(predictor.forecast_quantiles, self.sets)
 
     def example(self) -> tuple[Tensor, Tensor]:
-        """The first set's first window [1, L, 1], and what of it is observed."""
+        """The first set's first window [1, L, C], and what of it is observed."""
         item = self.splits.test.__getitems__([0])
         return item["past_values"], item["past_observed_mask"]
 
@@ -74,13 +77,14 @@ class CorpusTask:
         return {"seasonal_naive": {"relative_mase": 1.0, "relative_wql": 1.0}}, {"seasonal_naive": forecast}
 
     def picture(self, forecasts: dict[str, Tensor]) -> dict[str, Any]:
-        """The example in units of its past, as `plot_forecast` takes it, by step."""
+        """The example's first channel in units of its past, as `plot_forecast` takes it, by step."""
         item, name = self.splits.test.__getitems__([0]), self.sets[0].name
         L, H = self.mixture.sizes.context, self.mixture.sizes.horizon
         past = item["past_values"].where(item["past_observed_mask"], float("nan"))
 
         def table(values: Tensor, first: int) -> pd.DataFrame:
-            return pd.DataFrame(values[0].double().cpu().numpy(), range(first, first + values.shape[1]), self.columns)
+            steps = range(first, first + values.shape[1])
+            return pd.DataFrame(values[0, :, :1].double().cpu().numpy(), steps, self.columns)
 
         return {
             "history": table(past, 0).iloc[-min(L, 4 * H) :],
@@ -97,10 +101,11 @@ def read_corpus_task(
     assert data.corpus is not None
     if num_steps < 1:
         raise InputError("a mixture has no end: say how long to train by --max_steps")
-    if model.patch_length in (None, model.context_length):
-        raise InputError("a mixture's channels are series of their own: give --patch_length, and patches become tokens")
     for name in ("columns", "date_column", "few_shot_percent"):
         if getattr(data, name) is not None:
             raise InputError(f"{name} is for the file of one series, not for a mixture of corpora")
-    sizes = WindowSizes(model.context_length, model.prediction_length, shortest_context=model.patch_length)
-    return CorpusTask(Mixture(read_mixture(data.corpus), sizes, seed=seed), batch_size, num_steps)
+    # a token a channel: windows have all channels of their series; patches: a channel is a series of its own
+    joint = model.patch_length in (None, model.context_length)
+    shortest = max(1, model.context_length // 16) if joint else model.patch_length
+    sizes = WindowSizes(model.context_length, model.prediction_length, shortest_context=shortest)
+    return CorpusTask(Mixture(read_mixture(data.corpus), sizes, seed=seed, joint=joint), batch_size, num_steps)

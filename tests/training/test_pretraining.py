@@ -203,6 +203,26 @@ def test_a_run_goes_on_with_the_mixture_that_it_began_with(single, folder, setti
     assert descriptions[0] == descriptions[1]
 
 
+def test_with_a_token_a_channel_windows_have_all_channels_of_their_series(folder, settings):
+    """Sets of one, two and three channels: a step has one number of them, and every set is scored."""
+    rng = np.random.default_rng(1)
+    layout = CorpusLayout(multivariate=True)
+    for channels in (2, 3):
+        values = rng.normal(size=(8, channels, 80)).cumsum(2).astype(np.float32)
+        series = [CorpusSeries(f"s{n}", np.datetime64("2020-01-01"), "h", one) for n, one in enumerate(values)]
+        with new_corpus(folder / f"joint{channels}", layout) as partial:
+            write_shards(partial, "data", series, layout)
+    entries = [{"path": name} for name in ("joint2", "joint3", "made")]
+    (folder / "joint.yaml").write_text(yaml.safe_dump(entries))
+    joint = settings | {"corpus": str(folder / "joint.yaml"), "patch_length": 32, "patch_stride": 32}
+    train(flags(joint, folder / "joint"))
+    metrics = metrics_of(folder / "joint")
+    assert set(metrics["test"]["per_set"]) == {"joint2", "joint3", "made"}
+    assert np.isfinite(history(folder / "joint", *TERMS)).all()
+    mixture = Mixture(read_mixture(folder / "joint.yaml"), SIZES, seed=2021, joint=True)
+    assert {mixture.batch(step, 8).past.shape[2] for step in range(STEPS)} > {1}
+
+
 def test_fine_tuning_starts_from_the_trained_weights(single, folder, capsys):
     """The model's settings come with them; a rate of 0 leaves them as they are."""
     series = write_series(folder / "series.csv", rows=200)
@@ -224,7 +244,6 @@ def test_fine_tuning_starts_from_the_trained_weights(single, folder, capsys):
     "changed, message",
     [
         ({"max_steps": -1}, "--max_steps"),
-        ({"patch_length": 32, "patch_stride": 32}, "--patch_length"),
         ({"corpus": "absent.yaml"}, "cannot read the mixture absent.yaml"),
     ],
 )
