@@ -2,6 +2,7 @@
 
     python bench/scaling.py --measure                          # every combination that is not in the CSV yet
     python bench/scaling.py --simulate --device h100-80g       # 8 to 1,024 GPUs, by the planner's alpha-beta model
+    python bench/scaling.py --corpora --corpus_steps 27e9      # hours of a pre-training on so many steps of corpora
     python bench/scaling.py --plot                             # pictures from the CSVs alone
 
 A measured row is `deepspeed --num_gpus N train.py ...` on a generated series. Weak scaling keeps the windows of a rank,
@@ -40,16 +41,22 @@ from llata_fast.planning.planner import ASSUMPTIONS, GIB, Request, make_plan
 from llata_fast.planning.stages import Weights, weigh
 from llata_fast.planning.trace import Trace, Workload, trace_step
 
+import scaling_corpora
+
 ROOT = Path(__file__).resolve().parent.parent
 KEY = ["kind", "device", "scaling", "backbone", "num_layers", "ranks", "stage", "batch"]
 STAGES = ("ddp", "zero1", "zero2", "zero3")
 CHANNELS, CONTEXT, HORIZON = 7, 96, 96
+PUBLISHED = ["openai-community/gpt2:12", "meta-llama/Llama-2-7b:32", "meta-llama/Llama-3.1-70B:80"]
+CLUSTERS = [2**power for power in range(3, 11)]
 
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", action="store_true", help="run what the CSV lacks")
     parser.add_argument("--simulate", action="store_true", help="add simulated rows")
+    parser.add_argument("--corpora", action="store_true", help="plan a pre-training on corpora on 8 to 1,024 GPUs")
+    parser.add_argument("--corpus_steps", type=float, default=scaling_corpora.LOTSA, help="default LOTSA's, 27e9")
     parser.add_argument("--plot", action="store_true", help="draw the pictures")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "scaling")
     parser.add_argument("--backbones", nargs="+", help="source:layers; default random:gpt2:2, or of published sizes")
@@ -62,8 +69,8 @@ def parse_options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.device is not None and options.device not in DEVICES:
         parser.error(f"device {options.device!r} is not one of {', '.join(DEVICES)}")
-    if not (options.measure or options.simulate or options.plot):
-        parser.error("nothing to do: give --measure, --simulate or --plot")
+    if not (options.measure or options.simulate or options.corpora or options.plot):
+        parser.error("nothing to do: give --measure, --simulate, --corpora or --plot")
     return options
 
 
@@ -276,10 +283,9 @@ def main():
         for row in tqdm(missing(rows, read(path)), desc="measured runs"):
             append(path, measure(row, options.steps))
     if options.simulate:
-        published = ["openai-community/gpt2:12", "meta-llama/Llama-2-7b:32", "meta-llama/Llama-3.1-70B:80"]
         rows = combinations(
-            options, "simulated", options.device or "h100-80g", options.backbones or published,
-            options.ranks or [2**power for power in range(3, 11)], options.batch or [32, 512],
+            options, "simulated", options.device or "h100-80g", options.backbones or PUBLISHED,
+            options.ranks or CLUSTERS, options.batch or [32, 512],
         )  # fmt: skip
         models, known = Models(), {}
         results = []
@@ -289,13 +295,18 @@ def main():
             results.append(simulate(row, models, known[row["device"]]))
         if results:
             pd.concat([read(path), pd.DataFrame(results)], ignore_index=True).to_csv(path, index=False)
+    corpora = options.out / scaling_corpora.FILE
+    if options.corpora:
+        device, clusters = options.device or "h100-80g", options.ranks or CLUSTERS[::2]
+        scaling_corpora.add_rows(corpora, device, options.backbones or PUBLISHED, clusters, options.corpus_steps)
     table = complete(read(path))
     table.to_csv(path, index=False)
     if options.plot:
         from scaling_report import draw, write_readme
 
         draw(table, options.out, ROOT / "bench" / "results" / "quality")
-        write_readme(table, options.out, crossovers(table), ASSUMPTIONS)
+        scaling_corpora.draw(corpora)
+        write_readme(table, options.out, crossovers(table), ASSUMPTIONS, scaling_corpora.section(corpora))
     summary = {"rows": len(table), "measured": int((table.kind == "measured").sum()), "crossovers": crossovers(table)}
     print(json.dumps(summary))
 

@@ -123,8 +123,8 @@ def _draw_quality(folder: Path, path: Path):
     plt.close(figure)
 
 
-def write_readme(table: pd.DataFrame, folder: Path, readings: list[str], assumptions: dict):
-    """README.md: what was measured, what the simulated rows assume, and where the stages cross."""
+def write_readme(table: pd.DataFrame, folder: Path, readings: list[str], assumptions: dict, corpora: list[str]):
+    """README.md: what was measured, what the simulated rows assume, where the stages cross, and what corpora cost."""
     lines = ["# Scaling", "", "Written by `python bench/scaling.py --plot` from `scaling.csv`.", ""]
     measured = table[table.kind == "measured"]
     if len(measured):
@@ -162,6 +162,8 @@ def write_readme(table: pd.DataFrame, folder: Path, readings: list[str], assumpt
         lines += ["No GPU was timed for these rows. Dotted parts of the curves do not fit into a GPU's memory.", ""]
         lines += [f"![{name}]({name}.png)" for name in ("efficiency", "throughput", "memory", "quality")
                   if (folder / f"{name}.png").exists()]  # fmt: skip
+        lines += [""]
+    lines += corpora
     (folder / "README.md").write_text("\n".join(lines).rstrip() + "\n")
 
 
