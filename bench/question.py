@@ -100,6 +100,8 @@ def runs(options: argparse.Namespace, backbones: Path) -> Iterator[Run]:
             for model in ("llata", "no_llm", "random_init"):
                 yield Run("main", model, seed, windows)
             if seed == 0:
+                drawn = made_backbone(random_backbone, backbones, NUM_LAYERS)
+                yield Run("main", "llata", 0, windows, NUM_LAYERS, "random weights", drawn)
                 yield from (Run("main", model, 0, windows) for model in ("no_text_branch", "random_prototypes"))
     if "factors" in options.parts:
         yield from factors(windows, backbones)
@@ -115,7 +117,6 @@ def runs(options: argparse.Namespace, backbones: Path) -> Iterator[Run]:
 def factors(windows: int, backbones: Path) -> Iterator[Run]:
     """One change of llata at a time."""
     changes: dict[str, tuple[dict, dict]] = {
-        "random weights": (made_backbone(random_backbone, backbones, NUM_LAYERS), {}),
         "tokens at the scale of words": (made_backbone(scaled_backbone, backbones, NUM_LAYERS), {}),
         "middle blocks": (made_backbone(middle_backbone, backbones, NUM_LAYERS), {}),
         "prototypes from words": (made_backbone(worded_backbone, backbones, NUM_LAYERS), {}),
@@ -169,7 +170,7 @@ def trained_parameters(settings: dict[str, Any]) -> int:
         return parameter_counts(LlataForPrediction(config))["trained"]
 
 
-def pretrain(run: Run, corpora: Corpora, folder: Path, options: argparse.Namespace) -> dict:
+def pretrain(run: Run, corpora: Corpora, folder: Path) -> dict:
     """Pre-train `run` into `folder`: its row, with errors over seasonal naive's of what validates."""
     steps = run.windows // BATCH
     began = time.process_time()
@@ -256,14 +257,16 @@ def validation_error(model: LlataForPrediction, windows: LastWindows) -> float:
     return float(errors.abs().nanmean())
 
 
-def score_run(run: Run, folder: Path, goals: list[Target], work: Path, table: "Table"):
-    """Score a pre-trained model on every target, before and after it is trained on some of the rows."""
+def score_run(run: Run, folder: Path, goals: list[Target], work: Path, table: "Table", shares: tuple[float, ...]):
+    """Score a pre-trained model on every target, after it is trained on such shares of its rows."""
     model = None
-    for percent in SHARES:
+    for percent in shares:
         for target in goals:
             if table.holds(run.key, percent, target.name):
                 continue
-            model = model or LlataForPrediction.from_pretrained(folder)
+            model = model or LlataForPrediction.from_pretrained(folder).to(
+                "cuda" if torch.cuda.is_available() else "cpu"
+            )
             began = time.process_time()
             scored, steps = (model, 0) if not percent else tuned(model, target, percent, work, run.seed)
             rows = target.scores(predictor(scored))
@@ -300,7 +303,7 @@ class Table:
 
     def __init__(self, path: Path, key: tuple[str, ...]):
         self.path, self.key = path, key
-        self.rows = pd.read_csv(path, keep_default_na=True) if path.exists() else pd.DataFrame()
+        self.rows = pd.read_csv(path, dtype={"change": str}) if path.exists() else pd.DataFrame()
         if "change" in self.rows:
             self.rows["change"] = self.rows["change"].fillna("")
 
@@ -336,15 +339,18 @@ def main():
     scores = Table(options.out / "scores.csv", (*KEY, "percent", "target"))
     if "baselines" in options.parts:
         score_baselines(goals, scores)
-    backbones = options.work / "backbones"
-    for run in runs(options, backbones):
-        folder = options.work / "runs" / run.name
+    planned = [(run, options.work / "runs" / run.name) for run in runs(options, options.work / "backbones")]
+    for run, folder in planned:
         if not pretrainings.holds(run.key):
-            row = pretrain(run, corpora, folder, options)
+            row = pretrain(run, corpora, folder)
             pretrainings.add([row])
             print(json.dumps(row), flush=True)
         if run.part == "main" and folder.exists():
-            score_run(run, folder, goals, options.work / "few", scores)
+            score_run(run, folder, goals, options.work / "few", scores, SHARES[:1])
+    # what takes longest comes last
+    for run, folder in planned:
+        if run.part == "main" and folder.exists():
+            score_run(run, folder, goals, options.work / "few", scores, SHARES[1:])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-MODELS = ("llata", "no_llm", "random_init", "no_text_branch", "random_prototypes")
+MODELS = ("llata", "no_llm", "random_init", "random weights", "no_text_branch", "random_prototypes")
 BASELINES = ("seasonal_naive", "smoothing", "linear")
 TARGETS = ("ETTh1", "Exchange", "M4 Hourly", "EIA", "retail")
 LEVEL = 0.95
@@ -14,8 +14,10 @@ LEVEL = 0.95
 
 def write_report(folder: Path):
     """README.md and question.png beside the rows."""
-    pretrainings = pd.read_csv(folder / "pretrainings.csv", keep_default_na=False, na_values=["nan"])
-    scores = pd.read_csv(folder / "scores.csv").fillna({"change": ""})
+    pretrainings = pd.read_csv(folder / "pretrainings.csv", dtype={"change": str}).fillna({"change": ""})
+    scores = pd.read_csv(folder / "scores.csv", dtype={"change": str}).fillna({"change": ""})
+    # a change of llata is a model of its own
+    scores["model"] = scores.model.where(scores.change == "", scores.change)
     relative = over_naive(scores)
     parts = [
         "# Does the language model help generalisation?\n",
