@@ -38,7 +38,7 @@ def main():
     parser.add_argument("--held_out", nargs="*", default=[], help="named data sets to score, and not to train on")
     parser.add_argument("--data_dir", help="where the files of those lie")
     parser.add_argument("--num_series", type=int, default=20_000, help="made-up series")
-    parser.add_argument("--max_steps", type=int, default=600, help="training steps of 32 windows")
+    parser.add_argument("--max_steps", type=int, default=400, help="training steps of 32 windows")
     parser.add_argument("--num_layers", type=int, default=2, help="blocks of the language model")
     parser.add_argument("--backbone", default="SmolLM2-135M-Instruct", help="as train.py has it")
     options = parser.parse_args()
