@@ -15,6 +15,7 @@ import llata_fast  # noqa: F401, I001
 
 import argparse
 import copy
+import functools
 import json
 import runpy
 import time
@@ -157,17 +158,22 @@ def matched_width(settings: dict[str, Any]) -> int:
         return WIDTH
     reference = trained_parameters(settings | {"ablation": "none", "intermediate_size": WIDTH})
     ours = trained_parameters(settings | {"intermediate_size": WIDTH})
-    hidden = read_backbone_config(ModelSettings().backbone, 1).hidden_size
+    hidden = backbone_config(ModelSettings().backbone, settings["num_layers"]).hidden_size
     return max(64, round(WIDTH + (reference - ours) / (2 * hidden + 1)))
 
 
 def trained_parameters(settings: dict[str, Any]) -> int:
-    config = LlataConfig(**asdict(ModelSettings(**settings)), num_channels=1)
+    """How many it trains; no weights are read."""
+    asked = ModelSettings(**settings)
     config = LlataConfig(
-        **(config.to_dict() | {"backbone_config": read_backbone_config(config.backbone, config.num_layers)})
+        **asdict(asked), num_channels=1, backbone_config=backbone_config(asked.backbone, asked.num_layers)
     )
     with torch.device("meta"):
         return parameter_counts(LlataForPrediction(config))["trained"]
+
+
+# a GGUF file's takes seconds: its vocabulary is read
+backbone_config = functools.cache(read_backbone_config)
 
 
 def pretrain(run: Run, corpora: Corpora, folder: Path) -> dict:

@@ -31,7 +31,7 @@ October November December""".split()
 """About quantities and time; those that the tokenizer has as one token become prototypes."""
 
 
-def scaled_backbone(folder: Path, num_layers: int) -> str:
+def scaled_backbone(folder: Path, num_layers: int, source: str = DEFAULT_BACKBONE) -> str:
     """Blocks whose outputs weigh as much against a token of deviation 1 as they do against a word's embedding.
 
     A block reads its input through a norm. What it does to tokens at the scale s of word embeddings, over s, is what
@@ -45,12 +45,12 @@ def scaled_backbone(folder: Path, num_layers: int) -> str:
             for name, tensor in weights.blocks.items()
         }
 
-    return _write(folder / f"scaled-{num_layers}", num_layers, change)
+    return _write(folder / f"scaled-{num_layers}", source, num_layers, change)
 
 
-def middle_backbone(folder: Path, num_layers: int) -> str:
+def middle_backbone(folder: Path, num_layers: int, source: str = DEFAULT_BACKBONE) -> str:
     """The blocks in the middle of the model."""
-    total = read_backbone_config(DEFAULT_BACKBONE).num_hidden_layers
+    total = read_backbone_config(source).num_hidden_layers
     first = (total - num_layers) // 2
 
     def change(weights: BackboneWeights) -> dict[str, Tensor]:
@@ -63,23 +63,23 @@ def middle_backbone(folder: Path, num_layers: int) -> str:
                 kept[".".join(("layers", str(int(rest[0]) - first), *rest[1:]))] = tensor
         return kept
 
-    return _write(folder / f"middle-{num_layers}", num_layers, change, read_layers=total)
+    return _write(folder / f"middle-{num_layers}", source, num_layers, change, read_layers=total)
 
 
-def worded_backbone(folder: Path, num_layers: int) -> str:
+def worded_backbone(folder: Path, num_layers: int, source: str = DEFAULT_BACKBONE) -> str:
     """Its prototypes are the embeddings of words about quantities and time instead of principal components."""
 
     def prototypes(weights: BackboneWeights) -> Tensor:
-        tokenizer = read_tokenizer(DEFAULT_BACKBONE)
+        tokenizer = read_tokenizer(source)
         assert tokenizer is not None, "the default backbone has one"
         tokens = [tokenizer.encode(f" {word}", add_special_tokens=False) for word in WORDS]
         known = sorted({parts[0] for parts in tokens if len(parts) == 1})
         return weights.word_embeddings[known].float()
 
-    return _write(folder / f"worded-{num_layers}", num_layers, lambda weights: weights.blocks, prototypes)
+    return _write(folder / f"worded-{num_layers}", source, num_layers, lambda weights: weights.blocks, prototypes)
 
 
-def random_backbone(folder: Path, num_layers: int) -> str:
+def random_backbone(folder: Path, num_layers: int, source: str = DEFAULT_BACKBONE) -> str:
     """The same shape and the same deviation of every matrix, at random; prototypes stay those of the words."""
 
     def change(weights: BackboneWeights) -> dict[str, Tensor]:
@@ -89,11 +89,12 @@ def random_backbone(folder: Path, num_layers: int) -> str:
             for name, tensor in weights.blocks.items()
         }
 
-    return _write(folder / f"random-{num_layers}", num_layers, change)
+    return _write(folder / f"random-{num_layers}", source, num_layers, change)
 
 
 def _write(
     path: Path,
+    source: str,
     num_layers: int,
     change: Callable[[BackboneWeights], dict[str, Tensor]],
     prototypes: Callable[[BackboneWeights], Tensor] | None = None,
@@ -102,10 +103,8 @@ def _write(
     """The folder of a backbone of `num_layers` blocks, `change` of the original; kept if it is there."""
     if not (path / PROTOTYPES_FILE).is_file():
         path.mkdir(parents=True, exist_ok=True)
-        weights = load_backbone_weights(
-            DEFAULT_BACKBONE, read_backbone_config(DEFAULT_BACKBONE, read_layers or num_layers)
-        )
-        config = read_backbone_config(DEFAULT_BACKBONE, num_layers)
+        weights = load_backbone_weights(source, read_backbone_config(source, read_layers or num_layers))
+        config = read_backbone_config(source, num_layers)
         config.save_pretrained(path)
         blocks = {name: tensor.float().contiguous() for name, tensor in change(weights).items()}
         save_file(blocks, path / "model.safetensors", {"format": "pt"})

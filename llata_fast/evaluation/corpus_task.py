@@ -35,7 +35,8 @@ class CorpusTask:
     def __init__(self, mixture: Mixture, batch_size: int, num_steps: int):
         self.mixture = mixture
         joint = mixture.joint
-        self.sets = [LastWindows(corpus, mixture.sizes, TEST_WINDOWS, joint=joint) for corpus in mixture.corpora]
+        sets = [LastWindows(corpus, mixture.sizes, TEST_WINDOWS, joint=joint) for corpus in mixture.corpora]
+        self.sets = [windows for windows in sets if len(windows)]
         # a set that is held out whole chooses nothing: its scores are those of series never seen
         trained = [
             LastWindows(corpus, mixture.sizes, VALIDATION_WINDOWS, joint=joint)
@@ -105,7 +106,8 @@ def read_corpus_task(
         if getattr(data, name) is not None:
             raise InputError(f"{name} is for the file of one series, not for a mixture of corpora")
     # a token a channel: windows have all channels of their series; patches: a channel is a series of its own
-    joint = model.patch_length in (None, model.context_length)
-    shortest = max(1, model.context_length // 16) if joint else model.patch_length
+    patch_length = model.patch_length or model.context_length
+    joint = patch_length == model.context_length
+    shortest = max(1, patch_length // 16) if joint else patch_length
     sizes = WindowSizes(model.context_length, model.prediction_length, shortest_context=shortest)
     return CorpusTask(Mixture(read_mixture(data.corpus), sizes, seed=seed, joint=joint), batch_size, num_steps)

@@ -8,6 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny import random_backbone
+
+from llata_fast.backbone.loading import load_backbone_weights, read_backbone_config
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
@@ -88,24 +91,21 @@ def test_a_row_is_made_once(bench, tmp_path):
 
 
 def test_backbones_are_changed_in_one_respect(bench, tmp_path):
-    from llata_fast.backbone.loading import load_backbone_weights, read_backbone_config
+    source = random_backbone(tmp_path, "llama", num_hidden_layers=5)
+    backbones, name = bench["question_backbones"], "layers.0.mlp.down_proj.weight"
 
-    def blocks(source):
-        return load_backbone_weights(source, read_backbone_config(source, 1)).blocks
+    def blocks(source, num_layers=1):
+        return load_backbone_weights(source, read_backbone_config(source, num_layers)).blocks
 
-    backbones = bench["question_backbones"]
-    original = blocks("SmolLM2-135M-Instruct")
-    scaled = blocks(backbones.scaled_backbone(tmp_path, 1))
-    name = "layers.0.mlp.down_proj.weight"
-    ratio = scaled[name] / original[name].float()
-    assert ratio[original[name] != 0].std() < 1e-3 and ratio.nanmedian() > 5
-    assert torch.equal(scaled["layers.0.mlp.up_proj.weight"], original["layers.0.mlp.up_proj.weight"].float())
-    middle = blocks(backbones.middle_backbone(tmp_path, 1))
-    whole = load_backbone_weights("SmolLM2-135M-Instruct", read_backbone_config("SmolLM2-135M-Instruct")).blocks
-    assert torch.equal(middle[name], whole["layers.14.mlp.down_proj.weight"].float())
-    drawn = blocks(backbones.random_backbone(tmp_path, 1))
-    assert drawn[name].std() == pytest.approx(original[name].float().std(), rel=0.01)
-    assert abs(torch.corrcoef(torch.stack([drawn[name].ravel(), original[name].float().ravel()]))[0, 1]) < 0.01
+    original, words = blocks(source), load_backbone_weights(source, read_backbone_config(source, 1)).word_embeddings
+    scaled = blocks(backbones.scaled_backbone(tmp_path, 1, source))
+    torch.testing.assert_close(scaled[name] * words.square().mean().sqrt(), original[name])
+    assert torch.equal(scaled["layers.0.mlp.up_proj.weight"], original["layers.0.mlp.up_proj.weight"])
+    middle = blocks(backbones.middle_backbone(tmp_path, 1, source))
+    assert torch.equal(middle[name], blocks(source, 5)["layers.2.mlp.down_proj.weight"])
+    drawn = blocks(backbones.random_backbone(tmp_path, 1, source))
+    assert drawn[name].std() == pytest.approx(float(original[name].std()), rel=0.1)
+    assert abs(torch.corrcoef(torch.stack([drawn[name].ravel(), original[name].ravel()]))[0, 1]) < 0.2
 
 
 def test_the_report_tells_difference_and_interval(bench, tmp_path):
