@@ -202,13 +202,14 @@ def score(predictor: Predictor, task: GiftEvalTask) -> dict[str, float]:
             count[name] += int((~np.isnan(values)).sum())
     mean = {name: total[name] / count[name] if count[name] else math.nan for name in total}
     size = total["label"] or math.nan
-    return {
+    scores = {
         **{name: mean[name] for name in METRICS[:7]},
         "RMSE[mean]": mean["MSE[mean]"] ** 0.5,
         "NRMSE[mean]": mean["MSE[mean]"] ** 0.5 / (mean["label"] or math.nan),
         "ND[0.5]": total["MAE[0.5]"] / size,
-        "mean_weighted_sum_quantile_loss": float(np.mean([total[f"loss {level}"] for level in LEVELS])) / size,
+        "mean_weighted_sum_quantile_loss": np.mean([total[f"loss {level}"] for level in LEVELS]) / size,
     }
+    return {name: float(value) for name, value in scores.items()}
 
 
 def _terms(entry: Entry, label: np.ndarray, forecast: QuantileForecast, seasonality: int) -> dict[str, np.ndarray]:

@@ -10,8 +10,9 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import torch
 
-from ..forecasting.backtests import seasonal_naive
 from ..forecasting.calibration import between_levels
 from ..forecasting.forecaster import Forecaster
 from .arrays import forecast_arrays
@@ -87,7 +88,10 @@ class LlataPredictor:
 
 @dataclass
 class SeasonalNaivePredictor:
-    """The baseline beside it: the last season again, with the quantiles of the errors that it made in the series."""
+    """The baseline beside it, as on GIFT-Eval's leaderboard: the last season again, normal quantiles.
+
+    Their deviation is that of the errors that it made in the series, growing with the root of the seasons ahead.
+    """
 
     prediction_length: int
     seasonality: int
@@ -95,10 +99,15 @@ class SeasonalNaivePredictor:
 
     def predict(self, dataset: Iterable[Entry], **ignored: Any) -> Iterator[QuantileForecast]:
         """Forecast what follows every entry."""
+        normal = torch.special.ndtri(torch.tensor(self.levels, dtype=torch.float64)).numpy()
         for entry in dataset:
-            points, quantiles = seasonal_naive(_rows(entry), self.prediction_length, self.seasonality, self.levels)
-            points, quantiles = np.nan_to_num(points), np.nan_to_num(quantiles)
-            yield _forecast(entry, points, np.moveaxis(quantiles, -1, 0), self.levels)
+            values = pd.DataFrame(_rows(entry)).ffill().to_numpy()
+            season, steps = min(self.seasonality, len(values)), np.arange(self.prediction_length)
+            points = np.nan_to_num(values[len(values) - season + steps % season])
+            errors = np.nan_to_num(values[season:] - values[:-season])
+            deviation = np.sqrt(np.square(errors).sum(0) / max(len(errors), 1))
+            spread = np.sqrt(steps // season + 1)[:, None] * deviation
+            yield _forecast(entry, points, points + normal[:, None, None] * spread, self.levels)
 
 
 def _rows(entry: Entry) -> np.ndarray:

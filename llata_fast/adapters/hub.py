@@ -25,7 +25,7 @@ _TEMPLATE = """---
 {{ card_data }}
 ---
 
-# {{ model_name }}
+# {{ title }}
 
 {{ summary }}
 
@@ -86,6 +86,7 @@ def model_card(run: str | Path, repo_id: str, licence: str = "apache-2.0") -> Mo
         data,
         template_str=_TEMPLATE,
         repo_id=repo_id,
+        title=repo_id.rpartition("/")[2],
         summary=(
             f"Forecasts {horizon} steps from the last {context} of {_of_what(dataset, series)}. A LLaTA forecaster "
             "([arXiv 2403.07300](https://arxiv.org/abs/2403.07300)): a pre-trained language model, adapted by "
@@ -94,7 +95,7 @@ def model_card(run: str | Path, repo_id: str, licence: str = "apache-2.0") -> Mo
         data=_data(dataset, series),
         scores=_score_table(metrics),
         command=_command(settings),
-        training=f"Base model: `{base}`, its first {settings['num_layers']} blocks. Settings: `run.yaml`.",
+        training=_training(base, settings["num_layers"], metrics.get("learned")),
         limits=_limits(series),
         licence=f"{licence} for what was trained; the base model and the data set have licences of their own.",
     )
@@ -142,6 +143,14 @@ def _portable(folder: RunFolder) -> Iterator[Path]:
         for name in filter(lambda name: (folder / name).is_file(), (METRICS, PICTURE)):
             shutil.copy2(folder / name, path)
         yield copy.path
+
+
+def _training(base: str, num_layers: int, learned: dict[str, Any] | None) -> str:
+    blocks = "its first block" if num_layers == 1 else f"its first {num_layers} blocks"
+    text = f"Base model: `{base}`, {blocks}. Settings: `run.yaml`."
+    if learned and learned["share"] == 0:
+        text += " The language model did not help on the validation windows: forecasts are the linear start's alone."
+    return text
 
 
 def _of_what(dataset: str, series: Preprocessor) -> str:

@@ -10,6 +10,7 @@ from tiny import random_backbone, tiny_model
 
 from llata_fast.adapters import gift_eval
 from llata_fast.adapters.gluonts import LEVELS, LlataPredictor, QuantileForecast, SeasonalNaivePredictor
+from llata_fast.data.m4 import read_m4
 from llata_fast.errors import InputError
 from llata_fast.forecasting import calibration
 from llata_fast.forecasting.forecaster import Forecaster
@@ -117,6 +118,30 @@ def test_scores_are_gluonts_(folder, tmp_path, name, kind):
     ours = gift_eval.score(predictor, task)
     assert set(ours) == set(gift_eval.METRICS) == set(theirs.columns)
     assert ours == pytest.approx(theirs.iloc[0].to_dict(), rel=1e-9)
+
+
+def test_leaderboard_s_seasonal_naive_on_m4_hourly(tmp_path):
+    try:
+        m4 = read_m4("Hourly")
+    except InputError:
+        pytest.skip("no files of M4 here: LLATA_DATA names their folder")
+    series = [np.concatenate(parts) for parts in zip(m4.insample, m4.future, strict=True)]
+    save(tmp_path / "m4_hourly", "H", series)
+    task = gift_eval.read_task(tmp_path, "m4_hourly")
+    scores = gift_eval.score(SeasonalNaivePredictor(task.horizon, task.seasonality), task)
+    # results/seasonal_naive/all_results.csv of SalesforceAIResearch/gift-eval, there from values of fp32; its MSIS is
+    # of tails that gluonts makes of the quantiles 0.1 to 0.9
+    published = {
+        "MSE[mean]": 3614355.993558776,
+        "MAE[0.5]": 353.8562298711755,
+        "MASE[0.5]": 1.1932101877276544,
+        "MAPE[0.5]": 0.1561203125786282,
+        "sMAPE[0.5]": 0.1391227341312525,
+        "NRMSE[mean]": 0.25954838815818215,
+        "ND[0.5]": 0.04830918594592099,
+        "mean_weighted_sum_quantile_loss": 0.03757255147212195,
+    }
+    assert {name: scores[name] for name in published} == pytest.approx(published, rel=1e-6)
 
 
 def test_result_files_are_the_leaderboard_s(folder, tmp_path):
