@@ -9,8 +9,10 @@ import numpy as np
 
 from .measures import LEVELS, Errors, Example, Features
 
-_MAX_CHANNELS, _MAX_BARS, _MAX_DEPTHS = 8, 30, 5
-_FAN = {"80 %": (0.1, 0.9), "50 %": (0.25, 0.75)}
+# inches: on a telephone the letters are nearly of their own size, on a desk those of the text
+_WIDTH = 5.4
+_MAX_CHANNELS, _MAX_BARS, _MAX_DEPTHS = 8, 30, 4
+_FAN = {"80 %": (0.1, 0.9, 0.15), "50 %": (0.25, 0.75, 0.3)}
 _STYLE: Any = {
     "text.parse_math": False,
     # letters stay letters: smaller, and found by a page's search
@@ -26,7 +28,7 @@ _STYLE: Any = {
 
 
 @contextlib.contextmanager
-def _figure(width: float, height: float, svg: list[str]) -> Iterator[Any]:
+def _figure(height: float, svg: list[str], width: float = _WIDTH) -> Iterator[Any]:
     """A figure in inches, appended to `svg` as text at the end."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -52,7 +54,7 @@ def losses(records: list[dict[str, Any]]) -> str | None:
     from matplotlib.ticker import LogFormatter
 
     svg: list[str] = []
-    with _figure(8, 3.4, svg) as figure:
+    with _figure(3.2, svg) as figure:
         axis = figure.subplots()
         for label, points in lines.items():
             mark = "o-" if label == "validation MSE" else "-"
@@ -60,11 +62,11 @@ def losses(records: list[dict[str, Any]]) -> str | None:
         # a term that is exactly 0 at first has no place on it
         axis.set_yscale("log", nonpositive="mask")
         # the usual labels of such an axis are formulas, which this page has none of
-        for of_minor, ticks in enumerate((axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter)):
-            ticks(LogFormatter(labelOnlyBase=not of_minor, minor_thresholds=(1.5, 0.5)))
+        axis.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
+        axis.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
         _whole_steps(axis)
         axis.set(xlabel="step", ylabel="loss")
-        figure.legend(loc="outside upper center", ncols=len(lines), frameon=False)
+        figure.legend(loc="outside upper left", ncols=3, frameon=False)
     return svg[0]
 
 
@@ -76,7 +78,7 @@ def _points(records: list[dict[str, Any]], name: str) -> np.ndarray:
 def error_by_step(errors: Errors, columns: list[str]) -> str:
     """Mean absolute error over the horizon, a line a channel and one for all."""
     svg: list[str] = []
-    with _figure(8, 3.4, svg) as figure:
+    with _figure(3.2, svg) as figure:
         axis = figure.subplots()
         steps = np.arange(1, len(errors.by_step) + 1)
         if len(columns) > 1:
@@ -87,7 +89,7 @@ def error_by_step(errors: Errors, columns: list[str]) -> str:
         _whole_steps(axis)
         axis.set_ylim(bottom=0)
         if len(columns) > 1:
-            figure.legend(loc="outside right upper", frameon=False)
+            figure.legend(loc="outside upper left", ncols=3, frameon=False)
     return svg[0]
 
 
@@ -108,7 +110,7 @@ def error_by_name(named: list[tuple[str, float]]) -> str:
     """Mean absolute error of every channel or item, as they come; of many the first thirty."""
     named = named[:_MAX_BARS]
     svg: list[str] = []
-    with _figure(8, 0.9 + 0.26 * len(named), svg) as figure:
+    with _figure(0.9 + 0.26 * len(named), svg) as figure:
         axis = figure.subplots()
         axis.barh(range(len(named)), [error for _, error in named], color="#5b8db8", height=0.7)
         axis.set_yticks(range(len(named)), [_cut(name) for name, _ in named])
@@ -133,7 +135,7 @@ def _cut(name: str, longest: int = 40) -> str:
 def calibration(below: np.ndarray) -> str:
     """How often the truth lay below each quantile, over its level: on the diagonal where intervals hold their word."""
     svg: list[str] = []
-    with _figure(4.4, 4, svg) as figure:
+    with _figure(4.4, svg, 4.4) as figure:
         axis = figure.subplots()
         axis.plot((0, 1), (0, 1), color="0.6", linewidth=1, linestyle="--", label="as it says")
         axis.plot(LEVELS, below, "o-", color="#d1495b", markersize=4, linewidth=1.6, label="on these windows")
@@ -149,13 +151,13 @@ def example(window: Example, columns: list[str]) -> str:
     before = min(len(window.history), 3 * len(window.truth))
     past, ahead = np.arange(-before, 0), np.arange(len(window.truth))
     svg: list[str] = []
-    with _figure(8, 0.8 + 1.5 * len(shown), svg) as figure:
+    with _figure(0.8 + 1.4 * len(shown), svg) as figure:
         axes = np.atleast_1d(figure.subplots(len(shown), sharex=True))
         for channel, (axis, name) in enumerate(zip(axes, shown, strict=True)):
             if window.quantiles is not None:
-                for share, (low, high) in _FAN.items():
+                for share, (low, high, alpha) in _FAN.items():
                     ends = (window.quantiles[:, channel, LEVELS.index(level)] for level in (low, high))
-                    axis.fill_between(ahead, *ends, color="#d1495b", alpha=0.18, linewidth=0, label=share)
+                    axis.fill_between(ahead, *ends, color="#d1495b", alpha=alpha, linewidth=0, label=share)
             axis.plot(past, window.history[-before:, channel], color="0.55", linewidth=1)
             axis.plot(ahead, window.truth[:, channel], color="0.1", linewidth=1.2, label="observed")
             axis.plot(ahead, window.forecast[:, channel], color="#d1495b", linewidth=1.8, label="forecast")
@@ -170,7 +172,7 @@ def example(window: Example, columns: list[str]) -> str:
 def distances(features: Features) -> str:
     """How far apart both branches are at every depth, before training and after."""
     svg: list[str] = []
-    with _figure(8, 3.2, svg) as figure:
+    with _figure(2.8, svg) as figure:
         axis = figure.subplots()
         for name, values in features.distance.items():
             axis.plot(range(len(values)), values, "o-", label=f"{name} training", markersize=4)
@@ -185,7 +187,7 @@ def planes(features: Features) -> str:
     count = len(features.planes["before"])
     depths = np.unique(np.linspace(0, count - 1, min(count, _MAX_DEPTHS)).round().astype(int))
     svg: list[str] = []
-    with _figure(8, 3.6, svg) as figure:
+    with _figure(3.2, svg) as figure:
         axes = figure.subplots(2, len(depths), squeeze=False)
         for row, (name, pairs) in zip(axes, features.planes.items(), strict=True):
             for axis, depth in zip(row, depths, strict=True):

@@ -55,6 +55,7 @@ class Errors:
     """Mean absolute errors over every test window, and how often the truth lay below each quantile."""
 
     unit: str
+    """Behind "mean absolute error"."""
     by_step: np.ndarray
     """[H, C]"""
     windows: int
@@ -122,7 +123,7 @@ def series_errors(forecaster: Forecaster, task: SeriesTask) -> Errors:
         sums.add(np.abs(points - truth), truth, quantiles)
     each = np.concatenate(sums.each)
     examples = [_series_example(forecaster, task, label, place, each[place]) for label, place in sums.chosen().items()]
-    return Errors("standardised data", sums.by_step, len(each), examples, sums.shares_below)
+    return Errors("on standardised data", sums.by_step, len(each), examples, sums.shares_below)
 
 
 def _forecast(forecaster: Forecaster, past: Tensor, observed: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
@@ -182,7 +183,7 @@ def panel_errors(
     by_item = _mean(each.T)
     order = [item for item in np.argsort(-by_item) if not np.isnan(by_item[item])]
     named = [(str(panel.ids[item]), float(by_item[item])) for item in order]
-    return Errors("mean seasonal changes of the item", sums.by_step, each.size, examples, sums.shares_below, named)
+    return Errors("in mean seasonal changes of the item", sums.by_step, each.size, examples, sums.shares_below, named)
 
 
 def _seasonal_change(values: np.ndarray, seasonality: int) -> np.ndarray:

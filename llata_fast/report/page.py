@@ -41,6 +41,9 @@ def write_report(run: str | Path, output: str | Path) -> Path:
     where = "On the test split; training never saw it."
     if metrics.get("scored_on") == "validation":
         where = "On the validation windows, by which the weights were chosen: nothing was held back for a test."
+    coverage = (metrics.get("intervals") or {}).get("coverage_80")
+    if coverage is not None:
+        where += f" The 80 % intervals held {100 * coverage:.1f} % of what came."
     return _write(
         output,
         title=f"{Path(metrics.get('dataset', 'run')).name}: {settings['prediction_length']} steps ahead",
