@@ -265,6 +265,37 @@ def test_command(tmp_path, launch, capsys):
     assert f"{weights.frozen:,}" in text and "Take zero3_offload with --gradient_checkpointing" in text
 
 
+COVARIATES = ("--known_covariates", "price", "week=7", "--past_covariates", "visits", "--static_covariates", "store=9")
+
+
+@pytest.mark.parametrize(("patches", "more_tokens"), [((), 3), (("--patch_length", "16"), 7 * 3)])
+def test_covariates_are_tokens_and_parameters(tmp_path, capsys, patches, more_tokens):
+    backbone = random_backbone(tmp_path, "llama")
+    options = [
+        "plan",
+        "--backbone",
+        backbone,
+        "--num_layers",
+        "1",
+        "--num_prototypes",
+        "9",
+        "--batch_size",
+        "32",
+        *patches,
+    ]
+    plans = []
+    for roles in ((), COVARIATES):
+        main([*options, *roles, "--stage", "ddp", "--json"])
+        plans.append(json.loads(capsys.readouterr().out))
+    plain, covered = plans
+    assert covered["tokens_per_step"] == plain["tokens_per_step"] + 32 * more_tokens
+    L, H, D = 336, 96, 48
+    moving = (L + H) * D + D + (4 * (L + H) * D + D + 4 * 8) + L * D + D
+    assert covered["trained_parameters"] == plain["trained_parameters"] + moving + 10 * D
+    flops = [plan["stages"]["ddp"]["flops_per_step"] for plan in plans]
+    assert flops[1] > flops[0]
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_one_stage_on_one_gpu(tmp_path, capsys, stage):
     """It is what was asked for, although nobody is there to share with."""
@@ -290,6 +321,7 @@ def test_without_a_language_model(tmp_path, capsys):
         (["--base_precision", "int4", "--gpu", "cpu"], "base_precision int4 needs a CUDA device"),
         (["--base_precision", "int8", "--stage", "zero3"], "base_precision int8 cannot be partitioned by ZeRO-3"),
         (["--backbone", "no/such/place"], "no such file or folder"),
+        (["--known_covariates", "week=seven"], "'week=seven' is not NAME or NAME=N"),
         (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps must be at least 1"),
         (["--ablation", "no_llm", "--gradient_checkpointing"], "ablation no_llm has no blocks"),
     ],

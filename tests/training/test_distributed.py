@@ -44,6 +44,8 @@ CASES = {
     "zero2_offload": ["--deepspeed", "zero2_offload"],
     "zero3_offload": ["--deepspeed", "zero3_offload"],
 }
+# of a panel whose numbers and categories are known, seen or static
+COVARIATES = {f"{name}, covariates": CASES[name] for name in ("zero2", "zero3, checkpointing")}
 RESUMED = ["ddp", "zero2", "zero3"]
 BF16 = ZERO = ["zero2", "zero3"]
 ALL = [*CASES, *(f"{case}, bf16" for case in BF16)]
@@ -56,7 +58,19 @@ def folder(tmp_path_factory):
     table = pd.read_csv(write_series(folder / "series.csv", ROWS))
     table.iloc[np.random.default_rng(0).integers(ROWS, size=20), 1] = np.nan
     table.to_csv(folder / "series.csv", index=False)
+    parts = [
+        table.rename(columns={"c0": "target"}).assign(item=item, item_name=item, week=table.index % 7) for item in "ab"
+    ]
+    pd.concat(parts).astype({"week": str}).to_parquet(folder / "panel.parquet")
     return folder
+
+
+@pytest.fixture(scope="module")
+def panel_settings(folder, settings):
+    """As `settings`, of a panel with covariates."""
+    names = {"dataset": str(folder / "panel.parquet"), "id_column": "item", "target": "target"}
+    roles = {"known_covariates": "week", "past_covariates": "c1", "static_covariates": "item_name"}
+    return settings | names | roles
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +118,12 @@ def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("llata_fast.kernels._launch.ENABLED", False)
         yield
+
+
+@pytest.fixture(scope="module")
+def single_panel(folder, panel_settings):
+    train(flags(panel_settings | {"per_device_eval_batch_size": 256}, folder / "single, covariates"))
+    return folder / "single, covariates"
 
 
 @pytest.fixture(scope="module")
@@ -160,14 +180,15 @@ def fewer(ranks, settings, launch, free_port):
 
 
 @pytest.fixture(scope="module")
-def ranks(folder, settings, alone, launch, free_port):
+def ranks(folder, settings, panel_settings, alone, launch, free_port):
     """Folder of all runs on two ranks."""
-    cases = []
+    cases: list = []
     for name, more in CASES.items():
         cases.append(flags(settings, folder / name, *more))
         if name in RESUMED:
             resume = ["--resume_from_checkpoint", str(folder / name / "checkpoint-1")]
             cases.append(flags(settings, folder / f"{name}, resumed", *more, *resume))
+    cases += [flags(panel_settings, folder / name, *more) for name, more in COVARIATES.items()]
     cases += [flags(settings | {"precision": "bf16"}, folder / f"{name}, bf16", *CASES[name]) for name in BF16]
     for before in ZERO:
         for after in ZERO:
@@ -227,6 +248,16 @@ def test_what_is_compared_is_not_trivial(single):
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_train_as_one(case, ranks, single):
     assert_equal_training(ranks / case, single)
+
+
+@pytest.mark.parametrize("case", COVARIATES)
+def test_two_ranks_train_covariates_as_one(case, ranks, single_panel):
+    assert_equal_training(ranks / case, single_panel)
+    saved, expected = (load_file(run / "model.safetensors") for run in (ranks / case, single_panel))
+    learned = [name for name in expected if name.startswith("covariates.")]
+    assert len(learned) == 6
+    for name in learned:
+        torch.testing.assert_close(saved[name], expected[name], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("case", CASES)
