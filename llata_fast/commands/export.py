@@ -53,13 +53,13 @@ def _write(model, kind: str, folder: RunFolder, output: Path):
 
         export_adapter(model, output)
     elif kind == "onnx":
-        from ..adapters.onnx_file import export_onnx
         from ..forecasting.calibration import Calibration
+        from ..forecasting.forecaster import Forecaster
 
         preprocessor = folder.read_preprocessor()
         calibration = Calibration.load(folder.calibration) if folder.calibration.is_file() else None
         output.mkdir(parents=True, exist_ok=True)
-        export_onnx(model.merge(), output / "model.onnx", len(preprocessor.columns), calibration)
+        Forecaster(model, preprocessor, calibration).export_onnx(output / "model.onnx")
         RunFolder(output).write_preprocessor(preprocessor)
     else:
         from ..adapters.merged_folder import export_merged

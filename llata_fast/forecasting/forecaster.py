@@ -288,12 +288,13 @@ class Forecaster:
         return self
 
     def export_onnx(self, path: str | Path, quantile_levels: Sequence[float] | None = None) -> Path:
-        """Write points and calibrated quantiles as ONNX (`adapters.onnx_file.export_onnx`); returns the path."""
+        """Write points and calibrated quantiles as ONNX (`adapters.onnx_file.export_onnx`); returns the path.
+
+        The file of a run for any series takes windows of one channel.
+        """
         from ..adapters.onnx_file import export_onnx
 
-        if self.info.any_series:
-            raise InputError("a model for any series has no number of channels that an ONNX file could take")
-        channels = len(self.info.columns)
+        channels = 1 if self.info.any_series else len(self.info.columns)
         return export_onnx(self.model, path, channels, self.calibration, self._levels(quantile_levels) or None)
 
     def export_adapter(self, folder: str | Path) -> Path:

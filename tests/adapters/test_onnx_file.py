@@ -83,6 +83,15 @@ def test_quantiles_are_the_forecaster_s(tmp_path, head_levels, calibrated, asked
             assert np.abs(theirs - np.stack(ours)).max() < 1e-4 * past.std().item()
 
 
+def test_run_for_any_series_takes_one_channel(tmp_path):
+    forecaster = Forecaster(tiny_model(random_backbone(tmp_path), **PATCHES), Preprocessor.of_any_series("mixture"))
+    session = runtime.InferenceSession(forecaster.export_onnx(tmp_path / "model.onnx"))
+    past, _ = window(4, channels=1)
+    (got,) = session.run(None, {"past_values": past.numpy(), "past_observed_mask": np.ones(past.shape, dtype=bool)})
+    expected, _ = forecaster.predict(list(past.numpy()))
+    assert np.abs(got - np.stack(expected)).max() < 1e-4 * past.std().item()
+
+
 def test_quantiles_that_are_not_to_be_had(tmp_path):
     model = tiny_model(random_backbone(tmp_path)).merge()
     with pytest.raises(InputError, match="no quantiles"):
