@@ -107,7 +107,7 @@ def read_manifest(folder: str | Path) -> dict | None:
             for name, entry in manifest["files"].items()
         }
         return {"version": int(manifest["version"]), "written": float(manifest["written"]), "files": files}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
 
 

@@ -303,7 +303,7 @@ class RunFolder:
         path = self / SETTINGS
         try:
             settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise InputError(f"cannot read the run's settings {path}: {error}") from None
         if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
             raise InputError(f"cannot read the run's settings {path}: it holds no mapping of option names to values")
@@ -318,7 +318,7 @@ class RunFolder:
             return
         try:
             theirs = json.loads((self / MIXTURE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"cannot read {self / MIXTURE}: {error}") from None
         if theirs == description:
             return
@@ -340,7 +340,7 @@ class RunFolder:
             if not isinstance(values, dict) or values.keys() | _OF_PANELS != names:
                 raise InputError(f"it must hold {', '.join(sorted(names))} and nothing else")
             return Preprocessor(**values)
-        except (OSError, ValueError, InputError) as error:
+        except (OSError, ValueError, RecursionError, InputError) as error:
             raise InputError(f"{path} is damaged: {error}") from None
 
     def take_model(self, partial: Path):
@@ -404,7 +404,7 @@ class RunFolder:
         path = self / METRICS
         try:
             metrics = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"cannot read the run's scores {path}: {error}") from None
         version = metrics.get("version") if isinstance(metrics, dict) else None
         if version != METRICS_VERSION:
@@ -430,7 +430,7 @@ class RunFolder:
         for line in (self / LOG).read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(record, dict) and isinstance(record.get("step"), int):
                 records.append(record)

@@ -67,6 +67,18 @@ def load(path: Path, **options) -> pd.DataFrame:
         raise InputError(f"{path} can't be read as a CSV: {reason}") from None
 
 
+def check_row_lengths(path: Path, table: pd.DataFrame):
+    """Raise InputError where a row of a CSV has fewer cells than its header, whose missing ones pandas fills in."""
+    if not table.iloc[:, -1:].isna().to_numpy().any():
+        return
+    # a separator that no line has makes every line one cell
+    lines = load(path, sep="\x1f", quoting=csv.QUOTE_NONE, names=["line"], dtype=str, keep_default_na=False)["line"]
+    for number, row in enumerate(csv.reader(lines)):
+        if row and len(row) < table.shape[1]:
+            cells = f"{len(row)} cells, the header has {table.shape[1]}"
+            raise InputError(f"{path}, row {number} has {cells}: was the file cut short?")
+
+
 def read_table(
     path: str | os.PathLike,
     date_column: str | None = None,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..errors import InputError
+from .csv_files import check_row_lengths, load
 
 
 def is_parquet(path: str | os.PathLike) -> bool:
@@ -14,12 +15,11 @@ def is_parquet(path: str | os.PathLike) -> bool:
 
 
 def csv_frame(path: str | os.PathLike) -> pd.DataFrame:
-    """The table in a CSV; raises InputError where there is none."""
-    try:
-        # text stays text until a column's meaning is known: ids keep their zeros
-        return pd.read_csv(path, low_memory=False)
-    except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} can't be read as a CSV: {' '.join(str(error).split())}") from None
+    """The table in a CSV; raises InputError where there is none, or a row is longer or shorter than the header."""
+    # text stays text until a column's meaning is known: ids keep their zeros
+    table = load(Path(path))
+    check_row_lengths(Path(path), table)
+    return table
 
 
 def parquet_frame(path: str | os.PathLike) -> pd.DataFrame:
@@ -28,7 +28,7 @@ def parquet_frame(path: str | os.PathLike) -> pd.DataFrame:
         return pd.read_parquet(path)
     except ImportError:
         raise InputError(f"{path}: parquet needs pyarrow: pip install llata-fast[parquet]") from None
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged file raises whatever its readers trip over
         raise InputError(f"{path} can't be read as Parquet: {' '.join(str(error).split())}") from None
 
 

@@ -59,7 +59,7 @@ def read_mixture(path: str | Path) -> list[MixtureEntry]:
         entries = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read the mixture {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{path} must be a list of entries, each with a path")

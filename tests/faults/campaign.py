@@ -73,7 +73,9 @@ def write_page(text: str):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--kills", type=int, default=40, help="at most, of each kind of training; 0: none")
+    parser.add_argument(
+        "--kills", type=int, default=30, help="at most, of each kind of training, twice of one process; 0: none"
+    )
     parser.add_argument("--each_event", action="store_true", help="kill averaged weights at each file event besides")
     parser.add_argument("--inputs", type=int, default=12_000, help="at most, over all files; 0: none")
     parser.add_argument(
@@ -86,7 +88,7 @@ def main():
     os.environ["HF_HUB_OFFLINE"] = "1"
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    began, tally = time.monotonic(), Tally.read(options.add)
+    began, tally = time.monotonic(), Tally(options.add)
     # a disk in memory, where there is one: a kill is no power cut
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=memory) as folder:
@@ -105,9 +107,7 @@ def main():
             print(f"{kind.name}: {dict(tally.counts[f'kill: {kind.name}'])}", flush=True)
         if options.inputs:
             try_inputs(Path(folder), options, began + options.minutes * 60, tally)
-    tally.seconds += time.monotonic() - began
-    if options.add:
-        tally.write(options.add)
+    tally.keep()
     text = figures(tally, options.seed)
     print(text)
     print("\n".join(tally.examples[:20]))

@@ -32,7 +32,8 @@ _ODD = [
 
 def damaged_bytes(data: bytes, rng: random.Random) -> bytes:
     """One kind of damage that disks, copies and kills do."""
-    kind = rng.choice(["cut", "flip", "flips", "zeros", "drop", "repeat", "swap", "insert", "empty", "append"])
+    kinds = ["cut", "flip", "flips", "zeros", "drop", "repeat", "swap", "insert", "empty", "append", "nested"]
+    kind = rng.choice(kinds)
     size = len(data)
     if size < 2 or kind == "empty":
         return b""
@@ -47,6 +48,9 @@ def damaged_bytes(data: bytes, rng: random.Random) -> bytes:
         return bytes(out)
     if kind == "zeros":
         return data[:at] + bytes(end - at) + data[end:]
+    if kind == "nested":
+        # deeper than a reader that calls itself can go
+        return rng.choice([b"[", b'{"a":', b"- "]) * 9000
     if kind == "drop":
         return data[:at] + data[end:]
     if kind == "repeat":

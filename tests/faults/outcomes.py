@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import signal
+import time
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -23,23 +24,25 @@ _LIMIT_S = 60
 class Tally:
     """Outcomes by what was damaged, and an example of everything that must not be."""
 
-    def __init__(self):
+    def __init__(self, path: Path | None = None):
+        """`path` keeps what is counted, as JSON, and is gone on with where it is there."""
         self.counts: dict[str, Counter] = defaultdict(Counter)
         self.examples: list[str] = []
-        self.seconds = 0.0
-
-    @classmethod
-    def read(cls, path: Path | None) -> "Tally":
-        """What `write` has left there; an empty one where there is nothing."""
-        tally = cls()
+        self._path, self._before, self._began = path, 0.0, time.monotonic()
         if path is not None and path.is_file():
             stored = json.loads(path.read_text())
-            tally.counts.update({subject: Counter(counts) for subject, counts in stored["counts"].items()})
-            tally.examples, tally.seconds = stored["examples"], stored["seconds"]
-        return tally
+            self.counts.update({subject: Counter(counts) for subject, counts in stored["counts"].items()})
+            self.examples, self._before = stored["examples"], stored["seconds"]
 
-    def write(self, path: Path):
-        path.write_text(json.dumps({"counts": self.counts, "examples": self.examples, "seconds": self.seconds}))
+    @property
+    def seconds(self) -> float:
+        """That the counting has taken."""
+        return self._before + time.monotonic() - self._began
+
+    def keep(self):
+        if self._path is not None:
+            stored = {"counts": self.counts, "examples": self.examples, "seconds": self.seconds}
+            self._path.write_text(json.dumps(stored))
 
     def add(self, subject: str, outcome: str, example: str = ""):
         self.counts[subject][outcome] += 1

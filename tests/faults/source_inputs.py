@@ -133,7 +133,8 @@ def _sources(folder: Path) -> list[Case]:
 
 def _same_series(found: list, said: list[tuple[str, list]]) -> bool:
     return len(found) == len(said) and all(
-        series.item_id == name
+        # a file may name none
+        series.item_id == (name or series.item_id)
         and series.target.shape == np.atleast_2d(np.array(values, dtype=float)).shape
         and np.array_equal(series.target, np.atleast_2d(np.array(values, dtype=np.float32)), equal_nan=True)
         for series, (name, values) in zip(found, said, strict=True)
@@ -157,8 +158,12 @@ def _tsf_says(path: Path) -> list[tuple[str, list]]:
     text = path.read_bytes().decode("latin-1").replace("\r\n", "\n").replace("\r", "\n")
     lines = [line.strip() for line in text.split("\n")]
     body = [line for line in lines[lines.index("@data") + 1 :] if line and not line.startswith("#")]
+    named = any(line.split()[:2] == ["@attribute", "series_name"] for line in lines)
     return [
-        (line.split(":")[0], [math.nan if cell == "?" else float(cell) for cell in line.split(":")[-1].split(",")])
+        (
+            line.split(":")[0] if named else "",
+            [math.nan if cell == "?" else float(cell) for cell in line.split(":")[-1].split(",")],
+        )
         for line in body
     ]
 
