@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import load_torch_model, snapshot_download
 
 from ..config import LlataConfig
+from ..durable import MANIFEST, find_damage
 from ..errors import InputError
 from ..modeling import LlataForPrediction
 from ..ranks import from_first_rank
@@ -38,7 +39,10 @@ def load_initial(model: LlataForPrediction, source: str):
     """
     folder = _folder_of(source)
     check_agreement(vars(_config_of(folder)), vars(model.config), str(source))
-    missing, unexpected = load_torch_model(model, folder)
+    try:
+        missing, unexpected = load_torch_model(model, folder)
+    except Exception as error:  # a damaged file raises whatever its reader trips over
+        raise InputError(f"{source}: its weights cannot be read: {' '.join(str(error).split())[:300]}") from None
     # maps of channels are those of one series
     lacking = set(missing) - {"skip.own"} - set(model._keys_to_ignore_on_save or ())
     if lacking or unexpected:
@@ -62,7 +66,14 @@ def _folder_of(source: str) -> Path:
 def _config_of(folder: Path) -> LlataConfig:
     if not (folder / "config.json").is_file() or not any(folder.glob("model*.safetensors")):
         raise InputError(f"{folder} holds no config.json and model.safetensors: not the folder of a trained model")
-    config = LlataConfig.from_pretrained(folder)
+    if (folder / MANIFEST).exists() and (damage := find_damage(folder)):
+        raise InputError(f"{folder} is damaged: {damage}")
+    try:
+        config = LlataConfig.from_pretrained(folder)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{folder / 'config.json'} cannot be read: {' '.join(str(error).split())[:300]}") from None
     if config.merged:
         raise InputError(f"{folder} holds a merged model, which cannot be trained: give the run that it was made from")
     return config

@@ -182,12 +182,12 @@ def _run_files(run: Path) -> list[Case]:
 
     folder = RunFolder(run)
     cases = []
-    for path in sorted(path for path in run.iterdir() if path.suffix in (".json", ".yaml", ".safetensors")):
+    for path in sorted(path for path in run.iterdir() if path.suffix in (".json", ".yaml", ".safetensors", ".npz")):
         if path.name == "metrics.json":
             metrics = folder.read_metrics()
             cases.append(Case("metrics.json", path, folder.read_metrics, lambda _: True, metrics))
             continue
-        structure = None if path.suffix == ".safetensors" else yaml.safe_load(path.read_text())
+        structure = None if path.suffix in (".safetensors", ".npz") else yaml.safe_load(path.read_text())
         cases.append(Case(f"run: {path.name}", path, forecast, expected.equals, structure))
     return cases
 

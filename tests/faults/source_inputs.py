@@ -5,7 +5,7 @@ import gzip
 import io
 import json
 import math
-from contextlib import suppress
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -193,16 +193,32 @@ def _mixture(folder: Path) -> Case:
 
 
 def start_cases(run: Path) -> list[Case]:
-    """Trained weights that another training starts from: what the run's manifest vouches for."""
+    """Trained weights that another training starts from: a run, and a folder for which no manifest vouches."""
     expected = _started(run)
-    return [
-        Case(f"start: {name}", run / name, lambda: _started(run), lambda found: _equal(found, expected), structure)
-        for name, structure in (
-            ("config.json", json.loads((run / "config.json").read_text())),
-            ("model.safetensors", None),
-            ("manifest.json", json.loads((run / "manifest.json").read_text())),
-        )
+    bare = run.with_name("bare")
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(run / name, bare)
+
+    def same(found) -> bool:
+        return found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in expected)
+
+    def fits(found) -> bool:
+        return {name: value.shape for name, value in found.items()} == {n: v.shape for n, v in expected.items()}
+
+    cases = [
+        Case(f"start: {name}", run / name, lambda: _started(run), same, _json_of(run / name))
+        for name in ("config.json", "model.safetensors", "manifest.json")
     ]
+    # nothing vouches for the values there
+    return cases + [
+        Case(f"start without a manifest: {name}", bare / name, lambda: _started(bare), judge, _json_of(bare / name))
+        for name, judge in (("config.json", lambda _: True), ("model.safetensors", fits))
+    ]
+
+
+def _json_of(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.suffix == ".json" else None
 
 
 def _started(run: Path) -> dict[str, np.ndarray]:
@@ -210,9 +226,3 @@ def _started(run: Path) -> dict[str, np.ndarray]:
     model = LlataForPrediction.from_backbone(LlataConfig(**settings, num_channels=3))
     load_initial(model, str(run))
     return {name: value.detach().numpy() for name, value in model.named_parameters() if value.requires_grad}
-
-
-def _equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> bool:
-    with suppress(ValueError):
-        return found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in expected)
-    return False
