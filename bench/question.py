@@ -38,7 +38,7 @@ from llata_fast.settings import ModelSettings
 from llata_fast.training.arguments import has_bf16
 from llata_fast.training.parameters import parameter_counts
 
-from question_backbones import middle_backbone, random_backbone, scaled_backbone, worded_backbone
+from question_backbones import count_prototypes, middle_backbone, random_backbone, scaled_backbone, worded_backbone
 from question_data import (
     CONTEXT,
     SHARES,
@@ -117,18 +117,19 @@ def runs(options: argparse.Namespace, backbones: Path) -> Iterator[Run]:
 
 def factors(windows: int, backbones: Path) -> Iterator[Run]:
     """One change of llata at a time."""
+    words = worded_backbone(backbones, NUM_LAYERS)
     changes: dict[str, tuple[dict, dict]] = {
         "tokens at the scale of words": (made_backbone(scaled_backbone, backbones, NUM_LAYERS), {}),
         "middle blocks": (made_backbone(middle_backbone, backbones, NUM_LAYERS), {}),
-        "prototypes from words": (made_backbone(worded_backbone, backbones, NUM_LAYERS), {}),
-        "LoRA rank 64": ({"lora_r": 64, "lora_alpha": 256.0}, {}),
-        "no LoRA": ({"lora_r": 0}, {}),
-        "consistency 1": ({"consistency_weight": 1.0}, {}),
         "consistency 0": ({"consistency_weight": 0.0}, {}),
         "made-up 90 percent": ({}, {"made_up": 0.9}),
-        "made-up 10 percent": ({}, {"made_up": 0.1}),
+        "prototypes from words": ({"backbone": words, "num_prototypes": count_prototypes(words)}, {}),
+        "no LoRA": ({"lora_r": 0}, {}),
         "patches of 32": ({"patch_length": 32, "patch_stride": 32}, {}),
         "one token a series": ({"patch_length": CONTEXT, "patch_stride": CONTEXT}, {}),
+        "LoRA rank 64": ({"lora_r": 64, "lora_alpha": 256.0}, {}),
+        "consistency 1": ({"consistency_weight": 1.0}, {}),
+        "made-up 10 percent": ({}, {"made_up": 0.1}),
     }
     for change, (settings, more) in changes.items():
         yield Run("factors", "llata", 0, windows, NUM_LAYERS, change, settings, **more)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -77,6 +78,12 @@ def worded_backbone(folder: Path, num_layers: int, source: str = DEFAULT_BACKBON
         return weights.word_embeddings[known].float()
 
     return _write(folder / f"worded-{num_layers}", source, num_layers, lambda weights: weights.blocks, prototypes)
+
+
+def count_prototypes(folder: str) -> int:
+    """V of a backbone's folder."""
+    with safe_open(Path(folder) / PROTOTYPES_FILE, framework="pt") as file:
+        return file.get_slice("prototypes").get_shape()[0]
 
 
 def random_backbone(folder: Path, num_layers: int, source: str = DEFAULT_BACKBONE) -> str:
