@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..errors import InputError
 from ..forecasting.calibration import between_levels
 from ..forecasting.forecaster import Forecaster
 from .arrays import forecast_arrays
@@ -71,6 +72,10 @@ class LlataPredictor:
     levels: Sequence[float] = LEVELS
     batch_size: int = 512
     """Entries at a time; no result depends on it."""
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
 
     def predict(self, dataset: Iterable[Entry], **ignored: Any) -> Iterator[QuantileForecast]:
         """Forecast what follows every entry.

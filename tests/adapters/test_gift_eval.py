@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import random_backbone, tiny_model
 
+from llata_fast.__main__ import main
 from llata_fast.adapters import gift_eval
 from llata_fast.adapters.gluonts import LEVELS, LlataPredictor, QuantileForecast, SeasonalNaivePredictor
 from llata_fast.data.m4 import read_m4
@@ -177,3 +178,20 @@ def test_what_the_benchmark_does_not_have(folder):
     save(folder / "solar" / "H", "H", [np.arange(40.0)])
     with pytest.raises(InputError, match="40 rows is too short for a horizon of 48"):
         gift_eval.read_task(folder, "solar/H")
+
+
+def test_command_scores_a_run_beside_the_baseline(folder, tmp_path, capsys):
+    any_series(tmp_path).save_pretrained(tmp_path / "run")
+    command = ["gift_eval", str(tmp_path / "run"), "--data_dir", str(folder), "--output", str(tmp_path / "results")]
+    command += ["--model_type", "zero-shot", "--testdata_leakage", "No", "--datasets"]
+    main([*command, "m4_weekly"])
+    # what is there is not scored again
+    main([*command, "m4_weekly", "ett1/H"])
+    for model in ("llata", "seasonal_naive"):
+        table = pd.read_csv(tmp_path / "results" / model / "all_results.csv")
+        assert table["dataset"].tolist() == ["m4_weekly/W/short", "ett1/H/short"] and (table["model"] == model).all()
+        assert np.isfinite(table["eval_metrics/MASE[0.5]"]).all()
+    assert "ett1/H/short: seasonal_naive MASE" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*command, "m4_weekly", "--batch_size", "0"])
+    assert "batch_size must be at least 1" in capsys.readouterr().err
