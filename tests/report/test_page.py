@@ -196,6 +196,18 @@ def test_data_that_is_gone_is_said(run, tmp_path):
     assert "The test windows are not shown" in text and "<h2>Scores</h2>" in text
 
 
+def test_pre_training_s_report_has_a_row_for_each_set(run, tmp_path):
+    folder = RunFolder(shutil.copytree(run, tmp_path / "run"))
+    scores = {"windows": 1200, "mase": 0.9, "wql": 0.1, "naive_mase": 1.25, "naive_wql": None}
+    metrics = folder.read_metrics() | {"test": {"relative_mase": 0.72, "per_set": {NAMES[0]: scores}}}
+    folder.write_settings(folder.read_settings() | {"corpus": "mixture.yaml"})
+    folder.write_metrics(metrics)
+    folder.finish()
+    text = write_report(folder.path, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Scores by set" in text and "1.2500" in text and "1,200" in text and "pre-training are not shown" in text
+    assert f"<td>{html.escape(NAMES[0])}</td>" in text
+
+
 def test_errors_by_step_average_to_the_score(run):
     from llata_fast.evaluation.tasks import read_task
     from llata_fast.settings import DataSettings, ModelSettings
