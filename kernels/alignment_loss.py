@@ -2,8 +2,7 @@
 
     loss = mean_{m, f} rho(d[m, f]),   d = time @ time_weight^T - text @ text_weight^T
 
-The difference is one GEMM over the concatenated inner axis, [time, text] @ [time_weight, -text_weight]^T, and rho with
-the mean is its epilogue. Bound by the GEMM. M rows (batch times tokens), D width, F projected width.
+One GEMM, [time, text] @ [time_weight, -text_weight]^T, ends in rho and the mean. M rows, D width, F projected width.
 """
 
 import torch

@@ -3,9 +3,8 @@
     sum = x + update,   y = norm(sum) * (offset + weight) + bias       layer: norm(s) = (s - mean) / sqrt(var + eps)
                                                                        rms: norm(s) = s / sqrt(mean(s^2) + eps)
 
-Rows below `num_time_rows` take the trained weight and bias, the others the frozen ones. One pass in place of an
-addition, two norms, a concatenation and a cast; bound by reading x and update and writing sum and y. M rows, D width.
-RMS norm: Zhang and Sennrich, https://arxiv.org/abs/1910.07467
+Rows below `num_time_rows` take the trained weight and bias, the others the frozen ones, in one pass; bound by reading x
+and update and writing sum and y. M rows, D width. RMS norm: Zhang and Sennrich, https://arxiv.org/abs/1910.07467
 """
 
 import torch

@@ -423,7 +423,9 @@ class TrainingSettings:
         choices=("auto", "fp32", "bf16"),
     )
     deepspeed: str | dict | None = _setting(None, "DeepSpeed configuration: ds_configs/zero2.json", "machine", _MACHINE)
-    torch_compile: bool = _setting(False, "compile the step; CUDA graphs on a GPU", "machine", _MACHINE)
+    torch_compile: bool | None = _setting(
+        None, "compile the step, CUDA graphs on a GPU; default where launches bound it", "machine", _MACHINE
+    )
     use_cpu: bool = _setting(False, "even where there is a GPU", "machine", _MACHINE)
 
     def __post_init__(self):

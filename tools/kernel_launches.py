@@ -2,7 +2,6 @@
 
 import dataclasses
 from functools import partial
-from itertools import product
 from unittest import mock
 
 import torch
@@ -95,16 +94,17 @@ def _alignment_launches(dtype: torch.dtype, sample: bool = False, plain: bool = 
 
 def _loss_launches(sample: bool):
     """(variant, launch) of the forecasts' losses, of a head in bf16 and in fp32."""
-    for dtype, C in ((torch.bfloat16, 7),) if sample else product((torch.bfloat16, torch.float32), (7, 321)):
+    cases = [(torch.bfloat16, 7, KINDS), (torch.bfloat16, 321, ("l1",)), (torch.float32, 321, ("mse",))]
+    for dtype, C, kinds in [(torch.bfloat16, 7, ("l1",))] if sample else cases:
         target, units = torch.empty(32, 96, C), torch.empty(32, C)
         forecasts, loss = torch.empty(64, C, 96), torch.empty(())
         normalised = torch.empty(64, C, 96, dtype=dtype)
-        for task in ("l1",) if sample else KINDS:
+        for task in kinds:
             variant = f"{task}, {str(dtype).removeprefix('torch.')}"
-            kinds = task, task, 1.0
-            yield variant, partial(forecast_losses_fwd, normalised, units, units, target, units, *kinds)
+            losses = task, task, 1.0
+            yield variant, partial(forecast_losses_fwd, normalised, units, units, target, units, *losses)
             grads = None, loss, loss, loss
-            yield variant, partial(forecast_losses_bwd, *grads, forecasts, units, target, units, *kinds, dtype)
+            yield variant, partial(forecast_losses_bwd, *grads, forecasts, units, target, units, *losses, dtype)
 
 
 def _norm_launches(sample: bool):

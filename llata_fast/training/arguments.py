@@ -26,6 +26,10 @@ from .pretraining import PRETRAINING
 _CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
 
 
+# windows of a GPU's step below which launches bound it, and it is compiled unless told otherwise; no GPU has said yet
+COMPILED_BELOW = 0
+
+
 @dataclass
 class ForecastTrainingArguments(TrainingSettings, TrainingArguments):  # type: ignore[misc]  # None until settled
     """`TrainingSettings` and all else that the Trainer takes, settled for this machine."""
@@ -99,8 +103,17 @@ class ForecastTrainingArguments(TrainingSettings, TrainingArguments):  # type: i
                 setattr(self, f"{name}_kwargs", kwargs)
 
     def _settle_compilation(self):
+        on_gpu = not self.use_cpu and self.deepspeed is None
+        if self.torch_compile is None:
+            asked = self.torch_compile_mode is not None or self.torch_compile_backend is not None
+            assert self.per_device_train_batch_size is not None, "settled from batch_size"
+            self.torch_compile = asked or (on_gpu and self.per_device_train_batch_size < COMPILED_BELOW)
+        if not self.torch_compile:
+            return
+        # a smaller batch, once seen, would make a graph of any size, which then serves the full one, too
+        os.environ.setdefault("ACCELERATE_DYNAMO_USE_DYNAMIC", "false")
         # few channels are bound by launches: CUDA graphs take them away, but cannot capture ZeRO's hooks between blocks
-        if self.torch_compile and self.torch_compile_mode is None and not self.use_cpu and self.deepspeed is None:
+        if on_gpu and self.torch_compile_mode is None:
             self.torch_compile_mode = "reduce-overhead"
 
     def _settle_batch_size(self):

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -33,6 +34,8 @@ from .progress import ProgressLine, TrainingLog
 from .resuming import check_whole
 from .stopping import Stopping
 from .throughput import EarlyStopping, ThroughputCallback, matmul_rate, micro_step_flops
+
+_log = logging.getLogger(__name__)
 
 # the reference trains these at a rate of their own: attention of encoder and cross-attention, alignment projections
 _PROJECTIONS = re.compile(r"alignment\.|(encoder|cross_attention)\.(q|kv|qkv|out)_proj\.")
@@ -101,6 +104,19 @@ class ForecastTrainer(Trainer):
             }
         tokens = config.tokens_per_window(num_channels)
         return ThroughputCallback(args.device, num_ranks=args.world_size, tokens_per_window=tokens, **figures)
+
+    def get_train_dataloader(self):
+        args, given = self.args, self.args.dataloader_drop_last
+        step = args.per_device_train_batch_size * args.world_size
+        left = len(self.train_dataset) % step
+        if args.torch_compile and 0 < left < len(self.train_dataset):
+            # a compiled step has one size: the rest of an epoch, drawn anew each time, would be compiled apart
+            _log.info("the compiled step leaves out %d windows an epoch, less than a batch of %d", left, step)
+            args.dataloader_drop_last = True
+        try:
+            return super().get_train_dataloader()
+        finally:
+            args.dataloader_drop_last = given
 
     def _get_train_sampler(self, train_dataset=None):
         # what is drawn at random already is taken as it comes

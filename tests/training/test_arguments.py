@@ -1,6 +1,8 @@
 """The command line: what wins over what, what is refused in one line, and what a run writes down."""
 
+import os
 from dataclasses import fields
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -189,16 +191,40 @@ def test_precision(refused, monkeypatch):
     assert "--precision: invalid choice: 'fp8'" in refused("--precision", "fp8")
 
 
-def test_compiled_steps_are_cuda_graphs_on_a_gpu():
-    def mode(**given):
-        settings = {"torch_compile": True, "torch_compile_mode": None, "use_cpu": False, "deepspeed": None} | given
-        arguments = SimpleNamespace(**settings)
-        ForecastTrainingArguments._settle_compilation(arguments)
-        return arguments.torch_compile_mode
+def settled(**given):
+    settings = {"torch_compile": True, "use_cpu": False, "deepspeed": None, "per_device_train_batch_size": 8}
+    settings |= {"torch_compile_mode": None, "torch_compile_backend": None} | given
+    arguments = SimpleNamespace(**settings)
+    ForecastTrainingArguments._settle_compilation(arguments)
+    return arguments.torch_compile, arguments.torch_compile_mode
 
-    assert mode() == "reduce-overhead"
-    assert mode(torch_compile_mode="default") == "default"
-    assert mode(torch_compile=False) is mode(use_cpu=True) is mode(deepspeed="zero2.json") is None
+
+@pytest.fixture
+def dynamic(monkeypatch):
+    monkeypatch.delenv("ACCELERATE_DYNAMO_USE_DYNAMIC", raising=False)
+    return lambda: os.environ.get("ACCELERATE_DYNAMO_USE_DYNAMIC")
+
+
+def test_compiled_steps_are_cuda_graphs_on_a_gpu(dynamic):
+    assert settled() == (True, "reduce-overhead")
+    assert settled(torch_compile_mode="default") == (True, "default")
+    assert settled(use_cpu=True) == settled(deepspeed="zero2.json") == (True, None)
+
+
+def test_compiled_by_default_where_launches_bound_a_step(dynamic, monkeypatch):
+    auto = partial(settled, torch_compile=None)
+    # until a GPU has shown that it pays, nowhere
+    assert auto() == settled(torch_compile=False) == (False, None) and dynamic() is None
+    monkeypatch.setattr(arguments, "COMPILED_BELOW", 9)
+    assert auto() == (True, "reduce-overhead")
+    assert auto(per_device_train_batch_size=9) == auto(use_cpu=True) == auto(deepspeed="zero2.json") == (False, None)
+    # what names a mode asks for it
+    assert auto(torch_compile_mode="default", use_cpu=True) == (True, "default")
+
+
+def test_a_compiled_step_has_one_size(dynamic):
+    settled()
+    assert dynamic() == "false"
 
 
 @pytest.mark.parametrize("name", ["gradient_checkpointing", "activation_checkpointing"])
