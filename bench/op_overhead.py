@@ -1,0 +1,100 @@
+"""What an op of ours costs the host before anything is launched: through PyTorch's dispatcher, and past it.
+
+    python bench/op_overhead.py
+
+An operation with two inputs and two outputs whose launcher only makes them, forward and backward, microseconds a call;
+`F.linear` of two numbers and a bare `autograd.Function` stand beside it. The last line on stdout is one JSON object.
+"""
+
+# first: why says llata_fast/__init__.py
+import llata_fast  # noqa: F401, I001
+
+import json
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llata_fast.kernels._operation import Operation
+
+CALLS, ROUNDS = 500, 15
+
+
+def launcher(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+def backward_launcher(dx: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+def save(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:2])
+    ctx.mark_non_differentiable(output[1])
+
+
+def backward(ctx, dx, _):
+    return *_backward_op(dx, *ctx.saved_tensors), None
+
+
+_backward_op = Operation("overhead_probe_backward", backward_launcher, fake=backward_launcher)
+_op = Operation("overhead_probe", launcher, fake=launcher, setup_context=save, backward=backward)
+
+
+class _Bare(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        output = launcher(x, weight, eps)
+        save(ctx, (x, weight), output)
+        return output
+
+    @staticmethod
+    def backward(ctx, dx, _):
+        return *backward_launcher(dx, *ctx.saved_tensors), None
+
+
+WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "the dispatcher's custom op": lambda x, weight: _op.registered(x, weight, 0.1)[0],
+    "the op as it is called": lambda x, weight: _op(x, weight, 0.1)[0],
+    "a bare autograd.Function": lambda x, weight: _Bare.apply(x, weight, 0.1)[0],
+    "F.linear": lambda x, weight: F.linear(x, weight),
+}
+
+
+def microseconds(call: Callable[[], object]) -> float:
+    """Of one call: the fastest round of a busy machine."""
+    rounds = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        for _ in range(CALLS):
+            call()
+        rounds.append((time.perf_counter() - start) / CALLS * 1e6)
+    return min(rounds)
+
+
+def main():
+    x, weight = torch.ones(1, 2, requires_grad=True), torch.ones(1, 2, requires_grad=True)
+    rows = {}
+    for name, way in WAYS.items():
+        ones = torch.ones_like(way(x, weight))
+
+        def step(way=way, ones=ones):
+            torch.autograd.grad(way(x, weight), (x, weight), ones)
+
+        with torch.no_grad():
+            forecast = microseconds(lambda way=way: way(x, weight))
+        rows[name] = {
+            "forward": microseconds(lambda way=way: way(x, weight)),
+            "step": microseconds(step),
+            "no_grad": forecast,
+        }
+    print("| way | forward | forward and backward | without gradients |\n| - | - | - | - |")
+    for name, row in rows.items():
+        print(f"| {name} | {row['forward']:.1f} | {row['step']:.1f} | {row['no_grad']:.1f} |")
+    print(json.dumps({"torch": torch.__version__, "microseconds": rows}))
+
+
+if __name__ == "__main__":
+    main()
