@@ -35,7 +35,7 @@ from train_step import batch, build_ours
 from train_step import parse_options as parse_model
 
 from llata_fast.backbone.twin import store_frozen
-from llata_fast.kernels import _launch, configs
+from llata_fast.kernels import _launch, configs, providers
 from llata_fast.kernels._operation import Operation
 from llata_fast.modeling import LlataForPrediction
 from llata_fast.planning.trace import as_on_gpu, make_fake
@@ -185,7 +185,8 @@ def recorded_kernels(note: Callable[[str], None]) -> Iterator[None]:
                 if re.fullmatch(r"_\w+_kernel", name) and getattr(value, "__module__", "") == module.__name__:
                     label = module.__name__.rpartition(".")[2].lstrip("_") + name.removesuffix("_kernel")
                     stack.enter_context(mock.patch.object(module, name, _Recorded(label, note)))
-        stack.enter_context(mock.patch.object(configs, "target_name", lambda device: TARGET))
+        for tables in (configs, providers):
+            stack.enter_context(mock.patch.object(tables, "target_name", lambda device: TARGET))
         stack.enter_context(mock.patch.object(_launch, "DEFAULT_MULTIPROCESSORS", 132))
         yield
 

@@ -50,11 +50,17 @@ def device_guard(x: torch.Tensor):
 
 @functools.cache
 def target_name(device: torch.device) -> str:
-    """The row of the config table that `device` takes: "sm_90", "gfx942", ... or "interpreter"."""
+    """The row of the tables that `device` takes: "sm_90", "gfx942", ... or "interpreter"; "any" where there is none."""
     if INTERPRET:
         return "interpreter"
+    if not AVAILABLE:
+        return "any"
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        target = triton.runtime.driver.active.get_current_target()
+        try:
+            target = triton.runtime.driver.active.get_current_target()
+        except RuntimeError:
+            # no driver: fake tensors, for which nothing is launched
+            return "any"
     if target.backend != "cuda":
         return str(target.arch).split(":")[0]
     # one row serves a data-centre generation: sm_103 is tuned as sm_100

@@ -144,3 +144,14 @@ def test_target_names(monkeypatch):
     monkeypatch.setattr(_launch, "INTERPRET", False)
     assert [named("cuda", arch) for arch in (80, 89, 90, 103)] == ["sm_80", "sm_89", "sm_90", "sm_100"]
     assert named("hip", "gfx942:sramecc+:xnack-") == "gfx942"
+
+    class Drivers:
+        @property
+        def active(self):
+            raise RuntimeError("0 active drivers ([]). There should only be one.")
+
+    # fake tensors, on a machine without a GPU and on one without Triton
+    monkeypatch.setattr(_launch.triton.runtime, "driver", Drivers())
+    assert _launch.target_name.__wrapped__(torch.device("cpu")) == "any"
+    monkeypatch.setattr(_launch, "AVAILABLE", False)
+    assert _launch.target_name.__wrapped__(torch.device("cpu")) == "any"
