@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from . import _launch
+from ._launch import target_name
 
 PATH = pathlib.Path(__file__).with_name("providers.csv")
 TRITON, LIBRARY = "triton", "library"
@@ -41,7 +41,5 @@ TABLE = read_table()
 
 def by_library(op: str, shape_class: str, tensor: Tensor) -> bool:
     """Whether the table gives `op` on inputs of this class, on `tensor`'s device, to the library."""
-    # shapes that are only traced have no GPU behind them
-    target = "any" if _launch._fake else _launch.target_name(tensor.device)
-    row = TABLE.get((op, shape_class, target)) or TABLE[op, shape_class, "any"]
+    row = TABLE.get((op, shape_class, target_name(tensor.device))) or TABLE[op, shape_class, "any"]
     return row.provider == LIBRARY
