@@ -354,8 +354,9 @@ def main():
             print(json.dumps(row), flush=True)
         if run.part == "main" and folder.exists():
             score_run(run, folder, goals, options.work / "few", scores, SHARES[:1])
-    # what takes longest comes last
-    for run, folder in planned:
+    # what takes longest comes last, the method and its plainest rival first
+    order = list(ABLATIONS)
+    for run, folder in sorted(planned, key=lambda item: (item[0].change, order.index(item[0].model) // 2)):
         if run.part == "main" and folder.exists():
             score_run(run, folder, goals, options.work / "few", scores, SHARES[1:])
 
