@@ -158,6 +158,8 @@ Written by `python -m llata_fast benchmark` from `results.csv`, which holds a ro
 standardised data (M4: as the competition defines them), mean ± standard deviation over the seeds listed; every test
 window is scored unless the note says otherwise. Validation picked the weights, the test split was read once a run.
 `parameters` are the trained ones, `seconds` the training time, validation included. `dlinear` is solved in closed form.
+`linear_start` is what a tuned run starts from, and all that it is where nothing that it learned is kept: there no seed
+matters.
 """
 
 
