@@ -13,7 +13,10 @@ from llata_fast.training.arguments import given_flags
 
 pytestmark = pytest.mark.usefixtures("plain_ops")
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+FOLDERS = (".", "docs", "ds_configs", "kernels", "bench/results/scaling")
+PAGES = [page for folder in FOLDERS for page in sorted((ROOT / folder).glob("*.md"))]
 # what makes a documented training small
 TINY = (
     "max_steps=2, batch_size=8, backbone=BACKBONE, num_layers=1, num_prototypes=9, intermediate_size=20, "
@@ -21,9 +24,13 @@ TINY = (
 )
 
 
+def python_blocks(page):
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
 @pytest.mark.parametrize("page", [DOCS / "quickstart.md", DOCS.parent / "README.md"], ids=lambda path: path.name)
 def test_first_steps_run(page, tmp_path, monkeypatch):
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    blocks = python_blocks(page)
     assert "max_steps=200" in blocks[0]
     days = pd.date_range("2024-01-01", periods=120)
     rng = np.random.default_rng(0)
@@ -40,6 +47,11 @@ def test_first_steps_run(page, tmp_path, monkeypatch):
     assert len(table) == 2 * 7
     if page.stem == "quickstart":
         assert {"MASE", "WQL"} <= set(names["scores"])
+        # the run of the one page is what the other forecasts with
+        for block in python_blocks(DOCS / "forecasting.md"):
+            exec(compile(block, "forecasting.md", "exec"), names)
+        assert list(names["wide_interval"].columns[-2:]) == ["0.05", "0.95"] and len(names["days"]) == 2 * 3
+        assert names["points"][0].shape == (7, 1) and "coverage" in names["scores"]
 
 
 def command_lines():
@@ -59,6 +71,25 @@ def test_command_lines_are_taken(line):
         command_parser(command).parse_args(options)
     else:
         assert words[0] in ("python", "pytest") and (DOCS.parent / words[1]).exists()
+
+
+def anchors(page):
+    """What GitHub and the manual make of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        target, _, anchor = link.partition("#")
+        if target.partition(":")[0] in ("http", "https", "mailto"):
+            continue
+        path = page.parent / target if target else page
+        if not path.exists() or (anchor and path.suffix == ".md" and anchor not in anchors(path)):
+            broken.append(link)
+    assert not broken
 
 
 def test_every_page_is_in_the_contents():

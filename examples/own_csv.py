@@ -1,0 +1,30 @@
+"""Train on a wide CSV of your own, a date column and a column a channel, and forecast what follows its last row.
+
+python examples/own_csv.py my.csv 24        # 24 rows ahead, into forecast.csv
+"""
+
+# first: takes the checkout's root off the path
+import llata_fast  # noqa: F401, I001
+
+import sys
+from typing import Any
+
+import pandas as pd
+
+from llata_fast import Forecaster, read_csv, train
+
+
+def main(path: str, prediction_length: int, output: str = "forecast.csv", **settings: Any) -> pd.DataFrame:
+    """`settings` are options of train.py by their names; what they leave out is chosen from the series."""
+    run = train(path, prediction_length=prediction_length, **settings)
+    # what a run is worth: its error beside those of baselines, on rows that it has not seen
+    for name, scores in {"llata": run.metrics["test"], **run.metrics["baselines"]}.items():
+        print(f"{name:<20} MSE {scores['mse']:.4f}  MAE {scores['mae']:.4f}")
+    forecaster = Forecaster.from_pretrained(run.folder.path)
+    forecast = forecaster.predict_df(read_csv(path), quantile_levels=[0.1, 0.5, 0.9])
+    forecast.to_csv(output, index=False)
+    return forecast
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
