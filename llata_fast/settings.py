@@ -107,18 +107,22 @@ class ModelSettings:
     num_layers: int = _setting(
         6, "first blocks of the backbone that are used", "shapes", _LANGUAGE_MODEL, unit="blocks", at_least=1
     )
-    context_length: int = _setting(336, "L: what the forecaster sees", "shapes", _TOKENS, unit="time steps", at_least=1)
-    prediction_length: int = _setting(96, "H: what it forecasts", "shapes", _TOKENS, unit="time steps", at_least=1)
+    context_length: int = _setting(
+        336, "L: lookback, what the forecaster sees", "shapes", _TOKENS, unit="time steps", at_least=1
+    )
+    prediction_length: int = _setting(
+        96, "H: horizon, what it forecasts", "shapes", _TOKENS, unit="time steps", at_least=1
+    )
     patch_length: int | None = _setting(
         None,
-        "P: what a token holds; default L: a token per channel",
+        "P: what one token holds; default L, one token per channel",
         "shapes",
         _TOKENS,
         unit="time steps",
         at_least=1,
     )
     patch_stride: int | None = _setting(
-        None, "S: from patch to patch; default P", "shapes", _TOKENS, unit="time steps", at_least=1
+        None, "S: distance between patches; default P", "shapes", _TOKENS, unit="time steps", at_least=1
     )
     num_prototypes: int | None = _setting(
         None,
@@ -129,7 +133,7 @@ class ModelSettings:
     )
     num_heads: int | None = _setting(
         None,
-        "A of encoder and cross-attention; default 12 where it divides D, else the backbone's",
+        "A: heads of encoder and cross-attention; default 12 where 12 divides D, else the backbone's",
         "meaning",
         _LAYERS,
         at_least=1,
@@ -143,21 +147,21 @@ class ModelSettings:
     lora_dropout: float = _setting(0.1, "dropout in front of LoRA", "training", _LAYERS, at_least=0, below=1)
     task_loss: str = _setting(
         "mse",
-        "forecast against target; smape and mase as in the M4 competition",
+        "loss of the forecast against the target; smape and mase as in the M4 competition",
         "training",
         _LOSSES,
         choices=FORECAST_LOSS_NAMES,
     )
     consistency_loss: str = _setting(
-        "mse", "forecast of one branch against the other's", "training", _LOSSES, choices=FORECAST_LOSS_NAMES
+        "mse", "loss between the branches' forecasts", "training", _LOSSES, choices=FORECAST_LOSS_NAMES
     )
     alignment_loss: str = _setting(
-        "smooth_l1", "features of one branch against the other's", "training", _LOSSES, choices=LOSS_NAMES
+        "smooth_l1", "loss between the branches' features", "training", _LOSSES, choices=LOSS_NAMES
     )
     consistency_weight: float = _setting(1.0, "weight of the consistency loss", "training", _LOSSES, at_least=0)
     alignment_weight: float = _setting(0.01, "weight of the alignment loss", "training", _LOSSES, at_least=0)
     alignment_decay: float = _setting(
-        0.8, "the alignment loss k features before the last counts decay**k", "training", _LOSSES, at_least=0
+        0.8, "weight of the alignment loss k features before the last is decay**k", "training", _LOSSES, at_least=0
     )
     alignment_rank: int | None = _setting(
         None,
@@ -167,14 +171,14 @@ class ModelSettings:
         at_least=1,
     )
     quantile_levels: list[float] | None = _setting(
-        None, "quantiles that a head of their own forecasts, between 0 and 1 and rising: .1 .5 .9", "shapes", _LOSSES
+        None, "levels of a quantile head, rising between 0 and 1: .1 .5 .9", "shapes", _LOSSES
     )
     linear_skip: bool = _setting(
         False, "add to both branches a linear forecast that the run chooses; the head starts at zero", "shapes", _SKIP
     )
     ablation: str = _setting(
         "none",
-        "what is taken out: " + "; ".join(f"{name}: {row.taken_out}" for name, row in ABLATIONS.items()),
+        "part of the method to leave out: " + "; ".join(f"{name}: {row.taken_out}" for name, row in ABLATIONS.items()),
         "shapes",
         _LANGUAGE_MODEL,
         choices=tuple(ABLATIONS),
@@ -195,7 +199,7 @@ class ModelSettings:
     )
     base_precision: str = _setting(
         "auto",
-        "how training keeps the frozen base: auto (in the precision that is computed in), or by bitsandbytes on a "
+        "storage of the frozen base in training: auto (the precision of computing), or by bitsandbytes on a "
         "CUDA device int8 or int4 (NF4)",
         "training",
         _MACHINE,
@@ -236,7 +240,7 @@ class DataSettings:
     dataset: str = _setting("Metro", "name in the registry, or path of a CSV file", "meaning", _SERIES)
     corpus: str | None = _setting(
         None,
-        "instead of a dataset, pre-train on a corpus' folder, or on the mixture of corpora that a YAML file lists",
+        "pre-train on a corpus' folder, or on the mixture that a YAML file lists, instead of a dataset",
         "meaning",
         _SERIES,
     )
@@ -247,19 +251,19 @@ class DataSettings:
         None, "date column; default the first of date, datetime, timestamp, time, ds", "meaning", _SERIES
     )
     id_column: str | None = _setting(
-        None, "of a long table, whose items it tells apart: a panel; default a wide series", "meaning", _SERIES
+        None, "column that names the items of a long table, a panel; default: a wide series", "meaning", _SERIES
     )
     target: list[str] | None = _setting(
-        None, "of a long table: what is forecast; default target or y", "meaning", _SERIES
+        None, "columns of a long table to forecast; default target or y", "meaning", _SERIES
     )
     known_covariates: list[str] | None = _setting(
-        None, "columns of a long table whose future is known, too: a price, a weather forecast", "meaning", _SERIES
+        None, "columns of a long table whose future values are known: a price, a weather forecast", "meaning", _SERIES
     )
     past_covariates: list[str] | None = _setting(
-        None, "columns of a long table that are seen beside the target, and not ahead", "meaning", _SERIES
+        None, "columns of a long table that are known up to the present only", "meaning", _SERIES
     )
     static_covariates: list[str] | None = _setting(
-        None, "columns of a long table that have one value an item", "meaning", _SERIES
+        None, "columns of a long table with one value per item", "meaning", _SERIES
     )
     calendar: list[str] | None = _setting(
         None,
@@ -270,7 +274,7 @@ class DataSettings:
         may_be_empty=True,
     )
     held_out_ids: list[str] | None = _setting(
-        None, "items of a long table that nothing is learned from", "training", _SERIES
+        None, "items of a long table to keep out of training", "training", _SERIES
     )
     columns: list[str] | None = _setting(None, "channels to use; default all but the date", "meaning", _SERIES)
     missing: str | None = _setting(
@@ -281,17 +285,17 @@ class DataSettings:
         choices=("error", "mask"),
     )
     skip_rows: int = _setting(
-        0, "lines above a CSV's header; comments are found without", "training", _SERIES, at_least=0
+        0, "lines to skip above a CSV's header; comments are skipped anyway", "training", _SERIES, at_least=0
     )
     na_values: list[str] | None = _setting(
-        None, "what stands in a cell without a value, beside empty cells, NA and nan", "training", _SERIES
+        None, "further spellings of a missing value, beside empty cells, NA and nan", "training", _SERIES
     )
     trust_rows: bool = _setting(False, "take the rows as evenly spaced, whatever their dates say", "training", _SERIES)
     few_shot_percent: float | None = _setting(
-        None, "train on the first part of the training split only", "training", _SERIES, unit="percent"
+        None, "train on the first part of the training split, this share of it", "training", _SERIES, unit="percent"
     )
     recipe: str = _setting(
-        "tuned", "the dataset's preset: ours, or the published one", "training", _SERIES, choices=RECIPES
+        "tuned", "hyper-parameters: tuned (ours), or paper (the published ones)", "training", _SERIES, choices=RECIPES
     )
 
     def __post_init__(self):
@@ -321,27 +325,27 @@ class TrainingSettings:
     )
     overwrite_output_dir: bool = _setting(False, "train into an output_dir that already holds a run", "machine", _RUN)
     resume_from_checkpoint: str | None = _setting(
-        None, "last, or a checkpoint's folder: go on from there", "machine", _RUN
+        None, "continue from a checkpoint: its folder, or last", "machine", _RUN
     )
     trust_checkpoint: bool = _setting(
         False,
-        "load whatever a DeepSpeed checkpoint's files hold, which can run any code; false: tensors and its own classes",
+        "load anything that a DeepSpeed checkpoint holds, which can run any code; false: tensors and its own classes",
         "machine",
         _RUN,
     )
     init: str | None = _setting(
-        None, "run, folder or hub id whose trained weights, and model settings, training starts from", "training", _RUN
+        None, "run, folder or hub id to take initial weights and model settings from", "training", _RUN
     )
     deterministic: bool = _setting(
         False,
-        "the same bits from the same seed on a GPU, too, where that costs speed; a CPU gives them anyway",
+        "same seed, same bits on a GPU, too, at some cost of speed; on a CPU they are the same anyway",
         "machine",
         _MACHINE,
     )
-    seed: int = _setting(2021, "of initialisation, data order and dropout", "training", _RUN, at_least=0)
+    seed: int = _setting(2021, "seed of initial weights, data order and dropout", "training", _RUN, at_least=0)
     batch_size: int = _setting(
         128,
-        "a step's over all ranks and accumulation steps",
+        "global batch of one step, over all ranks and accumulation steps",
         "training",
         _OPTIMISATION,
         unit="windows",
@@ -349,30 +353,32 @@ class TrainingSettings:
     )
     per_device_train_batch_size: int | None = _setting(
         None,
-        "a rank's and micro-step's; default from batch_size",
+        "batch of one micro-step on one rank; default from batch_size",
         "training",
         _OPTIMISATION,
         unit="windows",
         at_least=1,
     )
-    gradient_accumulation_steps: int = _setting(
-        1, "micro-steps that a step's batch is split into", "machine", _OPTIMISATION, at_least=1
-    )
+    gradient_accumulation_steps: int = _setting(1, "micro-steps of one step", "machine", _OPTIMISATION, at_least=1)
     per_device_eval_batch_size: int = _setting(
-        256, "a rank's in evaluation", "machine", _MACHINE, unit="windows", at_least=1
+        256, "batch of one rank in evaluation", "machine", _MACHINE, unit="windows", at_least=1
     )
-    num_train_epochs: float = _setting(3.0, "at most", "training", _OPTIMISATION, unit="epochs")
-    max_steps: int = _setting(-1, "instead of epochs; -1: epochs count", "training", _OPTIMISATION, unit="steps")
+    num_train_epochs: float = _setting(3.0, "train for at most this long", "training", _OPTIMISATION, unit="epochs")
+    max_steps: int = _setting(
+        -1, "train for this long instead of num_train_epochs; -1: by epochs", "training", _OPTIMISATION, unit="steps"
+    )
     learning_rate: float = _setting(1e-3, "peak learning rate", "training", _OPTIMISATION, at_least=0)
     projection_learning_rate: float = _setting(
-        1e-3, "that of attention and alignment projections", "training", _OPTIMISATION, at_least=0
+        1e-3, "peak learning rate of attention and alignment projections", "training", _OPTIMISATION, at_least=0
     )
     lr_scheduler_type: str = _setting("cosine", "learning-rate schedule", "training", _OPTIMISATION)
-    weight_decay: float = _setting(0.1, "AdamW's, decoupled", "training", _OPTIMISATION, at_least=0)
-    adam_beta2: float = _setting(0.98, "AdamW's: runs are short", "training", _OPTIMISATION, at_least=0, below=1)
+    weight_decay: float = _setting(0.1, "AdamW's decoupled weight decay", "training", _OPTIMISATION, at_least=0)
+    adam_beta2: float = _setting(
+        0.98, "AdamW's beta2; small, since runs are short", "training", _OPTIMISATION, at_least=0, below=1
+    )
     average_decay: float = _setting(
         0.0,
-        "validate, keep and test a running average of the weights; 0: the weights",
+        "decay of a running average of the weights that is validated, kept and tested; 0: none",
         "training",
         _OPTIMISATION,
         at_least=0,
@@ -380,7 +386,7 @@ class TrainingSettings:
     )
     skip_nonfinite: int = _setting(
         0,
-        "left out, instead of ending the training, where a loss or gradient is not finite",
+        "how many to skip, where a loss or gradient is not finite, before training ends",
         "training",
         _OPTIMISATION,
         unit="steps",
@@ -388,7 +394,7 @@ class TrainingSettings:
     )
     patience: int = _setting(
         3,
-        "stop after so many without a better validation score; 0: never",
+        "stop after this many without a better validation score; 0: never",
         "training",
         _VALIDATION,
         unit="evaluations",
@@ -396,25 +402,27 @@ class TrainingSettings:
     )
     eval_strategy: str = _setting("epoch", "when to validate: epoch, steps or no", "training", _VALIDATION)
     eval_steps: float | None = _setting(
-        None, "between validations; below 1 a share of the training", "training", _VALIDATION, unit="steps"
+        None, "distance between validations; below 1, a share of the training", "training", _VALIDATION, unit="steps"
     )
     save_strategy: str = _setting("epoch", "when to write a checkpoint: epoch, steps or no", "training", _VALIDATION)
     save_steps: float = _setting(
-        500, "between checkpoints; below 1 a share of the training", "training", _VALIDATION, unit="steps"
+        500, "distance between checkpoints; below 1, a share of the training", "training", _VALIDATION, unit="steps"
     )
-    save_total_limit: int | None = _setting(2, "checkpoints kept", "machine", _VALIDATION)
+    save_total_limit: int | None = _setting(2, "checkpoints to keep", "machine", _VALIDATION)
     load_best_model_at_end: bool = _setting(
-        True, "keep the epoch with the best validation score", "training", _VALIDATION
+        True, "keep the weights with the best validation score", "training", _VALIDATION
     )
     metric_for_best_model: str = _setting(
-        "mse", f"what the best epoch is chosen by: {', '.join(METRICS)}", "training", _VALIDATION
+        "mse", f"score that chooses the best weights: {', '.join(METRICS)}", "training", _VALIDATION
     )
     greater_is_better: bool = _setting(False, "of metric_for_best_model", "training", None)
-    logging_steps: float = _setting(20, "between logged losses", "machine", _VALIDATION, unit="steps")
+    logging_steps: float = _setting(20, "distance between logged losses", "machine", _VALIDATION, unit="steps")
     logging_nan_inf_filter: bool = _setting(
         False, "log the mean of earlier losses for one that is not finite", "machine", None
     )
-    report_to: str | None = _setting(None, "loggers; default tensorboard where installed", "machine", _VALIDATION)
+    report_to: str | None = _setting(
+        None, "where to log: tensorboard, wandb, ...; default tensorboard where installed", "machine", _VALIDATION
+    )
     precision: str | None = _setting(
         None,
         "auto (default), fp32 or bf16; auto is bf16 where the hardware has it",
@@ -426,7 +434,7 @@ class TrainingSettings:
     torch_compile: bool | None = _setting(
         None, "compile the step, CUDA graphs on a GPU; default where launches bound it", "machine", _MACHINE
     )
-    use_cpu: bool = _setting(False, "even where there is a GPU", "machine", _MACHINE)
+    use_cpu: bool = _setting(False, "compute on the CPU even where there is a GPU", "machine", _MACHINE)
 
     def __post_init__(self):
         check(self, TrainingSettings)
@@ -437,7 +445,7 @@ class TrainingSettings:
 
 
 RENAMED = {"skip_channels": "linear_skip"}
-"""What options and fields were called in the version before."""
+"""Options and fields of the previous version, and what each is called here."""
 
 GROUPS = (ModelSettings, DataSettings, TrainingSettings)
 
