@@ -66,8 +66,9 @@ def test_command_lines_are_taken(line):
     if "train.py" in words:
         # an unknown option ends the program
         given_flags(words[words.index("train.py") + 1 :])
-    elif words[0] == "llata-fast" or words[:3] == ["python", "-m", "llata_fast"]:
-        command, *options = words[1:] if words[0] == "llata-fast" else words[3:]
+    elif words[0] == "llata-fast" or "llata_fast" in words:
+        # behind an interpreter or a launcher
+        command, *options = words[1:] if words[0] == "llata-fast" else words[words.index("llata_fast") + 1 :]
         command_parser(command).parse_args(options)
     else:
         assert words[0] in ("python", "pytest") and (DOCS.parent / words[1]).exists()
