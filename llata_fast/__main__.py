@@ -1,4 +1,4 @@
-"""`python -m llata_fast COMMAND`: what is done beside training (`commands/`)."""
+"""`python -m llata_fast COMMAND`: every command but training (`commands/`)."""
 
 import argparse
 
@@ -27,7 +27,7 @@ def _parser() -> Parser:
 
 
 def main(argv: list[str] | None = None):
-    """Run one command; ends the program with one line and an exit code where it cannot."""
+    """Run one command; on an error, end the program with one line and an exit code."""
     chosen = _parser().parse_args(argv)
     options = command_parser(chosen.command).parse_args(chosen.rest)
     show_warnings_in_one_line()

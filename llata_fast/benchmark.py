@@ -1,4 +1,4 @@
-"""Doing what a protocol plans: every run measured, a row in the CSV each, and a table made from it."""
+"""Runs a protocol: every run is measured and becomes a row of the CSV, from which the table is made."""
 
 import argparse
 import os
@@ -40,7 +40,7 @@ _PROTOCOL_BASELINES = {
 
 
 def run_benchmark(options: argparse.Namespace) -> tuple[int, Results]:
-    """Do those runs of a benchmark's `options` that the CSV does not hold; how many they were, and what it holds then.
+    """Do the runs of a benchmark that the CSV lacks; returns how many they were, and the results.
 
     Raises:
         InputError: options that do not go together, or data that cannot be had.
@@ -94,7 +94,7 @@ def _plan(options: argparse.Namespace) -> list[Run]:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """What `train.py` is told for a run, but for its folders, by the options' names."""
+    """Settings of a run by the names of `train.py`'s options, without its folders."""
     short_term = run.protocol == "short_term"
     settings = {
         "dataset": f"M4-{run.dataset}" if short_term else run.dataset,
@@ -108,7 +108,7 @@ def _settings(run: Run) -> dict[str, Any]:
 
 
 def _command(run: Run, options: argparse.Namespace) -> str:
-    """The command that does the run again, for people."""
+    """The command that repeats the run, to be read by people."""
     if run.model not in BASELINES and run.protocol != "zero_shot":
         return " ".join(
             ["python train.py", *(f"--{name} {_in_words(value)}" for name, value in _settings(run).items())]
@@ -165,7 +165,7 @@ def _baseline(run: Run, target: TimeSeries, splits: Splits) -> Forecast:
 
 
 def _trained(run: Run, options: argparse.Namespace) -> Outcome:
-    """The run as it ended; one whose folder is finished is read, not trained again."""
+    """A finished run; one whose folder is complete is read, not trained again."""
     m4 = "M4-" if run.protocol == "short_term" else ""
     folder = RunFolder(Path(options.runs, f"{m4}{run.folder}"))
     if (folder / METRICS).exists():

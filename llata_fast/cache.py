@@ -1,9 +1,9 @@
-"""Where what can be had again is kept between runs."""
+"""Cache folders, for what can be computed or downloaded again."""
 
 import os
 from pathlib import Path
 
 
 def cache_folder(kind: str) -> Path:
-    """`$XDG_CACHE_HOME/llata_fast/<kind>`, by default below `~/.cache`; it need not be there yet."""
+    """`$XDG_CACHE_HOME/llata_fast/<kind>`, by default below `~/.cache`; it may not exist yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "llata_fast", kind)

@@ -70,7 +70,7 @@ def write_text(path: str | Path, text: str):
 
 
 def sync(path: str | Path):
-    """Have the system put a file, or a folder's list of names, on the disk."""
+    """Flush a file, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -79,7 +79,7 @@ def sync(path: str | Path):
 
 
 def write_manifest(folder: str | Path, names: Iterable[str] | None = None, written: float | None = None):
-    """Vouch for files of `folder`, by default all that it holds: they are synced first, and hashed.
+    """Write the manifest of files in `folder`, by default all: they are synced and hashed first.
 
     `written` is when, in seconds since 1970; default now.
     """
@@ -134,7 +134,7 @@ def find_damage(folder: str | Path, names: Container[str] | None = None) -> str 
 
 
 def settle_folder(partial: Path, folder: Path):
-    """Give a folder that is written whole its name; one that has the name goes."""
+    """Rename a complete folder to its final name, replacing one of that name."""
     write_manifest(partial)
     if folder.exists():
         delete_folder(folder)
@@ -143,7 +143,7 @@ def settle_folder(partial: Path, folder: Path):
 
 
 def delete_folder(folder: Path):
-    """Delete a folder; whatever interrupts leaves nothing by its name."""
+    """Delete a folder; an interruption leaves nothing under its name."""
     doomed = partial_name(folder.with_name(f"{folder.name}.deleted"))
     shutil.rmtree(doomed, ignore_errors=True)
     folder.replace(doomed)
@@ -151,7 +151,7 @@ def delete_folder(folder: Path):
 
 
 def delete_partials(folder: Path):
-    """Delete what interrupted writing and deleting have left in `folder`."""
+    """Delete leftovers of interrupted writes and deletions in `folder`."""
     for path in folder.glob(f".*{PARTIAL}"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

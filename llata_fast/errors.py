@@ -1,4 +1,4 @@
-"""The one exception for mistakes a user can mend, and the one warning for what may be a mistake."""
+"""The exception for mistakes that a user can mend, and the warning for what may be one."""
 
 
 class InputError(ValueError):

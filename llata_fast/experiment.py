@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Outcome:
-    """What an experiment leaves."""
+    """The result of an experiment."""
 
     folder: RunFolder
     metrics: dict[str, Any]
@@ -170,7 +170,7 @@ def _task(model: ModelSettings, data: DataSettings, training: ForecastTrainingAr
 def _prepare(
     task: Task, folder: RunFolder, model: ModelSettings, data: DataSettings, training: ForecastTrainingArguments
 ) -> tuple[ForecastTrainer, LinearStart | None]:
-    """A new model around its backbone and what trains it, ready to; the run's settings are written into its folder."""
+    """A new model and its Trainer, ready to start; writes the run's settings into its folder."""
     check_losses(task, model)
     set_seed(training.seed)
     mixture = task.mixture.description() if isinstance(task, CorpusTask) else None

@@ -194,7 +194,7 @@ class RunFolder:
         return any((self / name).exists() for name in (METRICS, WEIGHTS)) or bool(self.checkpoints())
 
     def check_can_be_made(self):
-        """Raise InputError where this is no folder and cannot become one."""
+        """Raise InputError unless the folder exists or can be created."""
         nearest = next(path for path in (self.path, *self.path.parents) if path.exists())
         if not nearest.is_dir():
             raise InputError(f"cannot write {self}: {nearest} is a file")

@@ -1,4 +1,4 @@
-"""The frozen base that a configuration names: made without memory, then filled with its source's weights."""
+"""The frozen base that a configuration names: built on the meta device, then filled with its source's weights."""
 
 import torch
 from accelerate import init_empty_weights

@@ -156,12 +156,12 @@ class TwinPositions(_Branched):
 
 
 def _is_whole(weight: Tensor) -> bool:
-    """Whether it is there outside of its module's own call, for which alone ZeRO-3 gathers it."""
+    """Whether the weight is whole; ZeRO-3 gathers it for its own module's call alone."""
     return not hasattr(weight, "ds_id")
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
-    """What products of x are computed in."""
+    """The dtype in which products of x are computed."""
     device_type = x.device.type
     # the meta device, for one, knows no autocast
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):

@@ -1,4 +1,4 @@
-"""What tells one frozen base from another of the same shape, in a few hundred numbers.
+"""A few hundred numbers that tell a frozen base from another one of the same shape.
 
 Tensors' names and shapes, and values at fixed places of some of them. Values are those of the source before they are
 kept in fewer bits: a base in int8 or bf16 has the fingerprint of its source, a GGUF file that of what it holds.

@@ -75,7 +75,7 @@ class BackboneWeights(NamedTuple):
 
 
 def settled_source(source: str) -> str:
-    """The same source under a name that means it from anywhere: an absolute path, or a hub id and its revision.
+    """The source by a name that holds in any folder: an absolute path, or a hub id and its revision.
 
     Raises InputError for an unknown source.
     """
@@ -276,7 +276,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _reported(place: _Place, what: str) -> Iterator[None]:
-    """Turns whatever goes wrong while reading a user's files into one line."""
+    """Turn any error while reading a user's files into one line."""
     try:
         yield
     except InputError:

@@ -22,7 +22,7 @@ from .quantised import QuantisedLinear
 
 @contextmanager
 def whole_models() -> Iterator[None]:
-    """transformers makes whole models inside; under ZeRO-3 it would make partitioned ones, in step with all ranks."""
+    """Inside, transformers makes whole models even under ZeRO-3, which would partition them, all ranks in step."""
     # transformers has a setter for it, but no getter
     announced = integration._hf_deepspeed_config_weak_ref
     integration.unset_hf_deepspeed_config()
@@ -81,7 +81,7 @@ def _partition(module: nn.Module, weights: dict[str, Tensor | None], dtype: torc
 
 
 def finish_partitioning(model: nn.Module, dtype: torch.dtype, device: torch.device):
-    """Give the rest of a model, some of whose parameters are partitioned, its precision and its place.
+    """Move what is not partitioned of a model to its precision and device.
 
     DeepSpeed does so for models without such parameters. The others follow to the device when it partitions them.
     """

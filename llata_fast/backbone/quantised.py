@@ -82,7 +82,7 @@ class QuantisedLinear(nn.Module):
 
 
 def _leave_out_statistics(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict):
-    """Scales and tables are no parameters: whoever leaves out frozen parameters by name would keep them."""
+    """Drop scales and tables: they are not parameters, so code that drops frozen parameters by name would keep them."""
     own = f"{prefix}projection."
     for key in [key for key in state if key.startswith(own)]:
         if key.removeprefix(own) not in ("weight", "bias"):
@@ -90,7 +90,7 @@ def _leave_out_statistics(module: nn.Module, state: dict[str, Tensor], prefix: s
 
 
 def quantised_modules(module: nn.Module) -> list[QuantisedLinear]:
-    """All of them in `module`, none where its base is not quantised."""
+    """Every quantised projection in `module`; none where its base is not quantised."""
     return [child for child in module.modules() if isinstance(child, QuantisedLinear)]
 
 

@@ -1,4 +1,4 @@
-"""The tokenizer of a backbone, for words beside its prototypes; forecasting needs none."""
+"""The tokenizer of a backbone, to name the words nearest to a prototype; forecasting needs none."""
 
 import logging
 from pathlib import Path

@@ -120,7 +120,7 @@ class Corpus:
         return words[encoded.indices.to_numpy()]
 
     def fingerprint(self) -> str:
-        """Tells corpora apart at once: a hash of all lengths and of some of the values."""
+        """A hash of all lengths and of some values, to tell corpora apart without reading them."""
         digest = hashlib.sha256(self.lengths.astype("<i8").tobytes() + self.first_row.astype("<i8").tobytes())
         rows = np.linspace(0, len(self.lengths) - 1, min(64, len(self.lengths))).astype(np.int64)
         digest.update(self.gather(rows, self.lengths[rows] // 2, 64).astype("<f4").tobytes())
@@ -341,7 +341,7 @@ def _ranges(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def check_frequencies(corpus: Corpus):
-    """Raise InputError where a series' frequency is none."""
+    """Raise InputError where a series' frequency is unknown."""
     for text in set(corpus.frequencies().tolist()):
         try:
             parse_step(str(text))

@@ -1,4 +1,4 @@
-"""A page of a corpus' series, to look at before anything is trained on them."""
+"""A page of a corpus' series, to look at before training."""
 
 from pathlib import Path
 

@@ -36,7 +36,7 @@ _FLOAT32 = np.finfo(np.float32).max
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """How sources are read that do not say it themselves."""
+    """How to read sources that do not say so themselves."""
 
     date_column: str | None = None
     """Of wide tables."""

@@ -63,7 +63,7 @@ class MixtureWindows(Windows):
         return in_own_units(RawWindows(*(np.concatenate(values)[back] for values in zip(*parts, strict=True))))
 
     def to(self, device: torch.device | str) -> "MixtureWindows":
-        """Itself: batches are read into the host's memory."""
+        """Returns itself: batches are read into the host's memory."""
         return self
 
 

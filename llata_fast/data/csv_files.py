@@ -1,4 +1,4 @@
-"""A CSV's cells as they stand: where its header is, which column holds the dates, what is no number."""
+"""A CSV's cells: where the header is, which column holds the dates, which cells are not numbers."""
 
 import csv
 import os
@@ -46,7 +46,7 @@ class CsvTable:
 
 
 def load(path: Path, **options) -> pd.DataFrame:
-    """`pandas.read_csv`, whatever it trips over told as InputError."""
+    """`pandas.read_csv`; whatever it raises becomes an InputError."""
     if not path.is_file():
         raise InputError(f"{path} is a folder, not a CSV" if path.is_dir() else f"{path}: no such file")
     try:
@@ -140,7 +140,7 @@ def _head(path: Path) -> list[str]:
 
 
 def _lines_above(head: list[str], skip_rows: int) -> int:
-    """How many lines stand above the header."""
+    """Number of lines above the header."""
     rows = range(skip_rows, len(head))
     header = next((row for row in rows if not _ABOVE_HEADER.fullmatch(head[row])), skip_rows)
     # a header may be a comment itself, the last one
@@ -183,7 +183,7 @@ def _date_column(path: Path, line: int, header: list[str], head: list[str]) -> s
 
 
 def _header_hint(head: list[str], line: int, date_column: str | None = None) -> str:
-    """Where the header seems to be, if it is not in `line`."""
+    """A hint at where the header seems to be, if not in `line`."""
     names = (date_column.lower(),) if date_column else (*DATE_COLUMNS, *PERIOD_COLUMNS)
     for row, text in enumerate(head[line:], line):
         if _has_date_name(text, names):
@@ -262,7 +262,7 @@ def _number_hint(cell: str) -> str:
 
 
 def _sentinel(values: np.ndarray) -> tuple[float, int] | None:
-    """A value that stands for no value, and how often: the smallest or the largest, far from the range of all others,
+    """A value that marks missing ones, and its count: the smallest or the largest, far from the range of all others,
     and there again and again or a usual choice.
     """
     for extreme in (values.min(), values.max()):

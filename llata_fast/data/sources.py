@@ -23,7 +23,7 @@ def cache_dir() -> Path:
 
 
 def settled_dataset(dataset: str) -> str:
-    """The same data set under a name that means it from anywhere: a registry's name, or an absolute path."""
+    """The data set by a name that holds in any folder: the registry's, or an absolute path."""
     path = Path(dataset).expanduser()
     return str(path.resolve()) if find_dataset(dataset) is None and path.exists() else dataset
 

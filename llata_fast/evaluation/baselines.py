@@ -1,4 +1,4 @@
-"""What a forecaster must beat: scored on the same windows, in the same units."""
+"""Baselines, scored on the same windows and in the same units as a forecaster."""
 
 from collections.abc import Callable, Sequence
 

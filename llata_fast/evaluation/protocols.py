@@ -28,7 +28,7 @@ REFERENCE_NOTE = "last test batch dropped, as the reference did"
 
 @dataclass(frozen=True)
 class Run:
-    """One row to be: what is trained on what, and scored on what."""
+    """One row of the results: which model is trained on which data set, and scored on which."""
 
     protocol: str
     dataset: str

@@ -6,7 +6,7 @@ import pandas as pd
 def results_table(scores: dict[str, dict]) -> str:
     """Text from name -> errors {"mse", "mae", "per_channel": {column: {"mse", "mae"}}}, or other scores by name.
 
-    Errors overall, then the MSE by channel; null is a score that is none. Sets by themselves are in metrics.json.
+    Errors overall, then the MSE by channel; null is a missing score. Sets by themselves are in metrics.json.
     """
     rows = {}
     for name, score in scores.items():

@@ -1,4 +1,4 @@
-"""How many windows are forecast at a time: memory is bounded, whatever the number of channels and of windows."""
+"""Batch sizes of forecasts that bound memory for any number of channels and windows."""
 
 from ..config import LlataConfig
 

@@ -1,4 +1,4 @@
-"""What a DeepSpeed JSON must be before anything takes it for one: DeepSpeed itself trips over types, or looks away."""
+"""Checks a DeepSpeed JSON before DeepSpeed reads it, which crashes on wrong types and ignores unknown keys."""
 
 import difflib
 import json
@@ -119,7 +119,7 @@ def _check_section(where: str, section: str, values: dict[str, Any]):
 
 
 def _without_auto(values: dict[str, Any]) -> dict[str, Any]:
-    """Without the values that transformers fills in."""
+    """The mapping without the values that transformers fills in."""
     return {
         name: _without_auto(value) if isinstance(value, dict) else value
         for name, value in values.items()

@@ -1,4 +1,4 @@
-"""What DeepSpeed's ranks hold between them: gathered for a checkpoint, cut anew for other ranks or another stage."""
+"""State that DeepSpeed partitions over ranks: gathered for a checkpoint, resharded for other ranks or another stage."""
 
 import contextlib
 import importlib
@@ -149,7 +149,7 @@ def _convert(source: Path, target: Path):
 
 
 def _settle_for_every_stage(target: Path):
-    """What ZeRO-3 looks for, beside what the other stages do: DeepSpeed converts for the stage it came from.
+    """Add what ZeRO-3 expects to what the other stages do: DeepSpeed converts for the stage it came from.
 
     Of the same values it expects the model's states under another name, the step in another file, and no dictionary
     around a tensor where the others need one.

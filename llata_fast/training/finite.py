@@ -66,18 +66,18 @@ class FiniteGuard(TrainerCallback):
     """
 
     def __init__(self, trainer: Any, tolerated: int):
-        """`tolerated`: so many steps in all are left out instead."""
+        """`tolerated`: number of steps, in all, to skip instead."""
         self.trainer, self.tolerated, self.skipped = trainer, tolerated, 0
         self._batches: list[_Batch] = []
 
     def random_state(self) -> dict[str, Tensor]:
-        """What dropout draws from."""
+        """State of the random generators that dropout draws from."""
         device = self.trainer.args.device
         states = {"random.cpu": torch.get_rng_state()}
         return states | ({"random.cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
     def watch(self, inputs: dict[str, Tensor], windows: Tensor, random: dict[str, Tensor], terms: dict[str, Tensor]):
-        """Take note of a micro-batch and its losses."""
+        """Keep a micro-batch and its losses until the step is checked."""
         # a CUDA graph writes the next step's where these are
         copies = {name: value.detach().clone() for name, value in terms.items()}
         self._batches.append(_Batch(inputs, windows, random, copies))
@@ -100,7 +100,7 @@ class FiniteGuard(TrainerCallback):
             model.zero_grad(set_to_none=True)
 
     def _check(self, state, gradients: tuple[Tensor, ...]) -> bool:
-        """Whether the step may be taken; False for one that is left out."""
+        """Whether to take the step; False skips it."""
         terms = torch.stack([value.float() for batch in self._batches for value in batch.terms.values()])
         finite = terms.isfinite().all()
         if gradients:
@@ -179,7 +179,7 @@ def _problem(records: list[dict[str, Any]], step: int) -> str:
 
 @torch.no_grad()
 def check_finite(weights: dict[str, Tensor], when: str):
-    """Raise InputError, with a name, where one of the weights is not finite."""
+    """Raise InputError that names the first weight that is not finite."""
     finite = torch.stack([norm.isfinite() for norm in torch._foreach_norm(list(weights.values()), math.inf)])
     if not finite.all():
         name = list(weights)[int(finite.logical_not().nonzero()[0])]

@@ -86,7 +86,7 @@ _WINDOW = ("context_length", "patch_length", "patch_stride")
 def preset_for(dataset: str, changed: set[str], recipe: str = "tuned", few_shot: bool = False) -> dict:
     """What a recipe sets for a data set, the paper's nothing for those that are not its own.
 
-    Left out is what the options in `changed` stand in the place of.
+    Without entries that the user's own options in `changed` replace.
     """
     spec = find_dataset(dataset)
     name = spec.name if spec else dataset

@@ -1,4 +1,4 @@
-"""What `--corpus` alone means: a recipe by steps, for a mixture has no epochs."""
+"""The recipe of `--corpus`: by steps, since a mixture has no epochs."""
 
 PRETRAINING = {
     "context_length": 512,

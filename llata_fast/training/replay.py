@@ -1,4 +1,4 @@
-"""A step that left the finite numbers, run again from what the training kept of it."""
+"""Runs a step again whose loss or gradient was not finite, from what the training kept of it."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Where a run goes and what it goes on from, settled before anything is built."""
+"""The folder of a run and the checkpoint to resume from, settled before anything is built."""
 
 import contextlib
 import json
@@ -74,7 +74,7 @@ def _default(model: ModelSettings, data: DataSettings) -> Path:
 
 
 def _folder(model: ModelSettings, data: DataSettings, training: ForecastTrainingArguments) -> RunFolder | None:
-    """Where the run goes; None for any folder that is free."""
+    """The folder asked for; None for the next free one."""
     given, resume = training.given["output_dir"], training.resume_from_checkpoint
     if given is not None:
         return RunFolder(given)
@@ -102,7 +102,7 @@ def _claim_free(stem: Path, held: contextlib.ExitStack) -> RunFolder:
 
 
 def check_whole(checkpoint: Path):
-    """Raise InputError unless a checkpoint is as it was written."""
+    """Raise InputError unless a checkpoint is whole, by its checksums."""
     if damage := find_damage(checkpoint):
         raise InputError(f"{checkpoint} is no whole checkpoint: {damage}")
 

@@ -28,7 +28,7 @@ _where = "nothing to resume from: there is no checkpoint yet"
 
 
 def where_it_stands() -> str:
-    """What an interrupted training can be resumed from, as the end of a sentence."""
+    """From where an interrupted training can be resumed, as the end of a sentence."""
     return _where
 
 

@@ -27,7 +27,7 @@ _MATMUL_SECONDS = 0.2
 
 
 def memory_hint(error: BaseException) -> str:
-    """One line for a device that is out of memory: what to lower first."""
+    """One line for an out-of-memory error: what to lower first."""
     needed = str(error).strip().partition(". ")[0]
     return (
         f"{needed}: raise --gradient_accumulation_steps (the same training in smaller pieces), then try "
@@ -117,7 +117,7 @@ class ThroughputCallback(TrainerCallback):
         self._total = dict(self._reported)
 
     def fetch(self, get: Callable[[], tuple[list[dict], object]]) -> tuple[list[dict], object]:
-        """`get()`, the micro-batches of the next step on this rank, timed and counted; the clock runs from here."""
+        """`get()`, the micro-batches of the next step on this rank, timed and counted; the step's clock starts here."""
         start = time.perf_counter()
         if self._clock is None:
             self._clock = start
@@ -143,7 +143,7 @@ class ThroughputCallback(TrainerCallback):
         self._stop()
 
     def _stop(self):
-        """Hold the clock, once the device has done what was asked of it."""
+        """Wait for the device, then stop the clock."""
         if self._clock is not None:
             _synchronize(self.device)
             self._total["seconds"] += time.perf_counter() - self._clock

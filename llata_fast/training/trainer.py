@@ -158,7 +158,7 @@ class ForecastTrainer(Trainer):
         self._write_model(output_dir, _internal_call, checked=True)
 
     def write_model(self, output_dir: str):
-        """`save_model`, whatever the weights are."""
+        """`save_model` without the check that weights are finite."""
         self._write_model(output_dir, True, checked=False)
 
     def _write_model(self, output_dir: str | None, internal_call: bool, checked: bool):
