@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..backbone.loading import load_backbone_weights
 from ..backbone.tokenizer import read_tokenizer
+from ..covariate_tokens import INPUTS
 from ..data.panel import Panel
 from ..data.units import WindowUnits, run_windows
 from ..evaluation.panel_task import PanelTask
@@ -231,17 +232,20 @@ def branch_features(trained: LlataForPrediction, task: SeriesTask | PanelTask, s
     return Features(distance, {name: [_plane(*pair) for pair in pairs] for name, pairs in found.items()})
 
 
-def _sample(task: SeriesTask | PanelTask) -> tuple[Tensor, Tensor | None]:
+def _sample(task: SeriesTask | PanelTask) -> tuple[Tensor | None, ...]:
+    """Lookbacks in units of their own, what of them is observed, and covariates, as `time_tokens` takes them."""
     windows = task.splits.test
     indices = np.unique(np.linspace(0, len(windows) - 1, _SAMPLE).astype(int))
     batches = [next(windows.batches(1, first=int(index))) for index in indices]
     past, observed = (torch.cat(parts) for parts in list(zip(*batches, strict=True))[:2])
     values = past.double().masked_fill(~observed, torch.nan)
-    return WindowUnits.of(values).remove(values), None if observed.all() else observed
+    covariates = windows.covariates(indices) if isinstance(task, PanelTask) else {}
+    lookbacks = WindowUnits.of(values).remove(values)
+    return lookbacks, None if observed.all() else observed, *(covariates.get(name) for name in INPUTS)
 
 
 @torch.no_grad()
-def _both_branches(model: LlataForPrediction, past: Tensor, observed: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+def _both_branches(model: LlataForPrediction, *inputs: Tensor | None) -> list[tuple[Tensor, Tensor]]:
     # the twin pass is that of training; chance has no part in it
     model.train()
     for module in model.modules():
@@ -249,7 +253,7 @@ def _both_branches(model: LlataForPrediction, past: Tensor, observed: Tensor | N
             module.p = 0.0
         elif isinstance(getattr(module, "dropout", None), float):
             module.dropout = 0.0
-    time, _, _ = model.time_tokens(past, observed)
+    time, _, _ = model.time_tokens(*inputs)
     text = model.cross_attention(time, model.prototypes)
     features = model.backbone(torch.cat((time, text)))
     model.eval()
@@ -275,8 +279,9 @@ class Attention:
 @torch.no_grad()
 def prototype_attention_of(model: LlataForPrediction, task: SeriesTask | PanelTask) -> Attention:
     """Mean attention of every channel to the word prototypes, over a sample of test windows."""
-    past, observed = _sample(task)
-    time, _, _ = model.time_tokens(past, observed)
+    time, _, _ = model.time_tokens(*_sample(task))
+    # covariates stand in front of the targets
+    time = time[:, model.config.num_covariate_tokens :]
     shares = _attention_shares(model, time)  # [rows, T, V]
     channels = len(task.columns)
     # variate tokens: a token a channel; patch tokens: a row a channel

@@ -126,20 +126,22 @@ def test_chromium_shows_it_without_a_complaint(run, page, tmp_path):
 
 @pytest.fixture(scope="module")
 def panel(tmp_path_factory):
-    """A run on a long table of three items, its table and the page of a backtest."""
+    """A run on a long table of three items with a known covariate, its table and the page of a backtest."""
     folder = tmp_path_factory.mktemp("panel")
     hours = np.arange(60)
     items = {
         name: scale * (10 + np.sin(hours / 4) + hours % 3) for name, scale in zip(ITEMS, (1, 50, 900), strict=True)
     }
     frames = [
-        pd.DataFrame({"sku": name, "date": pd.date_range("2024-01-01", periods=60, freq="h"), "qty": values})
+        pd.DataFrame(
+            {"sku": name, "date": pd.date_range("2024-01-01", periods=60, freq="h"), "qty": values, "price": hours % 7}
+        )
         for name, values in items.items()
     ]
     pd.concat(frames).to_csv(folder / "sales.csv", index=False)
     sizes = {name: TINY[name] for name in ("num_layers", "num_prototypes", "intermediate_size", "precision")}
     sizes |= {"max_steps": 2, "report_to": "none", "disable_tqdm": True, "backbone": random_backbone(folder)}
-    table = Panel.from_csv(folder / "sales.csv", id_column="sku", target="qty")
+    table = Panel.from_csv(folder / "sales.csv", id_column="sku", target="qty", known_covariates=["price"])
     Forecaster.fit(table, prediction_length=5, context_length=12, output_dir=folder / "run", **sizes)
     main(
         ["backtest", str(folder / "run"), "--input", str(folder / "sales.csv"), "--n_windows", "2"]
@@ -164,7 +166,7 @@ def test_panel_s_report_shows_what_training_has_not_seen(panel):
 
 
 def test_panel_s_errors_by_hand(panel):
-    table = Panel.from_csv(panel / "sales.csv", id_column="sku", target="qty")
+    table = Panel.from_csv(panel / "sales.csv", id_column="sku", target="qty", known_covariates=["price"])
     forecaster = Forecaster.from_pretrained(panel / "run")
     errors = measures.panel_errors(forecaster, table, 2)
     frame = forecaster.cross_validation(table, n_windows=2, quantile_levels=[0.3])
