@@ -62,7 +62,7 @@ WIDTH = 2048
 NUM_LAYERS = 2
 SIZES = WindowSizes(CONTEXT, HORIZON, shortest_context=PATCH)
 
-FEW_STEPS, FEW_BATCH, FEW_RATE = (0, 4, 8), 16, 3e-4
+FEW_STEPS, FEW_BATCH, FEW_RATE = (0, 4, 8), 16, 3e-5
 """Steps on a target's few rows, of which the rows held back choose; their windows and their rate."""
 
 ABLATIONS = {"llata": "none", "no_llm": "no_llm", "random_init": "random_init"}
