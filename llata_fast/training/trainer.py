@@ -227,6 +227,10 @@ class ForecastTrainer(Trainer):
         with restricted_unpickling(self.args.trust_checkpoint):
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
+    def _load_rng_state(self, checkpoint: str | None):
+        with restricted_unpickling(self.args.trust_checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None):
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.is_deepspeed_enabled and checkpoint is not None and is_universal(checkpoint):

@@ -25,6 +25,7 @@ import transformers
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
+from faults.disks import try_disks  # noqa: E402
 from faults.inputs import input_cases, try_damage  # noqa: E402
 from faults.kills import KINDS, Trainings, try_kills, try_two_at_once  # noqa: E402
 from faults.odd_values import try_odd_values  # noqa: E402
@@ -49,11 +50,13 @@ def try_inputs(folder: Path, options: argparse.Namespace, until: float, tally: T
 def figures(tally: Tally, seed: int) -> str:
     """The table of a page."""
     kills = {name: counts for name, counts in tally.counts.items() if name.startswith("kill")}
+    disks = sum(counts.total() for name, counts in tally.counts.items() if name.startswith("disk"))
     lines = [
         f"{datetime.date.today()}, seed {seed}, {tally.seconds / 60:.0f} minutes on {os.cpu_count()} CPU cores, Python "
         f"{platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}: "
         f"{sum(counts.total() for counts in kills.values())} kills, "
-        f"{tally.total() - sum(counts.total() for counts in kills.values())} damaged or odd inputs.",
+        f"{disks} disks that failed, "
+        f"{tally.total() - disks - sum(counts.total() for counts in kills.values())} damaged or odd inputs.",
         "",
         f"| what | {' | '.join(OUTCOMES)} |",
         f"|---|{'---:|' * len(OUTCOMES)}",
@@ -76,6 +79,7 @@ def main():
     parser.add_argument(
         "--kills", type=int, default=30, help="at most, of each kind of training, twice of one process; 0: none"
     )
+    parser.add_argument("--disks", type=int, default=10, help="trainings for each way that a disk fails; 0: none")
     parser.add_argument("--each_event", action="store_true", help="kill averaged weights at each file event besides")
     parser.add_argument("--inputs", type=int, default=12_000, help="at most, over all files; 0: none")
     parser.add_argument(
@@ -103,6 +107,8 @@ def main():
         if options.kills:
             try_two_at_once(trainings, tally)
             try_kills(trainings, kinds, options.kills, options.seed, tally, until, options.each_event)
+        if options.disks:
+            try_disks(trainings, options.disks, options.seed, tally)
         for kind in kinds:
             print(f"{kind.name}: {dict(tally.counts[f'kill: {kind.name}'])}", flush=True)
         if options.inputs:

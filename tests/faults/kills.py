@@ -13,6 +13,7 @@ import json
 import mmap
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ class Trainings:
                 return HANG, f"a rank outlived another one: {statuses}\n{self.log()}"
             if all(status == 0 for status in statuses):
                 # the moment came after the end
-                return self._judge(kind, run, "")
+                return self.judge(kind, run, "")
             killed = statuses[kill["rank"]]
             if killed not in (-signal.SIGKILL, -signal.SIGALRM) or "Traceback" in self.log():
                 return TRACEBACK, f"{statuses}\n{self.log()}"
@@ -158,12 +159,12 @@ class Trainings:
                 return TRACEBACK, f"the resume: {statuses}, checkpoints {had}\n{self.log()}"
             if taken - begun > self.save_steps:
                 return WRONG, f"{taken} steps were taken, the resume began with {begun}, checkpoints {had}"
-            return self._judge(kind, run, f"from {had}")
+            return self.judge(kind, run, f"from {had}")
         finally:
             shutil.rmtree(run.parent, ignore_errors=True)
 
     @staticmethod
-    def _judge(kind: Kind, run: Path, how: str) -> tuple[str, str]:
+    def judge(kind: Kind, run: Path, how: str) -> tuple[str, str]:
         found = load_file(run / "model.safetensors")
         if found.keys() != kind.whole.keys():
             return WRONG, f"other weights' names {how}"
@@ -228,7 +229,7 @@ def try_two_at_once(trainings: Trainings, tally: Tally):
         pids = [_fork(arguments, {}, log, place, None, directory=place) for log in logs]
         statuses = _statuses(pids, together=False)
         runs = [place / "run"] if named else sorted((place / "runs").glob("*"))
-        right = all(trainings._judge(kind, run, "")[0] == RIGHT for run in runs)
+        right = all(trainings.judge(kind, run, "")[0] == RIGHT for run in runs)
         if None in statuses:
             outcome = HANG
         elif sorted(statuses) == ([0, 2] if named else [0, 0]) and right and len(runs) == (1 if named else 2):
@@ -273,7 +274,11 @@ def _fork(
     watch: dict[str, Any] | None,
     directory: Path | None = None,
 ) -> int:
-    """Start a training; `watch` says when it dies, by "event" or "seconds", or where its "notes" go at the end."""
+    """Start a training.
+
+    `watch` says when it dies, by "event" or "seconds", or what happens at the event "instead" (a function of the
+    folder); the "limit" of its files' sizes; where its "notes" go at the end.
+    """
     sys.stdout.flush()
     pid = os.fork()
     if pid:
@@ -290,7 +295,9 @@ def _fork(
         watch = watch or {}
         if "seconds" in watch:
             signal.setitimer(signal.ITIMER_REAL, max(0.001, watch["seconds"]))
-        counter = _count_events(watched, watch.get("event"))
+        if "limit" in watch:
+            _limit_files(watch["limit"])
+        counter = _count_events(watched, watch.get("event"), watch.get("instead", _die))
         with _plain():
             train(arguments)
         status = 0
@@ -342,8 +349,8 @@ class _MarkingLog(trainer.TrainingLog):
         return super().on_step_end(args, state, control, **kwargs)
 
 
-def _count_events(folder: Path, kill_at: int | None) -> list[int]:
-    """Count what happens to files below `folder`, and die before the `kill_at`-th event."""
+def _count_events(folder: Path, at: int | None, act: Callable[[Path], None]) -> list[int]:
+    """Count what happens to files below `folder`, and act before the `at`-th event."""
     counter, prefix = [0], str(folder)
 
     def see(event, args):
@@ -352,11 +359,22 @@ def _count_events(folder: Path, kill_at: int | None) -> list[int]:
         if event == "open" and not (isinstance(args[2], int) and args[2] & _WRITING):
             return
         counter[0] += 1
-        if counter[0] == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+        # not at the events of its own making
+        if counter[0] == at:
+            act(folder)
 
     sys.addaudithook(see)
     return counter
+
+
+def _die(_: Path):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _limit_files(size: int):
+    """No file of this process may be larger."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 def _statuses(pids: list[int], together: bool = True) -> list[int | None]:

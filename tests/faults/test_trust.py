@@ -3,6 +3,7 @@
 import builtins
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pyarrow
@@ -15,6 +16,7 @@ from tiny import BACKBONES
 from llata_fast.backbone.loading import build_backbone, load_backbone_weights, read_backbone_config
 from llata_fast.config import LlataConfig
 from llata_fast.data import read_csv
+from llata_fast.durable import write_manifest
 from llata_fast.errors import InputError
 from llata_fast.reference_checkpoint import load_reference_checkpoint
 from llata_fast.run_folder import RunFolder
@@ -218,3 +220,105 @@ def test_mapped_tensors_are_read_as_they_are(trace, tmp_path):
     state = {name: value.contiguous() for name, value in model.state_dict().items()} | {"embed_tokens.weight": words}
     save_file(state, folder / "model.safetensors", metadata={"format": str(pickle.dumps(Payload(trace)))})
     assert read_weights(folder).blocks.keys() == model.state_dict().keys()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two steps and the flags that resume it."""
+    from faults.inputs import make_run
+
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llata_fast.kernels._launch.ENABLED", False)
+        run, settings = make_run(folder)
+    return run, [f"--{name}={value}" for name, value in (settings | {"max_steps": 3}).items()]
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
+def test_a_checkpoint_whose_manifest_vouches_for_a_payload(name, trained, trace, tmp_path, plain_ops, capfd):
+    """Who plants one can write a manifest, too."""
+    from training.distributed_cases import train
+
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    path = run / "checkpoint-2" / name
+    torch.save(Payload(trace), path)
+    write_manifest(run / "checkpoint-2")
+    flags = [*trained[1], f"--output_dir={run}", f"--resume_from_checkpoint={run / 'checkpoint-2'}"]
+    if name == "training_args.bin":
+        # nobody reads it
+        train(flags)
+        return
+    with pytest.raises(SystemExit) as ended:
+        train(flags)
+    said = capfd.readouterr().err.strip().splitlines()[-1]
+    assert ended.value.code == 2 and "error: " in said and "could run any code" in said
+
+
+def test_a_calibration_that_is_a_pickle(trace, tmp_path):
+    import numpy as np
+
+    from llata_fast.forecasting.calibration import Calibration
+
+    path = tmp_path / "calibration.npz"
+    np.savez(path, offsets=np.array([Payload(trace)], dtype=object), levels=np.array([Payload(trace)], dtype=object))
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"calibration\.npz"):
+            Calibration.load(path)
+        path.write_bytes(pickle.dumps(Payload(trace)))
+
+
+def test_a_runs_other_files(trace, yaml_payload, tmp_path):
+    """Preprocessor, scores and mixture are JSON and YAML: a pickle is damage, a tag is no value."""
+    from llata_fast.data.mixture import read_mixture
+
+    (tmp_path / "mixture.yaml").write_text(f"- path: corpus\n  {yaml_payload}")
+    with pytest.raises(InputError, match=r"mixture\.yaml"):
+        read_mixture(tmp_path / "mixture.yaml")
+    for name, read in (
+        ("preprocessor_config.json", RunFolder(tmp_path).read_preprocessor),
+        ("metrics.json", RunFolder(tmp_path).read_metrics),
+        ("mixture.json", lambda: RunFolder(tmp_path).check_mixture([])),
+    ):
+        (tmp_path / name).write_bytes(pickle.dumps(Payload(trace)))
+        with pytest.raises(InputError, match=name):
+            read()
+
+
+def test_a_start_that_is_a_pickle(trained, trace, tmp_path):
+    """A start is safetensors: what else lies there is not looked at."""
+    from llata_fast.config import LlataConfig
+    from llata_fast.modeling import LlataForPrediction
+    from llata_fast.training.initial import load_initial
+
+    model = LlataForPrediction.from_backbone(LlataConfig.from_pretrained(trained[0]))
+    shutil.copy(trained[0] / "config.json", tmp_path)
+    torch.save(Payload(trace), tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match="no config.json and model.safetensors"):
+        load_initial(model, str(tmp_path))
+    torch.save(Payload(trace), tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_initial(model, str(tmp_path))
+
+
+@pytest.mark.parametrize("ending", [".arrow", ".parquet"])
+def test_a_corpus_whose_type_is_a_pickle(ending, trace, tmp_path):
+    from llata_fast.data.corpus_sources import SourceOptions, read_source
+
+    metadata = {b"ARROW:extension:name": b"arrow.py_extension_type"}
+    metadata |= {b"ARROW:extension:metadata": pickle.dumps(Payload(trace))}
+    target = pyarrow.field("target", pyarrow.list_(pyarrow.float64()), metadata=metadata)
+    fields = [pyarrow.field("start", pyarrow.timestamp("s")), pyarrow.field("freq", pyarrow.string()), target]
+    columns = [pyarrow.array([0], fields[0].type), pyarrow.array(["D"]), pyarrow.array([[1.0, 2.0]], target.type)]
+    table = pyarrow.table(columns, schema=pyarrow.schema(fields))
+    path = tmp_path / f"corpus{ending}"
+    if ending == ".parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    try:
+        assert list(read_source(path, SourceOptions())[0])[0].target.tolist() == [[1.0, 2.0]]
+    except InputError:
+        # a version that reads no such file has nothing to show
+        assert path.exists()
