@@ -80,6 +80,7 @@ def test_overrides_of_private_methods_are_still_called():
         "_save_optimizer_and_scheduler",
         "_prepare_for_training",
         "_load_optimizer_and_scheduler",
+        "_load_rng_state",
         "_load_best_model",
         "_prepare_input",
     }
