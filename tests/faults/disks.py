@@ -46,7 +46,7 @@ def try_disks(trainings: Trainings, number: int, seed: int, tally: Tally):
 
 
 def _outcome(trainings: Trainings, run: Path, statuses: list, grow) -> tuple[str, str]:
-    kind, said = KINDS[1], trainings.log()
+    kind, said = KINDS[1], (trainings.folder / "log-0").read_text()
     if statuses == [None]:
         return HANG, said
     if statuses == [0]:
