@@ -2,6 +2,7 @@
 
     python bench/launches.py                        # GPT-2, 6 layers, C 7, bf16 autocast, no dropout
     python bench/launches.py --backbone llama --write DIR
+    python bench/launches.py --inductor             # and what Inductor makes of the step, in minutes
 
 The model runs eagerly on fake tensors (shapes without values), on the paths that CUDA tensors take; our operations run
 their launchers, whose kernels are counted instead of started. An operation that returns a view launches nothing, any
@@ -242,6 +243,48 @@ def count(options: argparse.Namespace) -> Counts:
     return counter.counts
 
 
+def inductor_totals(options: argparse.Namespace) -> dict[str, int]:
+    """Launches of forward and backward in the code that Inductor writes; ours and other libraries' as in eager mode.
+
+    The code is for a CPU, which is there, and none of it is compiled: each of its kernels stands for one of a GPU's,
+    where fusion follows the same rules.
+    """
+    from torch._inductor import config
+    from torch._inductor.async_compile import AsyncCompile
+    from torch._inductor.graph import GraphLowering
+
+    sources: list[str] = []
+    noted: list[str] = []
+    totals = {}
+    model = build_ours(options).train()
+    store_frozen(model.backbone, torch.bfloat16)
+    past, future = batch(argparse.Namespace(**vars(options) | {"batch": 2}))
+    nothing = lambda self, *args, **kwargs: lambda *tensors: None
+    with (
+        mock.patch.object(GraphLowering, "save_output_code", sources.append),
+        mock.patch.multiple(AsyncCompile, cpp=nothing, cpp_pybinding=nothing),
+        config.patch(fx_graph_cache=False),
+        recorded_kernels(noted.append),
+        as_on_gpu(),
+    ):
+        step = torch.compile(lambda past, future: model(past, future).loss, fullgraph=True, dynamic=False)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = step(past, future)
+        totals["forward"] = code_launches(sources) + len(noted)
+        sources.clear(), noted.clear()
+        loss.backward()
+        totals["backward"] = code_launches(sources) + len(noted)
+    return totals
+
+
+def code_launches(sources: list[str]) -> int:
+    """Launches that written code asks for, ours apart."""
+    bodies = "\n".join(source[source.index("def call(") :] for source in sources)
+    fused = len(re.findall(r"\bcpp_fused\w*\(", bodies))
+    names = re.findall(r"\bextern_kernels\.(\w+)\(|torch\.ops\.aten\.(\w+)\.\w+\(", bodies)
+    return fused + sum(KERNELS.get(first or second, 1) for first, second in names)
+
+
 def by_phase(counts: Counts, column: int) -> dict[str, dict[str, int]]:
     """Launches by part (1) or operation (2) in every phase, most first."""
     table: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
@@ -275,6 +318,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--write", type=Path, metavar="DIR", help="folder for launches.csv")
+    parser.add_argument("--inductor", action="store_true", help="count what torch.compile leaves, too")
     own, rest = parser.parse_known_args(argv)
     # of the model: --batch, --channels, --backbone, --hidden_size, --num_layers, --dropout, --backbone_pass
     model = parse_model(["--device", "cpu", "--batch", "256", "--dropout", "0", *rest])
@@ -289,7 +333,8 @@ def main():
     if options.write:
         write(counts, options.write / "launches.csv")
     sums = totals(counts)
-    print(json.dumps({"training_step": sums["forward"] + sums["backward"], **sums}))
+    compiled = {"inductor": inductor_totals(options)} if options.inductor else {}
+    print(json.dumps({"training_step": sums["forward"] + sums["backward"], **sums, **compiled}))
 
 
 if __name__ == "__main__":

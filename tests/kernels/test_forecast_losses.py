@@ -125,6 +125,15 @@ def test_nothing_observed_costs_nothing(device):
     assert not torch.autograd.grad(total, normalised)[0].any()
 
 
+def test_smape_of_nothing(device):
+    """Forecast and target 0: no error, in percent of nothing."""
+    normalised, units = torch.zeros(4, 3, 5, device=device, requires_grad=True), torch.zeros(2, 3, device=device)
+    _, task, apart, total = forecast_losses(
+        normalised, units, units + 1, torch.zeros(2, 5, 3, device=device), task="smape", consistency="smape"
+    )
+    assert task == apart == 0 and not torch.autograd.grad(total, normalised)[0].any()
+
+
 def test_two_runs_are_bit_equal(device):
     normalised, *others = make_inputs(3, 70, 9, device=device)
     runs = []
