@@ -125,7 +125,9 @@ ceil(waves): below one wave it says how much of the GPU is taken, above it how m
 Spills are bytes of stack a thread, matrix instructions those of the tensor cores (HMMA, HGMMA, UTCHMMA, MFMA). Of the
 loops that copy to shared memory beside them: waits, and how many groups of copies the strictest of these leaves in
 flight; 0 would be to wait for what was issued last. Load bytes are the narrowest and the widest load of a thread. The
-32-bit classes multiply in exact fp32 on FMA units, except on gfx942, whose matrix cores can, and as tf32.
+32-bit classes multiply in exact fp32 on FMA units, except on gfx942, whose matrix cores can, and as tf32. Odd sizes are
+rows, prototypes and lengths of patches; widths that are no multiples of 16, which no language model has, are computed
+right but loaded 2 bytes at a time, and spill.
 
 """
 WAVES_HEADING = "kernel | shape class | shape | config | programs | resident | limit | waves | efficiency"

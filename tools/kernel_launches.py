@@ -29,7 +29,7 @@ def launches(sample: bool = False, variants: bool = True):
                     yield ", ".join(part for part in (what, variant) if part), allowed
 
 
-# beside bf16 and exact fp32, on the plainest inputs; odd: rows and prototypes, and widths that are no multiples of 16
+# beside bf16 and exact fp32, on the plainest inputs; odd: rows, prototypes and the length of a patch
 VARIANTS = [(torch.float16, "fp16", 0), (torch.float32, "tf32", 0), (torch.bfloat16, "odd sizes", 1)]
 
 
@@ -52,7 +52,7 @@ def _patch_launches(dtype: torch.dtype, sample: bool = False, plain: bool = Fals
     empty = partial(torch.empty, dtype=dtype)
     for L, P, S in ((512, 16, 8),) if sample else ((512, 16, 8), (96, 96, 96), (512, 512, 512)):
         P = P - odd
-        B, C, D, N = 16, 862 + odd, 768 - 8 * odd, (L - P) // S + 1
+        B, C, D, N = 16, 862 + odd, 768, (L - P) // S + 1
         x, weight, bias = empty(B, L, C, dtype=torch.float32), empty(D, P), empty(D)
         stats = [empty(B, C, dtype=torch.float32)] * 3
         for mask in (None,) if sample or plain else (None, torch.empty(x.shape, dtype=torch.bool)):
@@ -69,7 +69,7 @@ def _attention_launches(dtype: torch.dtype, sample: bool = False, plain: bool = 
     empty = partial(torch.empty, dtype=dtype)
     for E in (64,) if sample else (64, 128, 256):
         for M in (256, 10272) if E == 64 else (10272,):
-            shape = 12, E - 8 * odd
+            shape = 12, E
             q, k, lse = empty(M + odd, *shape), empty(500 + odd, *shape), empty(12, M + odd, dtype=torch.float32)
             yield "", by_triton(prototype_attention_fwd, q, k, k, 0.1)
             yield "", by_triton(prototype_attention_bwd, q, q, k, k, q, lse, 0.1)
@@ -78,7 +78,7 @@ def _attention_launches(dtype: torch.dtype, sample: bool = False, plain: bool = 
 def _alignment_launches(dtype: torch.dtype, sample: bool = False, plain: bool = False, odd: int = 0):
     empty = partial(torch.empty, dtype=dtype)
     for G, M, D in ((1, 256, 768),) if sample else ((1, 256, 768), (7, 10272, 2048)):
-        M, D = M + odd, D - 8 * odd
+        M += odd
         weight, loss, slope = empty(G, D, D), empty(1, dtype=torch.float32), empty(G, M, D)
         slope = empty(0) if dtype == torch.float32 else slope
         # a residual stream is fp32 under autocast, too
