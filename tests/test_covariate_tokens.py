@@ -127,6 +127,43 @@ def test_the_place_of_the_unseen_is_learned(backbone):
     assert not torch.equal(model(past, **known).prediction_outputs, model(past, **unseen).prediction_outputs)
 
 
+@pytest.mark.parametrize("tokens", ["variate tokens", "patch tokens"])
+def test_tokens_alone_learn_what_a_covariate_drives(backbone, tokens):
+    """Without a linear skip; and nothing from one that is drawn anew."""
+    losses = {}
+    for driven in (True, False):
+        torch.manual_seed(0)
+        sizes = {"known": [0], "past": [], "static": []}
+        model = tiny_model(backbone, covariates=sizes, num_layers=1, alignment_weight=0.0, **TOKENS[tokens])
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+        last = []
+        for _ in range(120):
+            before, behind = torch.randn(32, 12, 1), torch.randn(32, 5, 1)
+            past, future = before + 0.1 * torch.randn_like(before), behind + 0.1 * torch.randn_like(behind)
+            seen = behind if driven else torch.randn_like(behind)
+            output = model(past, future, past_covariates=before, future_covariates=seen)
+            optimizer.zero_grad()
+            output.loss.backward()
+            optimizer.step()
+            last = [*last, output.task_loss.item()][-20:]
+        losses[driven] = sum(last) / len(last)
+    assert losses[True] < 0.5 * losses[False] and losses[False] > 0.9
+
+
+def test_checkpointed_blocks_give_the_same_gradients(backbone):
+    past, future = window()
+    beside, gradients = inputs(), []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = tiny_model(backbone, covariates=SIZES, dropout=0.2)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        torch.manual_seed(0)
+        model(past, future, **beside).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize(
     ("sizes", "change", "message"),
     [
