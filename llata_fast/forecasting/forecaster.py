@@ -26,7 +26,7 @@ from .wide import WideForecaster
 
 
 class Forecaster:
-    """Forecasts with the temporal branch alone, merged into its backbone: in place, `model` cannot be trained afterwards.
+    """Forecasts with the temporal branch alone, merged into its backbone in place: `model` cannot be trained after it.
 
     >>> f = Forecaster.from_pretrained("runs/x")
     >>> f.predict_df(df, id_column="item_id", timestamp_column="timestamp", target="target")
