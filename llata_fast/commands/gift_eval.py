@@ -11,6 +11,7 @@ from pathlib import Path
 from ..errors import InputError
 from .inputs import add_backbone_argument
 
+BASELINE = "seasonal_naive"
 TYPES = ("pretrained", "fine-tuned", "zero-shot", "deep-learning")
 
 
@@ -39,10 +40,12 @@ def run(options: argparse.Namespace):
     forecaster = Forecaster.from_pretrained(options.run, backbone=options.backbone)
     if not forecaster.info.any_series and len(forecaster.info.columns) != 1:
         raise InputError(f"{options.run} forecasts {len(forecaster.info.columns)} channels together, GIFT-Eval one")
+    if options.model == BASELINE or Path(options.model).name != options.model:
+        raise InputError(f"--model {options.model}: a name for a folder of its own beside {BASELINE}")
     submitted = {name: getattr(options, name) for name in ("model_type", "testdata_leakage", "model_link", "code_link")}
     results = {
         options.model: gift_eval.Submission(options.model, **submitted, org=options.org),
-        "seasonal_naive": gift_eval.Submission("seasonal_naive", "statistical", "No"),
+        BASELINE: gift_eval.Submission(BASELINE, "statistical", "No"),
     }
     files = {name: gift_eval.ResultFiles(Path(options.output, name), entry) for name, entry in results.items()}
     for name in options.datasets:
@@ -50,7 +53,7 @@ def run(options: argparse.Namespace):
             task = gift_eval.read_task(options.data_dir, name, term)
             predictors: dict[str, gift_eval.Predictor] = {
                 options.model: LlataPredictor(forecaster, task.horizon, batch_size=options.batch_size),
-                "seasonal_naive": SeasonalNaivePredictor(task.horizon, task.seasonality),
+                BASELINE: SeasonalNaivePredictor(task.horizon, task.seasonality),
             }
             for model, predictor in predictors.items():
                 row = files[model].row(task) or files[model].add(task, gift_eval.score(predictor, task))

@@ -85,8 +85,10 @@ class _Sums:
         self.known = self.known + known.sum(0)
         self.each.append(_mean(miss.reshape(len(miss), -1)))
         if quantiles is not None:
-            self.below = self.below + (truth[..., None] <= quantiles)[~np.isnan(truth)].sum(0)
-            self.seen += int((~np.isnan(truth)).sum())
+            # nothing is forecast of a channel without a value in the context
+            seen = ~np.isnan(truth) & ~np.isnan(quantiles).any(-1)
+            self.below = self.below + (truth[..., None] <= quantiles)[seen].sum(0)
+            self.seen += int(seen.sum())
 
     @property
     def by_step(self) -> np.ndarray:
