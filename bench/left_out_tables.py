@@ -58,8 +58,10 @@ def markdown(path: Path) -> str:
     left_out = tested[tested["model"] == tested["series"].map(chosen)]
     shipped = tested[tested["model"] == SHIPPED]
     runs = table[(table["model"] == "llata") & (table["part"] == "whole")]
-    parts = [_INTRODUCTION, "## Rules in rehearsals\n", *_rehearsals(rules), ""]
-    parts += ["## The rule that all other series choose, on the one left out\n", *_by_series(left_out), ""]
+    parts = [_INTRODUCTION]
+    if len(left_out):
+        parts += ["## Rules in rehearsals\n", *_rehearsals(rules), ""]
+        parts += ["## The rule that all other series choose, on the one left out\n", *_by_series(left_out), ""]
     parts += [f"## The rule that is shipped: {SHIPPED}\n", *_by_series(shipped), ""]
     if len(runs):
         parts += ["## Whole runs, the language model with them\n", *_whole_runs(runs), ""]
