@@ -307,7 +307,9 @@ class Forecaster:
 
         if self.source is None:
             raise InputError("only a forecaster that was loaded from a run is exported as an adapter: from_pretrained")
-        return export_adapter(LlataForPrediction.from_pretrained(self.source), folder)
+        # the base may have moved
+        model = LlataForPrediction.from_pretrained(self.source, backbone=self.model.config.backbone)
+        return export_adapter(model, folder)
 
     @property
     def core(self) -> PanelForecaster:
