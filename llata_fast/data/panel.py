@@ -189,7 +189,7 @@ class Panel:
             if covariates.given and short.any():
                 raise InputError(
                     f"{self.name}: the known covariates {', '.join(covariates.given)} end with the targets: give their "
-                    f"next {horizon} steps as {NAME}"
+                    f"next {horizon} steps as {NAME}, on the command line by --future"
                 )
             extended = covariates.extended(np.maximum(self.lengths + horizon, np.diff(covariates.offsets)))
         else:
