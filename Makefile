@@ -76,7 +76,7 @@ lint: $(READY)
 
 # docs/reliability.md: kills, damaged files and odd values for MINUTES minutes
 faults: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/campaign.py --minutes $(or $(MINUTES),60) --write
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/campaign.py --minutes $(or $(MINUTES),60) --each_event --write
 
 # bench/results/<device>/: a CSV and a picture of every kernel
 bench: $(READY)

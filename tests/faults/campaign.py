@@ -32,19 +32,24 @@ from faults.odd_values import try_odd_values  # noqa: E402
 from faults.outcomes import OUTCOMES, Tally  # noqa: E402
 
 PAGE = ROOT / "docs" / "reliability.md"
+_TURN = 40
 _BEGIN, _END = "<!-- figures: written by make faults -->", "<!-- end of figures -->"
 
 
 def try_inputs(folder: Path, options: argparse.Namespace, until: float, tally: Tally):
-    """Damage every file, and make up values, as often as the time allows."""
+    """Damage every file, and make up values, by turns of _TURN, as often as the time allows."""
     cases = input_cases(folder)
     logging.disable(logging.CRITICAL)
     each = -(-options.inputs // (len(cases) + 5))
-    try_odd_values(each, options.seed, tally)
-    for case in cases:
+    for turn, done in enumerate(range(0, each, _TURN)):
+        count, seed = min(_TURN, each - done), options.seed + 1000 * turn
         if time.monotonic() < until:
-            try_damage(case, each, options.seed, tally)
-            print(f"{case.name}: {dict(tally.counts[case.name])}", flush=True)
+            try_odd_values(count, seed, tally)
+        for case in cases:
+            if time.monotonic() < until:
+                try_damage(case, count, seed, tally)
+        tally.keep()
+        print(f"{tally.total()} in all, of them bad: {tally.bad}", flush=True)
 
 
 def figures(tally: Tally, seed: int) -> str:
