@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("plain_ops")
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-FOLDERS = (".", "docs", "ds_configs", "kernels", "bench/results/scaling")
+FOLDERS = (".", "docs", "ds_configs", "kernels", "bench/results/quality", "bench/results/scaling")
 PAGES = [page for folder in FOLDERS for page in sorted((ROOT / folder).glob("*.md"))]
 # what makes a documented training small
 TINY = (
