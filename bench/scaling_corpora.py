@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from llata_fast.planning.planner import Request, make_plan
 from llata_fast.planning.pretraining import pretraining_cost
-from llata_fast.planning.report import model_config
+from llata_fast.planning.plan_text import model_config
 from llata_fast.settings import ModelSettings
 from llata_fast.training.pretraining import PRETRAINING
 

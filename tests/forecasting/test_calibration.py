@@ -24,6 +24,9 @@ class Lookbacks:
         past = self.past[indices]
         return past, past.mean(1, keepdim=True) + self.errors[indices]
 
+    def covariates(self, indices):
+        return {}
+
 
 def by_the_mean(inputs):
     return (torch.zeros(len(inputs["past_values"]), H, C),)

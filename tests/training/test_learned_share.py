@@ -27,7 +27,8 @@ def trainer(tmp_path):
     trainer = SimpleNamespace(model=model, args=args, splits=SimpleNamespace(val=validation), seen=0)
     futures = torch.cat([future for *_, future in validation.batches(64)])
 
-    def forecast(past, observed):
+    def forecast(past, observed, covariates):
+        assert not covariates
         future = futures[trainer.seen : trainer.seen + len(past)]
         trainer.seen += len(past)
         return trainer.learned(model.skip.alone(past, observed), future, trainer.seen)
