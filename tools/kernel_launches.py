@@ -82,7 +82,7 @@ def _alignment_launches(dtype: torch.dtype, sample: bool = False, plain: bool = 
         weight, loss, slope = empty(G, D, D), empty(1, dtype=torch.float32), empty(G, M, D)
         slope = empty(0) if dtype == torch.float32 else slope
         # a residual stream is fp32 under autocast, too
-        for features_dtype in (dtype,) if sample or plain else {dtype, torch.float32}:
+        for features_dtype in (dtype,) if sample or plain else dict.fromkeys((dtype, torch.float32)):
             features = [empty(2 * M, D, dtype=features_dtype)] * G
             variant = "" if features_dtype == dtype else ", fp32 features"
             for kind in ("l1",) if sample or plain else ("l1", "smooth_l1", "mse"):
