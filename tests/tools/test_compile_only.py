@@ -78,6 +78,8 @@ def test_splits_fit_what_is_resident():
     """`waves` of a config that splits its work is the number of programs that a multiprocessor holds."""
     waves = compile_only.parse_waves(compile_only.TABLE.read_text())
     split = [row for row in waves if row.kernel in ("prototype_attention_bwd_dkv", "patch_embed_bwd")]
+    # blocks of keys times heads are several waves there, and nothing is split
+    split = [row for row in split if row.shape != "large backbone"]
     assert split
     for row in split:
         config = configs.TABLE[row.kernel, row.shape_class, row.config]
