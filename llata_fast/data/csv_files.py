@@ -211,6 +211,21 @@ def _shortened(names: Sequence[str], limit: int = 12) -> str:
     return " ".join(", ".join(map(str, names[:limit])).split()) + rest
 
 
+def as_numbers(cells: pd.Series) -> pd.Series:
+    """The numbers that cells hold, NaN for text, infinite for an integer that no float holds."""
+
+    def one(cell):
+        try:
+            return pd.to_numeric(cell, errors="coerce")
+        except OverflowError:
+            return np.inf
+
+    try:
+        return pd.to_numeric(cells, errors="coerce")
+    except OverflowError:
+        return cells.map(one).astype(np.float64)
+
+
 def parse_values(table: CsvTable, missing: str) -> np.ndarray:
     """[rows, C] float64 with NaN for missing cells.
 
@@ -221,7 +236,7 @@ def parse_values(table: CsvTable, missing: str) -> np.ndarray:
     cells = table.cells[list(table.columns)]
     values = np.empty(cells.shape)
     for column, name in enumerate(table.columns):
-        values[:, column] = pd.to_numeric(cells[name], errors="coerce")
+        values[:, column] = as_numbers(cells[name])
         if pd.api.types.is_numeric_dtype(cells[name]):
             continue
         text = np.flatnonzero(np.isnan(values[:, column]) & cells[name].notna())

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import InputError
+from .csv_files import as_numbers
 from .dates import parse_dates
 from .periods import DateError
 
@@ -128,7 +129,7 @@ def _column(df: pd.DataFrame, given: str | None, usual: Sequence[str], argument:
 
 def _numbers(column: pd.Series, ids: pd.Index, codes: np.ndarray, name: str) -> np.ndarray:
     """[rows] float64 of a target column."""
-    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    values = as_numbers(column).to_numpy(dtype=np.float64, na_value=np.nan)
     text = np.isnan(values) & column.notna().to_numpy()
     for wrong, problem in ((text, "is not a number"), (np.isinf(values), "is infinite")):
         if wrong.any():
