@@ -56,12 +56,13 @@ def figures(tally: Tally, seed: int) -> str:
     """The table of a page."""
     kills = {name: counts for name, counts in tally.counts.items() if name.startswith("kill")}
     disks = sum(counts.total() for name, counts in tally.counts.items() if name.startswith("disk"))
+    two = tally.counts["two runs at once"].total() if "two runs at once" in tally.counts else 0
     lines = [
         f"{datetime.date.today()}, seed {seed}, {tally.seconds / 60:.0f} minutes on {os.cpu_count()} CPU cores, Python "
         f"{platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}: "
         f"{sum(counts.total() for counts in kills.values())} kills, "
         f"{disks} disks that failed, "
-        f"{tally.total() - disks - sum(counts.total() for counts in kills.values())} damaged or odd inputs.",
+        f"{tally.total() - disks - sum(counts.total() for counts in kills.values()) - two} damaged or odd inputs.",
         "",
         f"| what | {' | '.join(OUTCOMES)} |",
         f"|---|{'---:|' * len(OUTCOMES)}",
