@@ -1,4 +1,4 @@
-"""Train on a long table of many series, or on one wide CSV as a panel of one item.
+"""Train on a long table of many series; one wide CSV is for train.py.
 
 The last tenth of every item validates and calibrates its quantiles; nothing is held back for a test, which is what
 `backtest` is for. Any option of train.py may follow.
