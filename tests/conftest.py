@@ -1,6 +1,7 @@
 """Settings and fixtures of the whole suite. Pytest imports this before any test, hence before any kernel."""
 
 import contextlib
+import logging
 import os
 import random
 import signal
@@ -39,6 +40,15 @@ def pytest_configure(config):
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def silent():
+    """A command that ran in this process shows the package's log from then on: the next test finds it silent again."""
+    yield
+    log = logging.getLogger("llata_fast")
+    log.handlers.clear()
+    log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)

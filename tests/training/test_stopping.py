@@ -145,6 +145,15 @@ def test_a_long_evaluation_is_not_waited_for(flags, monkeypatch, tmp_path, capfd
     assert "checkpoint-3 goes on" in capfd.readouterr().out
 
 
+@pytest.fixture
+def listening():
+    """Python leaves Ctrl-C ignored where it was started so, as in a shell's background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listening")
 def test_ctrl_c_promises_what_there_is(flags, monkeypatch, tmp_path, capfd):
     for save_steps, promise in ((100, "interrupted; nothing to resume from"), (2, "checkpoint-2 goes on from there")):
         monkeypatch.setattr(os, "kill", lambda *_: signal.raise_signal(signal.SIGINT))
