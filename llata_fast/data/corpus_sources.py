@@ -31,6 +31,8 @@ _TABLES = (".csv", ".txt", ".zip")
 _JSON = (".json", ".jsonl")
 _IN_FOLDERS = ((".arrow",), (".parquet",), (".tsf",), (".json", ".jsonl", ".json.gz", ".jsonl.gz"))
 _NO_SERIES = ("state.json", "dataset_info.json", "dataset_dict.json", "metadata.json")
+# what pyarrow raises over schemas and scalars that make no sense is not always an exception of its own
+_DAMAGE = (pa.ArrowException, OSError, EOFError, KeyError, OverflowError)
 _FLOAT32 = np.finfo(np.float32).max
 
 
@@ -243,7 +245,7 @@ def _parquet(path: Path, options: SourceOptions) -> Iterator[CorpusSeries]:
         schema = file.schema_arrow
         batches = file.iter_batches(batch_size=256)
         yield from _rows_of_lists(path, schema, batches, options)
-    except (pa.ArrowException, OSError) as error:
+    except _DAMAGE as error:
         raise InputError(f"{path} is damaged: {' '.join(str(error).split())}") from None
 
 
@@ -259,7 +261,7 @@ def _arrow(path: Path, options: SourceOptions) -> Iterator[CorpusSeries]:
                 reader = pa.ipc.open_stream(mapped)
                 batches = iter(reader)
             yield from _rows_of_lists(path, reader.schema, batches, options)
-    except (pa.ArrowException, OSError, EOFError) as error:
+    except _DAMAGE as error:
         raise InputError(f"{path} is damaged: {' '.join(str(error).split())}") from None
 
 

@@ -238,6 +238,9 @@ def _read_yaml(path: str, parser: Parser) -> dict:
     own = {name for kind in (ModelSettings, DataSettings, TrainingSettings) for name in get_type_hints(kind)}
     if mappings := [name for name, value in values.items() if name in own and isinstance(value, dict)]:
         raise InputError(f"{path}: {mappings[0]} takes no mapping")
+    lists = {name: value for name, value in values.items() if name in own and isinstance(value, list)}
+    if nested := [name for name, value in lists.items() if any(isinstance(item, (list, dict)) for item in value)]:
+        raise InputError(f"{path}: {nested[0]} takes no list of lists or mappings")
     if empty := [name for name, value in values.items() if value is None and name not in _may_be_none()]:
         raise InputError(f"{path}: {empty[0]} has no value")
     parser.source = f"{path}: "

@@ -250,6 +250,17 @@ def test_bad_parquet_ends_in_one_line(tmp_path, case):
         build_corpus([tmp_path / "bad.parquet"], tmp_path / "out")
 
 
+def test_a_start_beyond_all_dates_ends_in_one_line(tmp_path):
+    """pyarrow raises OverflowError for it, which is no exception of its own."""
+    start = pa.array([2**62], pa.timestamp("s"))
+    table = pa.table({"item_id": ["a"], "start": start, "freq": ["D"], "target": [[1.0, 2.0, 3.0]]})
+    with pa.OSFile(str(tmp_path / "far.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(InputError, match="far.arrow is damaged"):
+        build_corpus([tmp_path / "far.arrow"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_of_nothing_known_is_refused(tmp_path):
     (tmp_path / "in").mkdir()
     write(tmp_path / "in" / "script.py", "raise SystemExit")
