@@ -216,7 +216,7 @@ def as_numbers(cells: pd.Series) -> pd.Series:
 
     def one(cell):
         try:
-            return pd.to_numeric(cell, errors="coerce")
+            return float(pd.to_numeric(cell, errors="coerce"))
         except OverflowError:
             return np.inf
 

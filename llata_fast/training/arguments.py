@@ -239,6 +239,9 @@ def _read_yaml(path: str, parser: Parser) -> dict:
     if mappings := [name for name, value in values.items() if name in own and isinstance(value, dict)]:
         raise InputError(f"{path}: {mappings[0]} takes no mapping")
     lists = {name: value for name, value in values.items() if name in own and isinstance(value, list)}
+    several = {action.dest for action in parser._actions if action.nargs is not None}
+    if single := [name for name in lists if name not in several]:
+        raise InputError(f"{path}: {single[0]} takes one value, not a list")
     if nested := [name for name, value in lists.items() if any(isinstance(item, (list, dict)) for item in value)]:
         raise InputError(f"{path}: {nested[0]} takes no list of lists or mappings")
     if empty := [name for name, value in values.items() if value is None and name not in _may_be_none()]:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from llata_fast.data import read_csv
+from llata_fast.data.csv_files import as_numbers
 from llata_fast.errors import InputError
 
 HOURS = [f"2024-03-01 {hour:02}:00" for hour in range(6)]
@@ -183,3 +184,8 @@ def test_a_million_rows_are_read_by_columns(write):
 
     seconds(50_000)
     assert seconds(200_000) < 10 * max(seconds(50_000), 0.05)
+
+
+def test_integers_that_no_float_holds_are_infinite_whatever_stands_beside_them():
+    for beside in ("text", 1.5, 3, None):
+        assert as_numbers(pd.Series([10**400, beside], dtype=object))[0] == np.inf

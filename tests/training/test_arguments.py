@@ -122,8 +122,10 @@ def test_wrong_command_lines(refused, config_file, tmp_path):
     assert "is not YAML" in refused("--config", str(broken))
     broken.write_text("- a\n- b\n")
     assert "must hold a mapping" in refused("--config", str(broken))
-    broken.write_text("backbone:\n- - 1\n")
-    assert "backbone takes no list of lists" in refused("--config", str(broken))
+    broken.write_text("columns:\n- - 1\n")
+    assert "columns takes no list of lists" in refused("--config", str(broken))
+    broken.write_text("batch_size: [8]\n")
+    assert "batch_size takes one value, not a list" in refused("--config", str(broken))
 
 
 @pytest.mark.parametrize(
