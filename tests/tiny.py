@@ -111,3 +111,21 @@ def all_windows(windows: WindowDataset) -> tuple[torch.Tensor, torch.Tensor, tor
     """Every window's past, what of it is observed, and future."""
     ((past, observed, future),) = windows.batches(len(windows))
     return past, observed, future
+
+
+def training_flags(folder: Path, **settings) -> list[str]:
+    """Flags of train.py for a training of four steps an epoch, on a series and a random decoder in `folder`."""
+    settings = {
+        "dataset": write_series(folder / "series.csv", 80),
+        "backbone": random_backbone(folder),
+        "num_layers": 1,
+        "num_prototypes": 9,
+        "context_length": 12,
+        "prediction_length": 6,
+        "batch_size": 10,
+        "precision": "fp32",
+        "save_strategy": "steps",
+        "report_to": "none",
+        "disable_tqdm": True,
+    } | settings
+    return [f"--{name}={value}" for name, value in settings.items()]

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import random_backbone, write_series
+from tiny import training_flags
 
 from llata_fast.run_folder import RunFolder
 
@@ -25,26 +25,8 @@ LAUNCHERS = {
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stopped")
-    settings = {
-        "dataset": write_series(folder / "series.csv", 80),
-        "backbone": random_backbone(folder),
-        "num_layers": 1,
-        "num_prototypes": 9,
-        "context_length": 12,
-        "prediction_length": 6,
-        "batch_size": 10,
-        "max_steps": 100_000,
-        "eval_strategy": "steps",
-        "eval_steps": 1,
-        "save_strategy": "steps",
-        "save_steps": 100_000,
-        "precision": "fp32",
-        "patience": 0,
-        "report_to": "none",
-        "disable_tqdm": True,
-    }
-    return [f"--{name}={value}" for name, value in settings.items()]
+    steps = {"max_steps": 100_000, "save_steps": 100_000, "eval_strategy": "steps", "eval_steps": 1, "patience": 0}
+    return training_flags(tmp_path_factory.mktemp("stopped"), **steps)
 
 
 def left_of(run: Path) -> list[str]:

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import random_backbone, write_series
+from tiny import training_flags
 from training.distributed_cases import train
 from transformers import TrainerCallback
 
@@ -35,25 +35,9 @@ class Sends(TrainerCallback):
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stopping")
-    settings = {
-        "dataset": write_series(folder / "series.csv", 80),
-        "backbone": random_backbone(folder),
-        "num_layers": 1,
-        "num_prototypes": 9,
-        "context_length": 12,
-        "prediction_length": 6,
-        "batch_size": 10,
-        "max_steps": STEPS,
-        "dropout": 0.2,
-        "average_decay": 0.5,
-        "precision": "fp32",
-        "save_strategy": "steps",
-        "save_steps": 100,
-        "report_to": "none",
-        "disable_tqdm": True,
-    }
-    return [f"--{name}={value}" for name, value in settings.items()]
+    return training_flags(
+        tmp_path_factory.mktemp("stopping"), max_steps=STEPS, dropout=0.2, average_decay=0.5, save_steps=100
+    )
 
 
 @pytest.fixture(autouse=True)
