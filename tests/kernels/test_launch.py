@@ -1,4 +1,4 @@
-"""Which tensors take Triton, in which precision, with which config."""
+"""Which tensors take Triton, in which precision, in how many parts."""
 
 import subprocess
 import sys
@@ -6,18 +6,7 @@ import types
 
 import pytest
 import torch
-from check import use_provider
-from llata_fast.kernels import (
-    _launch,
-    alignment_loss,
-    configs,
-    deep_alignment_loss,
-    forecast_losses,
-    prototype_attention,
-    prototype_attention_ref,
-    providers,
-    twin_norm,
-)
+from llata_fast.kernels import _launch, prototype_attention, prototype_attention_ref
 
 WITHOUT_TRITON = """
 import sys
@@ -91,45 +80,6 @@ def test_splits():
     assert splits(programs=wanted, limit=10) == 1
     # nothing to split and nobody to split for
     assert splits(programs=0, limit=0) == 1
-
-
-def test_every_class_has_a_config_for_any_target():
-    classes = {(kernel, shape_class) for kernel, shape_class, _ in configs.TABLE}
-    for kernel, shape_class in classes:
-        assert (kernel, shape_class, "any") in configs.TABLE
-        assert (kernel, shape_class, "interpreter") in configs.TABLE
-    assert all(config.reason and config.num_warps in (1, 2, 4, 8, 16) for config in configs.TABLE.values())
-
-
-def test_every_shape_class_has_a_provider():
-    rows = providers.TABLE.values()
-    assert {row.provider for row in rows} == {providers.TRITON, providers.LIBRARY}
-    assert all(row.reason and row.basis in ("estimated", "measured") for row in rows)
-    assert all((row.op, row.shape_class, "any") in providers.TABLE for row in rows)
-    provided = {(row.op, row.shape_class) for row in rows}
-    for kernel, shape_class, _ in configs.TABLE:
-        op = next((op for op in sorted({row.op for row in rows}, key=len, reverse=True) if kernel.startswith(op)), None)
-        if op is not None and shape_class != "any":
-            # configs may tell more inputs apart
-            assert (op, shape_class.split(", ")[0]) in provided, (kernel, shape_class)
-
-
-def test_the_library_computes_what_the_table_gives_it(monkeypatch):
-    q, features, weight = torch.randn(3, 2, 8), [torch.randn(6, 8)], torch.randn(1, 4, 8)
-    norm, target, units = torch.ones(8), torch.randn(2, 5, 3), torch.ones(2, 3)
-    losses = {"task": "l1", "consistency": "l1"}
-    calls = [
-        lambda: prototype_attention(q, q, q),
-        lambda: deep_alignment_loss(features, weight, weight, depth_weights=[1.0], kind="l1"),
-        lambda: alignment_loss(*features * 2, weight[0], weight[0], kind="l1"),
-        lambda: twin_norm(*features, norm, norm, norm, norm, num_time_rows=3, eps=1e-5, kind="layer")[0],
-        lambda: forecast_losses(torch.ones(4, 3, 5), units, units, target, **losses)[3],
-    ]
-    for op in ("prototype_attention", "alignment_loss", "twin_norm", "forecast_losses"):
-        use_provider(monkeypatch, op, "library")
-    by_library = [call() for call in calls]
-    monkeypatch.setattr(_launch, "ENABLED", False)
-    assert all(torch.equal(ours, call()) for ours, call in zip(by_library, calls, strict=True))
 
 
 def test_target_names(monkeypatch):
