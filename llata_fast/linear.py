@@ -105,6 +105,20 @@ def fill_with_mean(past: Tensor, observed: Tensor) -> Tensor:
     return torch.where(observed, past, mean)
 
 
+def level_inputs(past: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+    """Lookbacks [B, L, C] -> [lookback - mean, mean, 1] as [B, L + 2, C], and the mean [B, 1, C]."""
+    filled = fill_with_mean(past, observed)
+    mean = filled.mean(1, keepdim=True)
+    return torch.cat((filled - mean, mean, torch.ones_like(mean)), 1), mean
+
+
+def deviation(past: Tensor, observed: Tensor) -> Tensor:
+    """Standard deviation [B, 1, C] of the observed values of lookbacks [B, L, C]; 0 where there are none."""
+    filled = fill_with_mean(past, observed)
+    squares = (filled - filled.mean(1, keepdim=True)).square().sum(1, keepdim=True)
+    return (squares / observed.sum(1, keepdim=True).clamp(min=1)).sqrt()
+
+
 def _keep_share(skip: "LinearSkip", keys: Any):
     """What a loaded share means for the learned part; a function by name, so that a model can be pickled."""
     skip.keep(skip.learned_share.item())
@@ -172,14 +186,11 @@ class LinearSkip(nn.Module):
 
     def alone(self, past: Tensor, observed: Tensor, *covariates: Tensor | None) -> Tensor:
         """The forecast [B, H, C] of standardised lookbacks [B, L, C] without what is learned."""
-        filled = fill_with_mean(past, observed)
-        mean = filled.mean(1, keepdim=True)
-        inputs = torch.cat((filled - mean, mean, torch.ones_like(mean)), 1)
+        inputs, mean = level_inputs(past, observed)
         forecast = mean + self._forecast(inputs.float()).transpose(1, 2)
         if self.covariates is None:
             return forecast
-        squares = (filled - mean).square().sum(1, keepdim=True) / observed.sum(1, keepdim=True).clamp(min=1)
-        return forecast + squares.sqrt() * self.covariates(*covariates).transpose(1, 2)
+        return forecast + deviation(past, observed) * self.covariates(*covariates).transpose(1, 2)
 
     def _forecast(self, inputs: Tensor) -> Tensor:
         """inputs [B, L + 2, C] -> [B, C, H], fp32."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .covariate_tokens import INPUTS, Sizes
-from .linear import LeastSquares, fill_with_mean, solve_ridge
+from .linear import LeastSquares, deviation, solve_ridge
 
 MOST_CATEGORIES = 64
 """Columns of more have no features."""
@@ -177,13 +177,6 @@ class WithoutEffect:
             first += past.shape[0]
             effect = self.effect(*(covariates.get(name) for name in INPUTS[:2])).transpose(1, 2)
             yield past, observed, future - deviation(past, observed) * effect
-
-
-def deviation(past: Tensor, observed: Tensor) -> Tensor:
-    """Standard deviation [B, 1, C] of the observed values of lookbacks [B, L, C]; 0 where there are none."""
-    filled = fill_with_mean(past, observed)
-    squares = (filled - filled.mean(1, keepdim=True)).square().sum(1, keepdim=True)
-    return (squares / observed.sum(1, keepdim=True).clamp(min=1)).sqrt()
 
 
 def _width(size: int) -> int:

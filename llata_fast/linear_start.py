@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .covariate_tokens import INPUTS
 from .data.windows import WindowDataset
-from .linear import LinearSkip, fill_with_mean, solve_ridge
+from .linear import LinearSkip, fill_with_mean, level_inputs, solve_ridge
 from .linear_covariates import ROUNDS, Residuals, WithoutEffect
 
 SHARED, OWN = "one map, level stays", "own maps, level stays"
@@ -84,23 +84,17 @@ class LinearStart:
 
     def __call__(self, past: Tensor, observed: Tensor) -> Tensor:
         """Lookbacks [B, L, C] and what of them is observed -> forecasts [B, H, C], in the units of the windows."""
-        filled = fill_with_mean(past, observed)
-        mean = filled.mean(1, keepdim=True)
-        inputs = torch.cat((filled - mean, mean, torch.ones_like(mean)), 1).float()
+        inputs, mean = level_inputs(past, observed)
         weight = self.shared if self.own is None else self.shared + self.own
-        forecast = torch.matmul(inputs.permute(2, 0, 1), weight).permute(1, 2, 0)
-        return mean + forecast.to(past.dtype)
+        return mean + _mapped(inputs.float(), weight).to(past.dtype)
 
     def behind_origins(self, train: WindowDataset) -> list[Behind]:
         """Errors behind the origins of the training windows, each of a forecast that knows the rows before it."""
         found = []
         for indices, weight, steps in self.fitted_behind:
             past, future = train.stretches(indices.tolist())
-            observed = ~past.isnan()
-            filled = fill_with_mean(past.nan_to_num(), observed)
-            level = filled.mean(1)
-            inputs = torch.cat((filled - level[:, None], level[:, None], torch.ones_like(level)[:, None]), 1)
-            forecast = level[:, None] + torch.matmul(inputs.permute(2, 0, 1), weight.to(inputs)).permute(1, 2, 0)
+            inputs, mean = level_inputs(past.nan_to_num(), ~past.isnan())
+            forecast = mean + _mapped(inputs, weight.to(inputs))
             found.append(Behind(past, future[:, steps] - forecast, steps))
         return found
 
@@ -339,14 +333,12 @@ class _Forms:
 
     def errors(self, maps: list[Tensor], windows: Any, indices: Tensor) -> Tensor:
         """Errors [F, M] at `_STEPS` steps of the windows `indices`, what is missing left out."""
+        H = windows[0]["future_values"].shape[0]
+        steps = _spread(range(H), _STEPS)
+        maps = [(weight[..., steps] if weight.shape[-1] == H else weight).float() for weight in maps]
         parts = []
         for inputs, target in self._batches(windows, indices, _STEPS):
-            H = windows[0]["future_values"].shape[0]
-            forecasts = []
-            for weight in maps:
-                steps = _spread(range(H), _STEPS) if weight.shape[-1] == H else slice(None)
-                forecasts.append(torch.matmul(inputs, weight[..., steps].float()) - target)
-            errors = torch.stack(forecasts)
+            errors = torch.stack([torch.matmul(inputs, weight) - target for weight in maps])
             parts.append(errors[:, ~target.isnan()])
         errors = torch.cat(parts, 1)
         if not errors.shape[1]:
@@ -373,6 +365,11 @@ class _Forms:
             steps = _spread(range(future.shape[1]), most_steps or future.shape[1])
             inputs = torch.cat((past, level[:, None], torch.ones_like(level)[:, None]), 1)
             yield inputs.float().permute(2, 0, 1), future[:, steps].float().permute(2, 0, 1)
+
+
+def _mapped(inputs: Tensor, weight: Tensor) -> Tensor:
+    """inputs [B, L + 2, C] by maps [L + 2, H], or one for each channel -> [B, H, C]."""
+    return torch.matmul(inputs.permute(2, 0, 1), weight).permute(1, 2, 0)
 
 
 def _padded(weight: Tensor, rows: int) -> Tensor:
