@@ -5,6 +5,9 @@ each the number of its categories, 0 for one of numbers. Numbers are in units of
 for one that training has not seen, NaN is missing (`data.covariate_encoding`).
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +28,11 @@ def input_shapes(sizes: Sizes | None, context_length: int, prediction_length: in
     known, past, static = (len(sizes[role]) for role in ("known", "past", "static"))
     shapes = ((context_length, known + past), (prediction_length, known), (static,))
     return {name: shape for name, shape in zip(INPUTS, shapes, strict=True) if shape[-1]}
+
+
+def moving(inputs: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Past and future covariates among a model's inputs; None for what is not there."""
+    return inputs.get(INPUTS[0]), inputs.get(INPUTS[1])
 
 
 class CovariateTokens(nn.Module):

@@ -12,13 +12,13 @@ https://github.com/google-research/timesfm (Apache-2.0).
 Letters: B windows, L lookback, H horizon, C channels, F features.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .covariate_tokens import INPUTS, Sizes
+from .covariate_tokens import Sizes, moving
 from .linear import LeastSquares, deviation, solve_ridge
 
 MOST_CATEGORIES = 64
@@ -63,9 +63,13 @@ class LinearCovariates(nn.Module):
         features = self.features(past, future)
         return torch.einsum("bhf,cfh->bch", features.to(self.weight.dtype), self.weight).float()
 
+    def of(self, inputs: Mapping[str, Any]) -> Tensor:
+        """The effect [B, H, C] of the covariates among a model's inputs, in deviations of the lookbacks."""
+        return self(*moving(inputs)).transpose(1, 2)
+
     def features(self, past: Tensor | None, future: Tensor | None) -> Tensor:
         """[B, H, F] in the precision of `past`; 0 where the value of the step is missing."""
-        assert past is not None, "the weight of no feature is not asked for"
+        assert past is not None
         H = self.weight.shape[-1]
         parts = []
         for place, size in enumerate([*self.sizes["known"], *self.sizes["past"]]):
@@ -118,16 +122,14 @@ class RidgeOnResiduals:
     @torch.no_grad()
     def __call__(self, past: Tensor, observed: Tensor, **covariates: Tensor | None) -> Tensor:
         forecast = self.linear(past, observed)
-        effect = self.effect(*(covariates.get(name) for name in INPUTS[:2])).transpose(1, 2)
-        return forecast + deviation(past, observed) * effect.to(forecast.dtype)
+        return forecast + deviation(past, observed) * self.effect.of(covariates).to(forecast.dtype)
 
     def _residuals(self, windows: Any) -> Iterator[Residuals]:
         for start in range(0, len(windows), _BATCH):
             batch = windows.__getitems__(range(start, min(start + _BATCH, len(windows))))
             scale = batch["window_scale"]
             forecast = self.linear((batch["past_values"] * scale[:, None]).double(), batch["past_observed_mask"])
-            past, future = (batch.get(name) for name in INPUTS[:2])
-            yield Residuals(past, future, batch["future_values"] - forecast, scale)
+            yield Residuals(*moving(batch), batch["future_values"] - forecast, scale)
 
 
 def _solve(part: LinearCovariates, train: Callable[[], Iterator[Residuals]]) -> Tensor:
@@ -168,15 +170,14 @@ class WithoutEffect:
 
     def __getitems__(self, indices: Any) -> dict[str, Tensor]:
         batch = self.windows.__getitems__(indices)
-        effect = self.effect(*(batch.get(name) for name in INPUTS[:2])).transpose(1, 2)
-        return batch | {"future_values": batch["future_values"] - batch["window_scale"][:, None] * effect}
+        effect = batch["window_scale"][:, None] * self.effect.of(batch)
+        return batch | {"future_values": batch["future_values"] - effect}
 
     def batches(self, batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for past, observed, future in self.windows.batches(batch_size, first):
             covariates = self.windows.covariates(range(first, first + past.shape[0]))
             first += past.shape[0]
-            effect = self.effect(*(covariates.get(name) for name in INPUTS[:2])).transpose(1, 2)
-            yield past, observed, future - deviation(past, observed) * effect
+            yield past, observed, future - deviation(past, observed) * self.effect.of(covariates)
 
 
 def _width(size: int) -> int:

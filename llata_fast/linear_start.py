@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .covariate_tokens import INPUTS
+from .covariate_tokens import moving
 from .data.windows import WindowDataset
 from .linear import LinearSkip, fill_with_mean, level_inputs, solve_ridge
 from .linear_covariates import ROUNDS, Residuals, WithoutEffect
@@ -243,10 +243,9 @@ def _residuals(skip: LinearSkip, windows: Any) -> Iterator[Residuals]:
     for part in _spread(range(len(windows)), _FITTED).split(_BATCH):
         batch = windows.__getitems__(part)
         past, level, scale = batch["past_values"], batch["window_level"], batch["window_scale"]
-        behind, ahead = (batch.get(name) for name in INPUTS[:2])
         zero = torch.zeros_like(scale)
         forecast = skip(past, batch["past_observed_mask"], zero, zero + 1, level, scale).transpose(1, 2)
-        yield Residuals(behind, ahead, batch["future_values"] - forecast * scale[:, None], scale)
+        yield Residuals(*moving(batch), batch["future_values"] - forecast * scale[:, None], scale)
 
 
 def _origins(train: Any) -> Iterator[tuple[str, Tensor, Tensor]]:

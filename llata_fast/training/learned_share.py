@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..covariate_tokens import INPUTS
+from ..covariate_tokens import INPUTS, moving
 from ..linear_start import relative_error
 from ..ranks import from_first_rank
 from .trainer import ForecastTrainer
@@ -119,8 +119,8 @@ def _errors(trainer: ForecastTrainer, batch: dict[str, Tensor]) -> Tensor:
         past, future = past * scale + level, future + level
     assert trainer.model.skip is not None
     covariates = {name: batch[name].to(trainer.args.device) for name in INPUTS if name in batch}
-    of_skip = [covariates.get(name) for name in INPUTS[:2]]
-    start = trainer.model.skip.alone(past.to(trainer.args.device), observed.to(trainer.args.device), *of_skip)
+    of_window = past.to(trainer.args.device), observed.to(trainer.args.device)
+    start = trainer.model.skip.alone(*of_window, *moving(covariates))
     whole = trainer.forecast(past, observed, covariates)
     errors = torch.stack([forecast.to(future.device) - future for forecast in (start, whole)])
     if "insample_scale" in batch:
