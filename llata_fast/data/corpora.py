@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import InputError
+from .ranges import ranges
 from .steps import parse_step
 
 REQUIRED = ("item_id", "start", "freq", "target")
@@ -298,7 +299,7 @@ def _locate(target: pa.Array, whole: pa.Buffer, path: Path):
     if _is_list(child.type):
         num_channels = last - first
         inner_first, inner_last = _bounds(child, path)
-        picked = _ranges(first, num_channels)
+        picked = ranges(first, num_channels)
         first, last, child = inner_first[picked], inner_last[picked], child.values
         if (num_channels == 0).any():
             raise InputError(f"{path}: series {int((num_channels == 0).argmax())} has no channel")
@@ -332,12 +333,6 @@ def _bounds(array: pa.Array, path: Path) -> tuple[np.ndarray, np.ndarray]:
         return first, first + size
     offsets = array.offsets.to_numpy().astype(np.int64)
     return offsets[:-1], offsets[1:]
-
-
-def _ranges(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """first[0], ..., first[0] + counts[0] - 1, first[1], ..."""
-    before = np.concatenate(([0], np.cumsum(counts)[:-1]))
-    return np.repeat(first - before, counts) + np.arange(int(counts.sum()))
 
 
 def check_frequencies(corpus: Corpus):

@@ -13,6 +13,7 @@ import pandas as pd
 
 from ..errors import InputError
 from .long_tables import LongTable, quoted
+from .ranges import ranges
 
 ROLES = ("known_covariates", "past_covariates", "static_covariates")
 """Names of the roles, as options and arguments."""
@@ -114,7 +115,7 @@ class Covariates:
         """Those of the items at these places [n], in this order."""
         lengths = np.diff(self.offsets)[items]
         offsets = np.concatenate(([0], np.cumsum(lengths)))
-        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][items] - offsets[:-1], lengths)
+        rows = ranges(self.offsets[:-1][items], lengths)
         return replace(self, offsets=offsets, values=self.values[rows], static_values=self.static_values[items])
 
     def ahead(self, lengths: np.ndarray) -> np.ndarray:
@@ -126,7 +127,7 @@ class Covariates:
         offsets = np.concatenate(([0], np.cumsum(sizes)))
         kept = np.minimum(np.diff(self.offsets), sizes)
         values = np.full((offsets[-1], self.values.shape[1]), np.nan)
-        values[_rows(offsets, kept)] = self.values[_rows(self.offsets, kept)]
+        values[ranges(offsets[:-1], kept)] = self.values[ranges(self.offsets[:-1], kept)]
         return replace(self, offsets=offsets, values=values)
 
     def frame(self, items: np.ndarray, index: np.ndarray) -> dict[str, np.ndarray]:
@@ -146,12 +147,6 @@ class Covariates:
         merged = np.concatenate((self.values[:, :inner], values, self.values[:, len(self.known) :]), 1)
         known = (*self.given, *names)
         return replace(self, known=known, calendar=names, values=merged, categories=self.categories | texts)
-
-
-def _rows(offsets: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The first `counts` [items] rows of each item, one item after the other."""
-    starts = np.cumsum(counts) - counts
-    return np.arange(counts.sum()) + np.repeat(offsets[:-1] - starts, counts)
 
 
 def _read(df: pd.DataFrame, column: str, table: LongTable, categories: dict[str, tuple[str, ...]]) -> np.ndarray:

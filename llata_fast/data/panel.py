@@ -24,6 +24,7 @@ from .future_rows import NAME, FutureRows
 from .grids import is_local, like, plain
 from .item_steps import place_on_grids
 from .long_tables import LongTable, as_frame, quoted, read_frame
+from .ranges import ranges
 from .registry import find_dataset
 from .series import Missing, TimeSeries
 from .sources import locate
@@ -276,7 +277,7 @@ class Panel:
         """The items at these places [n], in this order."""
         lengths = self.lengths[items]
         offsets = np.concatenate(([0], np.cumsum(lengths)))
-        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][items] - offsets[:-1], lengths)
+        rows = ranges(self.offsets[:-1][items], lengths)
         return replace(
             self,
             ids=self.ids[items],
@@ -321,7 +322,7 @@ class Panel:
         kept = self.at(np.flatnonzero(self.lengths > steps_before_end)) if steps_before_end else self
         lengths = kept.lengths - steps_before_end
         offsets = np.concatenate(([0], np.cumsum(lengths)))
-        rows = np.arange(offsets[-1]) + np.repeat(kept.offsets[:-1] - offsets[:-1], lengths)
+        rows = ranges(kept.offsets[:-1], lengths)
         return replace(kept, offsets=offsets, values=kept.values[rows])
 
     def dates(self, items: np.ndarray, index: np.ndarray) -> pd.Series:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import InputError
 from .covariate_encoding import CovariateEncoding, WindowCovariates
 from .panel import MIN_ROWS, Panel, warn_of_short
+from .ranges import ranges
 from .units import WindowUnits
 from .windows import Splits, Windows
 
@@ -157,7 +158,7 @@ def panel_splits(panel: Panel, context_length: int, prediction_length: int, *, t
         """Cuts from low to high of every item, both among them; none where high is below."""
         counts = np.maximum(highs - lows + 1, 0)
         items = np.repeat(np.arange(len(panel)), counts)
-        cuts = np.arange(len(items)) - np.repeat(np.cumsum(counts) - counts, counts) + lows[items]
+        cuts = ranges(lows, counts)
         return PanelWindows(panel, items, cuts, deviations, context_length, prediction_length, covariates)
 
     def of_rows(begin: np.ndarray, rows: np.ndarray) -> PanelWindows:

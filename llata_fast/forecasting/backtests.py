@@ -15,6 +15,7 @@ from ..covariate_tokens import INPUTS
 from ..data.covariate_encoding import CovariateEncoding, WindowCovariates
 from ..data.panel import Panel
 from ..data.panel_windows import PanelWindows
+from ..data.ranges import ranges
 from ..data.units import run_windows
 from ..errors import InputError
 from ..linear import LeastSquares
@@ -196,7 +197,7 @@ def _windows_of(
     first = np.minimum(context, np.maximum(known.lengths - horizon, 0))
     counts = np.maximum(known.lengths - horizon - first + 1, 0)
     items = np.repeat(np.arange(len(known)), counts)
-    cuts = np.arange(len(items)) - np.repeat(np.cumsum(counts) - counts, counts) + first[items]
+    cuts = ranges(first, counts)
     none = np.zeros((len(known), len(known.targets)))
     return PanelWindows(known, items[cuts > 1], cuts[cuts > 1], none, context, horizon, covariates)
 
