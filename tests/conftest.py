@@ -66,6 +66,14 @@ def plain_ops(monkeypatch):
     monkeypatch.setattr("llata_fast.kernels._launch.ENABLED", False)
 
 
+@pytest.fixture(scope="module")
+def plain_ops_throughout():
+    """A module's worth of `plain_ops`, where runs are shared."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llata_fast.kernels._launch.ENABLED", False)
+        yield
+
+
 @pytest.fixture
 def backbone(tmp_path):
     """A tiny `random:` Llama."""

@@ -34,10 +34,9 @@ L, H, ROWS = 24, 8, 400
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick():
-    """A module's worth of `plain_ops`, because the run is shared; no environment that would change a result."""
+def quick(plain_ops_throughout):
+    """No environment that would change a result."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llata_fast.kernels._launch.ENABLED", False)
         patch.delenv("LLATA_DATA", raising=False)
         yield
 

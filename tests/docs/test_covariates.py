@@ -11,16 +11,11 @@ from tiny import random_backbone
 
 from llata_fast.__main__ import main
 
+pytestmark = pytest.mark.usefixtures("plain_ops_throughout")
+
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "covariates.md"
 SMALL = ["--max_steps", "2", "--batch_size", "8", "--num_layers", "1", "--num_prototypes", "9", "--use_cpu"]
 SMALL += ["--intermediate_size", "20", "--report_to", "none", "--backbone"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def plain():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llata_fast.kernels._launch.ENABLED", False)
-        yield
 
 
 def sales(days, start):

@@ -12,6 +12,8 @@ from llata_fast.__main__ import main
 from llata_fast.errors import InputError, InputWarning
 from llata_fast.run_folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("plain_ops_throughout")
+
 H, L, ROWS = 6, 24, 160
 ROLES = {"known_covariates": ["x", "promo"], "past_covariates": ["visits"], "static_covariates": ["store"]}
 SMALL = {
@@ -55,13 +57,6 @@ def past(table, ahead=2 * H):
 def future(table, ahead=2 * H, steps=H):
     rows = table[table.groupby("item_id", sort=False).cumcount() >= ROWS + 2 * H - ahead]
     return rows.groupby("item_id", sort=False).head(steps)[["item_id", "timestamp", "x", "promo"]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def plain():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llata_fast.kernels._launch.ENABLED", False)
-        yield
 
 
 @pytest.fixture(scope="module")

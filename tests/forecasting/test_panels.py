@@ -15,6 +15,8 @@ from llata_fast.errors import InputError, InputWarning
 from llata_fast.forecasting.calibration import LEVELS, Calibration
 from llata_fast.run_folder import Preprocessor, RunFolder
 
+pytestmark = pytest.mark.usefixtures("plain_ops_throughout")
+
 H, L = 8, 24
 COLUMNS = {"id_column": "item_id", "timestamp_column": "timestamp", "target": "target"}
 QUANTILES = ["0.1", "0.5", "0.9"]
@@ -33,13 +35,6 @@ SMALL = {
     "use_cpu": True,
     "report_to": "none",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def plain():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llata_fast.kernels._launch.ENABLED", False)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,8 @@ from llata_fast.forecasting.forecaster import Forecaster
 from llata_fast.run_folder import RunFolder
 from llata_fast.training.deepspeed_state import reshard
 
+pytestmark = pytest.mark.usefixtures("plain_ops_throughout")
+
 ROOT = Path(__file__).resolve().parents[2]
 L, H, STEPS = 12, 6, 3
 # 62 + H rows of the test split: 63 windows, which neither 2 ranks nor batches of 4 divide
@@ -110,14 +112,6 @@ def flags(settings, output_dir, *more):
     named = [f"--{name}={value}" for name, value in settings.items()]
     more = [f"{ROOT}/ds_configs/{flag}.json" if flag.startswith("zero") else flag for flag in more]
     return [*named, "--output_dir", str(output_dir), *more]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """A module's worth of `plain_ops`: its runs are shared."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llata_fast.kernels._launch.ENABLED", False)
-        yield
 
 
 @pytest.fixture(scope="module")

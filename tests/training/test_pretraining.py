@@ -17,6 +17,8 @@ from llata_fast.data.corpus_writer import CorpusLayout, CorpusSeries, new_corpus
 from llata_fast.data.mixture import Mixture, WindowSizes, read_mixture
 from llata_fast.data.synthetic import SyntheticSettings, synthesize
 
+pytestmark = pytest.mark.usefixtures("plain_ops_throughout")
+
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 4
 SIZES = WindowSizes(context=32, horizon=8, shortest_context=8)
@@ -27,14 +29,6 @@ CASES = {
     "zero3": ["--deepspeed", f"{ROOT}/ds_configs/zero3.json"],
 }
 RESUMED = ["zero2"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """A module's worth of `plain_ops`: its runs are shared."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llata_fast.kernels._launch.ENABLED", False)
-        yield
 
 
 @pytest.fixture(scope="module")
