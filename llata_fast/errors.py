@@ -7,3 +7,8 @@ class InputError(ValueError):
 
 class InputWarning(UserWarning):
     """Input that is taken, but may not mean what it says; the CLI shows it as one line."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """The message of an error, or its class where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..errors import InputError
+from ..errors import InputError, in_one_line
 from .ranges import ranges
 from .steps import parse_step
 
@@ -259,7 +259,7 @@ def _map_file(path: Path) -> _MappedFile:
         for name in {"item_id", "freq"} & set(table.column_names):
             table.column(name).validate(full=True)
     except (pa.ArrowException, OSError, EOFError) as error:
-        raise InputError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path} is damaged: {in_one_line(error)}") from None
     _check_schema(table.schema, path)
     chunks = [_locate(chunk, whole, path) for chunk in table.column("target").chunks if len(chunk)]
     if not chunks:

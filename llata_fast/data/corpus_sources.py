@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import InputError
+from ..errors import InputError, in_one_line
 from .corpora import OPTIONAL
 from .corpus_writer import CorpusSeries
 from .grids import find_grid, fit
@@ -246,7 +246,7 @@ def _parquet(path: Path, options: SourceOptions) -> Iterator[CorpusSeries]:
         batches = file.iter_batches(batch_size=256)
         yield from _rows_of_lists(path, schema, batches, options)
     except _DAMAGE as error:
-        raise InputError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path} is damaged: {in_one_line(error)}") from None
 
 
 def _arrow(path: Path, options: SourceOptions) -> Iterator[CorpusSeries]:
@@ -262,7 +262,7 @@ def _arrow(path: Path, options: SourceOptions) -> Iterator[CorpusSeries]:
                 batches = iter(reader)
             yield from _rows_of_lists(path, reader.schema, batches, options)
     except _DAMAGE as error:
-        raise InputError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path} is damaged: {in_one_line(error)}") from None
 
 
 def _rows_of_lists(

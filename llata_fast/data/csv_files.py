@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..errors import InputError, InputWarning
+from ..errors import InputError, InputWarning, in_one_line
 from .registry import DatasetSpec
 
 DATE_COLUMNS = ("date", "datetime", "timestamp", "time", "ds")
@@ -63,8 +63,7 @@ def load(path: Path, **options) -> pd.DataFrame:
             f"{path} can't be read as a CSV: rows have more cells than the header, as decimal commas would make them"
         ) from None
     except Exception as error:  # a damaged file raises whatever its decompressor calls an error
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path} can't be read as a CSV: {reason}") from None
+        raise InputError(f"{path} can't be read as a CSV: {in_one_line(error)}") from None
 
 
 def check_row_lengths(path: Path, table: pd.DataFrame):

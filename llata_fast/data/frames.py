@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..errors import InputError
+from ..errors import InputError, in_one_line
 from .csv_files import check_row_lengths, load
 
 
@@ -29,7 +29,7 @@ def parquet_frame(path: str | os.PathLike) -> pd.DataFrame:
     except ImportError:
         raise InputError(f"{path}: parquet needs pyarrow: pip install llata-fast[parquet]") from None
     except Exception as error:  # a damaged file raises whatever its readers trip over
-        raise InputError(f"{path} can't be read as Parquet: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path} can't be read as Parquet: {in_one_line(error)}") from None
 
 
 def file_frame(path: str | os.PathLike) -> pd.DataFrame:

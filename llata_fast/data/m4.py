@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, in_one_line
 from .registry import DatasetSpec
 from .sources import locate
 from .windows import Windows, masked_past
@@ -108,7 +108,7 @@ def _read_rows(spec: DatasetSpec, data_dir: str | os.PathLike | None) -> dict[st
     try:
         table = pd.read_csv(path, index_col=0, low_memory=False).astype(np.float64)
     except (ValueError, OSError) as error:
-        raise InputError(f"{path} can't be read as a file of M4: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path} can't be read as a file of M4: {in_one_line(error)}") from None
     rows = {}
     for name, row in zip(table.index, table.to_numpy(), strict=True):
         length = np.flatnonzero(~np.isnan(row))[-1] + 1 if not np.isnan(row).all() else 0

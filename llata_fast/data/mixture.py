@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import yaml
 
-from ..errors import InputError
+from ..errors import InputError, in_one_line
 from .corpus_cache import open_any_corpus
 
 Sample = Literal["uniform", "proportional"]
@@ -60,7 +60,7 @@ def read_mixture(path: str | Path) -> list[MixtureEntry]:
     except OSError as error:
         raise InputError(f"cannot read the mixture {path}: {error.strerror}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path} is not YAML: {in_one_line(error)}") from None
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{path} must be a list of entries, each with a path")
     known = {item.name for item in fields(MixtureEntry)}

@@ -8,7 +8,7 @@ from huggingface_hub import load_torch_model, snapshot_download
 
 from ..config import LlataConfig
 from ..durable import MANIFEST, find_damage
-from ..errors import InputError
+from ..errors import InputError, in_one_line
 from ..modeling import LlataForPrediction
 from ..ranks import from_first_rank
 from ..settings import ModelSettings, check_agreement
@@ -42,7 +42,7 @@ def load_initial(model: LlataForPrediction, source: str):
     try:
         missing, unexpected = load_torch_model(model, folder)
     except Exception as error:  # a damaged file raises whatever its reader trips over
-        raise InputError(f"{source}: its weights cannot be read: {' '.join(str(error).split())[:300]}") from None
+        raise InputError(f"{source}: its weights cannot be read: {in_one_line(error)[:300]}") from None
     # maps of channels are those of one series
     lacking = set(missing) - {"skip.own"} - set(model._keys_to_ignore_on_save or ())
     if lacking or unexpected:
@@ -73,7 +73,7 @@ def _config_of(folder: Path) -> LlataConfig:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{folder / 'config.json'} cannot be read: {' '.join(str(error).split())[:300]}") from None
+        raise InputError(f"{folder / 'config.json'} cannot be read: {in_one_line(error)[:300]}") from None
     if config.merged:
         raise InputError(f"{folder} holds a merged model, which cannot be trained: give the run that it was made from")
     return config
