@@ -62,19 +62,19 @@ class CovariateEncoding:
         assert covariates is not None
         items = np.repeat(np.arange(len(panel)), np.diff(covariates.offsets))
         seen = np.arange(len(items)) - covariates.offsets[items] < ends[items]
+        together = np.zeros(len(panel), dtype=np.int64)
+        tables = (
+            (covariates.columns, covariates.values, seen, items),
+            (covariates.static, covariates.static_values, ends > 0, together),
+        )
         numbers, categories = {}, {}
-        for place, column in enumerate(covariates.columns):
-            values = np.where(seen, covariates.values[:, place], np.nan)
-            if column in covariates.categories:
-                categories[column] = _found(values, covariates.categories[column])
-            else:
-                numbers[column] = _scale(values, items, len(panel))
-        for place, column in enumerate(covariates.static):
-            values = np.where(ends > 0, covariates.static_values[:, place], np.nan)
-            if column in covariates.categories:
-                categories[column] = _found(values, covariates.categories[column])
-            else:
-                numbers[column] = _scale(values, np.zeros(len(values), dtype=np.int64), 1)
+        for columns, table, rows, groups in tables:
+            for place, column in enumerate(columns):
+                values = np.where(rows, table[:, place], np.nan)
+                if column in covariates.categories:
+                    categories[column] = _found(values, covariates.categories[column])
+                else:
+                    numbers[column] = _scale(values, groups)
         return cls(covariates.known, covariates.past, covariates.static, covariates.calendar, numbers, categories)
 
     @property
@@ -174,7 +174,7 @@ def _found(values: np.ndarray, texts: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(texts[place] for place in places)
 
 
-def _scale(values: np.ndarray, items: np.ndarray, num_items: int) -> Scale:
+def _scale(values: np.ndarray, items: np.ndarray) -> Scale:
     """How values [rows] of items [rows] are measured; by 1 where nothing moves."""
     known = ~np.isnan(values)
     values, items = values[known], items[known]
@@ -186,9 +186,9 @@ def _scale(values: np.ndarray, items: np.ndarray, num_items: int) -> Scale:
         # squares of the largest numbers overflow
         size = float(np.abs(values).max())
         mean, deviation = float((values / size).mean() * size), float((values / size).std() * size)
-    counts = np.bincount(items, minlength=num_items)
+    counts = np.bincount(items)
     if (counts > 0).sum() > 1 and values.min() > 0:
-        level = np.bincount(items, values, num_items)[items] / counts[items]
+        level = np.bincount(items, values)[items] / counts[items]
         between, within = level.std(), (values - level).std()
         if between > within > 0:
             return Scale(0.0, float((values / level - 1).std()), relative=True)
@@ -225,10 +225,8 @@ class WindowCovariates:
             unseen = rows >= (cuts if seen is None else seen)[:, None]
             values[..., self.num_known :].masked_fill_(unseen[..., None], torch.nan)
             for place, scale in self.relative:
-                values[..., place] = _relative(values[..., place], context_length) / scale
-            if self.relative:
-                places = [place for place, _ in self.relative]
-                values[..., places] = values[..., places].clamp(-FARTHEST, FARTHEST)
+                relative = _relative(values[..., place], context_length) / scale
+                values[..., place] = relative.clamp(-FARTHEST, FARTHEST)
             past, future = values.float().split((context_length, prediction_length), 1)
             result["past_covariates"] = past
             if self.num_known:
