@@ -159,7 +159,7 @@ def _baseline(run: Run, target: TimeSeries, splits: Splits) -> Forecast:
     if run.model == "seasonal_naive":
         return seasonal_naive(target.seasonality, run.horizon)
     if run.model == "linear_start":
-        # what a run of ours starts from, and is where nothing that is learned beside it is kept
+        # what a run of ours starts from, and all of its forecast where nothing that it learned is kept
         return choose_start(splits.train, splits.val, own=True, seasonality=target.seasonality)
     return LeastSquares(run.model == "linear_per_channel", centred=run.model != "dlinear").fit(splits.train)
 

@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any):
         super().__init__(**_PARSING | kwargs)
 
-    # argparse complains of what is missing first, though a misspelt option is why
+    # argparse reports missing options first, even where a misspelt one is the cause
     _given: tuple[str, ...] | list[str] = ()
 
     def parse_args(self, args=None, namespace=None):

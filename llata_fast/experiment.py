@@ -283,13 +283,12 @@ def _fan(
 ) -> dict[str, torch.Tensor]:
     """Ends of the 80 and 50 percent intervals of lookbacks [B, L, C], each [B, H, C], lower before upper."""
     config, device = trainer.model.config, trainer.args.device
-    reads_level = trainer.model.reads_level
-    windows = run_windows(
-        trainer.outputs, past.to(device), observed.to(device), reads_level=reads_level, covariates=covariates
+    past, observed = past.to(device), observed.to(device)
+    units, outputs = run_windows(
+        trainer.outputs, past, observed, reads_level=trainer.model.reads_level, covariates=covariates
     )
+    past = past.double().masked_fill(~observed, torch.nan)
     levels = (0.1, 0.9, 0.25, 0.75)
-    units, outputs = windows
-    past = past.double().masked_fill(~observed, torch.nan).to(device)
     quantiles = calibrated_quantiles(units, past, outputs, config.quantile_levels, calibration, levels)
     return {f"{level:g}": quantiles[..., place] for place, level in enumerate(levels)}
 

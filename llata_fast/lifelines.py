@@ -114,7 +114,7 @@ class Lifelines:
         threading.Thread(target=accept, daemon=True, name="lifelines").start()
 
     def _missing(self) -> list[int]:
-        """Ranks that are expected yet, on the first one."""
+        """Ranks that have yet to come; the first one asks."""
         if self._left.is_set() or self.lost.is_set():
             return []
         ranks = [rank for rank in range(1, self.size) if rank not in self._peers]
@@ -194,7 +194,7 @@ class Lifelines:
                 peer.sendall(f"{line}\n".encode())
 
     def leave(self):
-        """Wait for the others' leaving, a minute at most: nobody is missed from here on."""
+        """Wait up to _LEAVE_SECONDS for the others to leave; from here on a closed connection is no death."""
         if self.rank != 0:
             self._tell("bye")
         self._left.wait(_LEAVE_SECONDS)
@@ -203,7 +203,7 @@ class Lifelines:
         self._left.set()
 
     def end_early(self, status: int):
-        """This rank ends with `status` and reports itself why; the others cannot go on without it, and end likewise."""
+        """End the others, which cannot go on without this rank: it ends with `status` and reports why itself."""
         until = time.monotonic() + _CONNECT_SECONDS
         while self.rank == 0 and self._missing() and time.monotonic() < until:
             # who has not come yet would wait for it

@@ -23,5 +23,6 @@ def forecast_loss(kind: str, prediction: Tensor, target: Tensor, insample_scale:
 
 
 def check_loss(kind: str | None, insample_scale: Tensor | None):
+    """Raise InputError where a loss lacks the scale that it divides by; None is no loss."""
     if kind == "mase" and insample_scale is None:
         raise InputError("the mase loss needs insample_scale [B, C], which only the M4 data sets carry")

@@ -85,7 +85,7 @@ class Panel:
             known_covariates: columns whose future is known, too: a price, a promotion, a weather forecast.
             past_covariates: columns that are seen beside the target, up to where its forecast begins.
             static_covariates: columns that have one value an item.
-            calendar: hour, weekday, month and countries whose holidays count, which timestamps tell of themselves;
+            calendar: hour, weekday, month and countries whose holidays count, read from the timestamps;
                 True for those of the first three that a step is finer than.
 
         Covariates are numbers, or categories where they are text, booleans or pandas' categories.

@@ -40,7 +40,7 @@ class LearnedShare:
         return asdict(self) | {"without_language_model": without and asdict(without)}
 
     def lines(self, language_model: bool, without: "LearnedShare | None" = None) -> list[str]:
-        """What training brought, for a log, and what to do without the language model would cost and save.
+        """What training brought, for a log, and what leaving out the language model would cost and save.
 
         Args:
             without: what the same training without the language model brought; the linear start alone where unknown.

@@ -16,8 +16,8 @@ from .trainer import ForecastTrainer
 def learned_without_language_model(trainer: ForecastTrainer) -> LearnedShare | None:
     """What as many steps, the same windows and the same settings learn with the tokens passed on as they are.
 
-    A fraction of the time that `trainer` took. None where there is no language model or no linear start, and on several
-    ranks or under DeepSpeed, which one process shares with no second model.
+    It takes a fraction of the time that `trainer` took. None where there is no language model or no linear start, and
+    on several ranks or under DeepSpeed, which serves one model per process.
     """
     model, args = trainer.model, trainer.args
     if not model.config.has_language_model or model.skip is None or args.world_size > 1 or args.deepspeed is not None:
