@@ -67,8 +67,8 @@ def test_every_kernel_compiles(target):
 def test_waves_are_full():
     waves = compile_only.parse_waves(compile_only.TABLE.read_text())
     assert {row.shape for row in waves} == set(kernel_launches.NAMED)
-    # as the table has it
-    idle = [row for row in waves if row.waves >= 1 and round(row.efficiency, 2) < 0.85]
+    # the least is twin_norm_fwd's at ETT and Weather: 3,584 and 2,688 programs in four and three waves of 1,056
+    idle = [row for row in waves if row.waves >= 1 and row.efficiency < 0.848]
     assert not idle
 
 
