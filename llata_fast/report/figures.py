@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .measures import LEVELS, Errors, Example, Features
+from .measures import LEVELS, Errors, Example, Features, mean_of_known
 
 # inches: on a telephone the letters are nearly of their own size, on a desk those of the text
 _WIDTH = 5.4
@@ -84,7 +84,7 @@ def error_by_step(errors: Errors, columns: list[str]) -> str:
         if len(columns) > 1:
             for channel, name in enumerate(columns[:_MAX_CHANNELS]):
                 axis.plot(steps, errors.by_step[:, channel], linewidth=1, label=name)
-        axis.plot(steps, _mean_of_known(errors.by_step), color="0.1", linewidth=2, label="all")
+        axis.plot(steps, mean_of_known(errors.by_step), color="0.1", linewidth=2, label="all")
         axis.set(xlabel="step of the horizon", ylabel="mean absolute error")
         _whole_steps(axis)
         axis.set_ylim(bottom=0)
@@ -98,12 +98,6 @@ def _whole_steps(axis: Any):
     from matplotlib.ticker import MaxNLocator
 
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _mean_of_known(values: np.ndarray) -> np.ndarray:
-    """Mean along the last axis, NaN where nothing is known."""
-    known = ~np.isnan(values)
-    return np.where(known.any(-1), np.where(known, values, 0).sum(-1) / np.maximum(known.sum(-1), 1), np.nan)
 
 
 def error_by_name(named: list[tuple[str, float]]) -> str:
@@ -122,7 +116,7 @@ def error_by_name(named: list[tuple[str, float]]) -> str:
 
 def by_channel(errors: Errors, columns: list[str]) -> list[tuple[str, float]]:
     """(channel, error), the worst first."""
-    means = _mean_of_known(errors.by_step.T)
+    means = mean_of_known(errors.by_step.T)
     order = np.argsort(-np.nan_to_num(means))
     return [(columns[channel], float(means[channel])) for channel in order]
 

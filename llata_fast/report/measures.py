@@ -83,7 +83,7 @@ class _Sums:
         known = ~np.isnan(miss)
         self.error = self.error + np.where(known, miss, 0.0).sum(0)
         self.known = self.known + known.sum(0)
-        self.each.append(_mean(miss.reshape(len(miss), -1)))
+        self.each.append(mean_of_known(miss.reshape(len(miss), -1)))
         if quantiles is not None:
             # nothing is forecast of a channel without a value in the context
             seen = ~np.isnan(truth) & ~np.isnan(quantiles).any(-1)
@@ -107,7 +107,7 @@ class _Sums:
         return {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]} if order else {}
 
 
-def _mean(values: np.ndarray) -> np.ndarray:
+def mean_of_known(values: np.ndarray) -> np.ndarray:
     """Mean along the last axis of what is known, NaN where nothing is."""
     known = ~np.isnan(values)
     count = known.sum(-1)
@@ -183,7 +183,7 @@ def panel_errors(
         spread = None if quantiles is None else quantiles[window, item]
         values = (panel.item(item)[:cut], truth[window, item], points[window, item], spread)
         examples.append(Example(label, float(each[window, item]), *values, item=str(panel.ids[item])))
-    by_item = _mean(each.T)
+    by_item = mean_of_known(each.T)
     order = [item for item in np.argsort(-by_item) if not np.isnan(by_item[item])]
     named = [(str(panel.ids[item]), float(by_item[item])) for item in order]
     return Errors("in mean seasonal changes of the item", sums.by_step, each.size, examples, sums.shares_below, named)
@@ -192,7 +192,7 @@ def panel_errors(
 def _seasonal_change(values: np.ndarray, seasonality: int) -> np.ndarray:
     """[C] mean absolute change of known rows [rows, C] from season to season; NaN where nothing changes."""
     period = seasonality if len(values) > seasonality else 1
-    change = _mean(np.abs(values[period:] - values[:-period]).T)
+    change = mean_of_known(np.abs(values[period:] - values[:-period]).T)
     return np.where(change > 0, change, np.nan)
 
 
