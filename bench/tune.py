@@ -18,6 +18,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from unittest import mock
 
 import common
 import torch
@@ -50,20 +51,24 @@ class Timing:
         return self.median + max(self.high - self.low, other.high - other.low) < other.median
 
 
-def reached(call) -> list[configs.Config]:
-    """Configs that a call launches with."""
+@contextlib.contextmanager
+def looked_up():
+    """Yield a list that the config of every launch is added to."""
     seen, launch_options = [], configs.Config.launch_options
 
     def remember(config):
         seen.append(config)
         return launch_options(config)
 
-    configs.Config.launch_options = remember
-    try:
+    with mock.patch.object(configs.Config, "launch_options", remember):
+        yield seen
+
+
+def reached(call) -> list[configs.Config]:
+    """Configs that a call launches with."""
+    with looked_up() as seen:
         call()
-    finally:
-        configs.Config.launch_options = launch_options
-    return list({config.kernel + config.shape_class: config for config in seen}.values())
+    return list({(config.kernel, config.shape_class): config for config in seen}.values())
 
 
 @contextlib.contextmanager
@@ -71,21 +76,14 @@ def alone(kernel: str):
     """Within it no Triton kernel but `kernel` is launched."""
     from triton.runtime.jit import JITFunction
 
-    looked_up = []
-    run, launch_options = JITFunction.run, configs.Config.launch_options
+    run = JITFunction.run
+    with looked_up() as seen:
 
-    def remember(config):
-        looked_up.append(config.kernel)
-        return launch_options(config)
+        def run_one(self, *args, **kwargs):
+            return run(self, *args, **kwargs) if seen[-1].kernel == kernel else None
 
-    def run_one(self, *args, **kwargs):
-        return run(self, *args, **kwargs) if looked_up[-1] == kernel else None
-
-    JITFunction.run, configs.Config.launch_options = run_one, remember
-    try:
-        yield
-    finally:
-        JITFunction.run, configs.Config.launch_options = run, launch_options
+        with mock.patch.object(JITFunction, "run", run_one):
+            yield
 
 
 def neighbours(config: configs.Config):
@@ -93,11 +91,7 @@ def neighbours(config: configs.Config):
         for other in (size // 2, size * 2):
             if other >= 1:
                 yield dataclasses.replace(config, blocks={**config.blocks, name: other})
-    for name, others in (
-        ("num_warps", (1, 2, 4, 8, 16)),
-        ("num_stages", (1, 2, 3, 4, 5)),
-        ("waves", (1, 2, 3, 4, 5, 8, 16, 32)),
-    ):
+    for name, others in CHOICES.items():
         for other in others:
             if other != getattr(config, name):
                 yield dataclasses.replace(config, **{name: other})
@@ -127,10 +121,10 @@ def timings(first: configs.Config, second: configs.Config, call) -> tuple[Timing
             use(config)
             replays.append(common.Replayed(lambda: [call] * 8))
     times = ([], [])
-    for round_ in range(WARM_UP + ROUNDS):
+    for _ in range(WARM_UP + ROUNDS):
         for taken, replay in zip(times, replays, strict=True):
-            taken += replay.seconds(1) if round_ >= WARM_UP else replay.seconds(1)[:0]
-    return tuple(Timing.of(taken) for taken in times)
+            taken += replay.seconds(1)
+    return tuple(Timing.of(taken[WARM_UP:]) for taken in times)
 
 
 def tune(config: configs.Config, call, target: str, what: str, measure=timings) -> configs.Config:
