@@ -9,8 +9,9 @@ An operation with two inputs and two outputs whose launcher only makes them, for
 # first: why says llata_fast/__init__.py
 import llata_fast  # noqa: F401, I001
 
+import functools
 import json
-import time
+import timeit
 from collections.abc import Callable
 
 import torch
@@ -59,19 +60,13 @@ WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "the dispatcher's custom op": lambda x, weight: _op.registered(x, weight, 0.1)[0],
     "the op as it is called": lambda x, weight: _op(x, weight, 0.1)[0],
     "a bare autograd.Function": lambda x, weight: _Bare.apply(x, weight, 0.1)[0],
-    "F.linear": lambda x, weight: F.linear(x, weight),
+    "F.linear": F.linear,
 }
 
 
 def microseconds(call: Callable[[], object]) -> float:
     """Of one call: the fastest round of a busy machine."""
-    rounds = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        for _ in range(CALLS):
-            call()
-        rounds.append((time.perf_counter() - start) / CALLS * 1e6)
-    return min(rounds)
+    return min(timeit.repeat(call, number=CALLS, repeat=ROUNDS)) / CALLS * 1e6
 
 
 def main():
@@ -83,13 +78,10 @@ def main():
         def step(way=way, ones=ones):
             torch.autograd.grad(way(x, weight), (x, weight), ones)
 
+        forward = functools.partial(way, x, weight)
+        rows[name] = {"forward": microseconds(forward), "step": microseconds(step)}
         with torch.no_grad():
-            forecast = microseconds(lambda way=way: way(x, weight))
-        rows[name] = {
-            "forward": microseconds(lambda way=way: way(x, weight)),
-            "step": microseconds(step),
-            "no_grad": forecast,
-        }
+            rows[name]["no_grad"] = microseconds(forward)
     print("| way | forward | forward and backward | without gradients |\n| - | - | - | - |")
     for name, row in rows.items():
         print(f"| {name} | {row['forward']:.1f} | {row['step']:.1f} | {row['no_grad']:.1f} |")
