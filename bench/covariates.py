@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 
 from llata_fast import Forecaster, Panel
+from llata_fast.cli import one_line_errors
 from llata_fast.data import read_series
-from llata_fast.errors import InputError
 
 # horizon, lookback, origins behind one another at the end, step, known covariates
 DATA = {
@@ -116,7 +116,5 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors():
         main()
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from None

@@ -27,7 +27,6 @@ from left_out_tables import COLUMNS, markdown, read_rows
 from torch import Tensor
 from tqdm.auto import tqdm
 
-
 from llata_fast.data import Splits, TimeSeries, read_series, split_windows
 from llata_fast.errors import InputError
 from llata_fast.evaluation.baselines import score
@@ -109,19 +108,20 @@ def closed_forms(series: TimeSeries, horizon: int) -> Iterator[tuple]:
     splits = _splits(series, horizon)
     if splits is None:
         return
+
+    def row(name: str, forecast: Callable, seconds: float) -> tuple:
+        validation, test = (score(forecast, windows, series.columns) for windows in (splits.val, splits.test))
+        return name, "", *_errors(validation), *_errors(test), len(splits.test), "", seconds
+
     for name, fit in _BASELINES.items():
         began = time.perf_counter()
         forecast = fit().fit(splits.train)
-        seconds = time.perf_counter() - began
-        validation, test = (score(forecast, windows, series.columns) for windows in (splits.val, splits.test))
-        yield name, "", *_errors(validation), *_errors(test), len(splits.test), "", seconds
+        yield row(name, forecast, time.perf_counter() - began)
     began = time.perf_counter()
     measured = measure_forms(splits.train, splits.val, own=True, seasonality=series.seasonality)
     seconds = time.perf_counter() - began
     for name, weigh in rules().items():
-        forecast = choose_of(measured, weigh)
-        validation, test = (score(forecast, windows, series.columns) for windows in (splits.val, splits.test))
-        yield name, "", *_errors(validation), *_errors(test), len(splits.test), "", seconds
+        yield row(name, choose_of(measured, weigh), seconds)
 
 
 def whole_run(dataset: str, horizon: int, seed: int, folder: Path) -> tuple:

@@ -33,6 +33,7 @@ from llata_fast.config import LlataConfig
 from llata_fast.backbone.loading import read_backbone_config
 from llata_fast.data.corpus_windows import LastWindows, in_own_units
 from llata_fast.data.mixture import Mixture, MixtureEntry, WindowSizes
+from llata_fast.durable import replacing
 from llata_fast.forecasting.panel_forecasts import PanelForecaster
 from llata_fast.modeling import LlataForPrediction
 from llata_fast.settings import ModelSettings
@@ -327,9 +328,8 @@ class Table:
 
     def add(self, rows: list[dict]):
         self.rows = pd.concat([self.rows, pd.DataFrame(rows)], ignore_index=True)
-        partial = self.path.with_suffix(".partial")
-        self.rows.to_csv(partial, index=False, float_format="%.6g")
-        partial.replace(self.path)
+        with replacing(self.path) as partial:
+            self.rows.to_csv(partial, index=False, float_format="%.6g")
 
 
 def main():
