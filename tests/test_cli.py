@@ -3,9 +3,7 @@
 import json
 import logging
 import os
-import re
 import runpy
-import shlex
 import shutil
 import sys
 import warnings
@@ -27,7 +25,6 @@ from llata_fast.data import read_csv
 from llata_fast.forecasting import pictures
 from llata_fast.forecasting.forecaster import Forecaster
 from llata_fast.run_folder import RunFolder
-from llata_fast.training.arguments import given_flags
 
 ROOT = Path(__file__).resolve().parent.parent
 L, H, ROWS = 24, 8, 400
@@ -500,26 +497,6 @@ def test_help(command, capsys):
         llata_fast(command, "--help")
     assert exit.value.code == 0 and "default: None" not in capsys.readouterr().out
     assert all(action.help for action in command_parser(command)._actions)
-
-
-def documented_commands():
-    for name in ("README.md", "ds_configs/README.md", "bench/results/quality/TUNING.md"):
-        text = (ROOT / name).read_text().replace("\\\n", " ")
-        for line in re.findall(r"^ {4}((?:python|deepspeed|torchrun|llata-fast) .*)$", text, flags=re.MULTILINE):
-            words = shlex.split(line.replace(" ...", ""), comments=True)
-            yield ["python", "-m", "llata_fast", *words[1:]] if words[0] == "llata-fast" else words
-
-
-def test_the_documents_command_lines_are_taken(monkeypatch):
-    commands = list(documented_commands())
-    assert len(commands) > 20
-    for words in commands:
-        if "train.py" in words:
-            # unknown options end the program
-            given_flags(words[words.index("train.py") + 1 :])
-        elif "llata_fast" in words:
-            command, *options = words[words.index("llata_fast") + 1 :]
-            command_parser(command).parse_args(options)
 
 
 def test_wrong_command_lines(refused, run):
