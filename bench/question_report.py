@@ -1,15 +1,16 @@
 """The table, the picture and the intervals of `question.py`, from its rows."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from question_data import SHARES
 from scipy import stats
 
 MODELS = ("llata", "no_llm", "random_init", "random weights", "no_text_branch", "random_prototypes")
 BASELINES = ("seasonal_naive", "smoothing", "linear")
 TARGETS = ("ETTh1", "Exchange", "M4 Hourly", "EIA", "retail")
-SHARES = [0.0, 1.0, 5.0, 10.0]
 LEVEL = 0.95
 
 
@@ -17,8 +18,7 @@ def write_report(folder: Path):
     """README.md and question.png beside the rows."""
     pretrainings = pd.read_csv(folder / "pretrainings.csv", dtype={"change": str}).fillna({"change": ""})
     scores = pd.read_csv(folder / "scores.csv", dtype={"change": str}).fillna({"change": ""})
-    # a change of llata is a model of its own
-    scores["model"] = scores.model.where(scores.change == "", scores.change)
+    scores = by_change(scores)
     relative = over_naive(scores)
     parts = [
         "# Does the language model help generalisation?\n",
@@ -46,6 +46,11 @@ def write_report(folder: Path):
     ]
     (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
     draw(relative, pretrainings, folder / "question.png")
+
+
+def by_change(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows in which a change of llata is a model of its own."""
+    return rows.assign(model=rows.model.where(rows.change == "", rows.change))
 
 
 def over_naive(scores: pd.DataFrame) -> pd.DataFrame:
@@ -99,8 +104,7 @@ def differences(relative: pd.DataFrame) -> pd.DataFrame:
 
 def validation_differences(pretrainings: pd.DataFrame) -> pd.DataFrame:
     """llata less each other model over the seeds that both have, on what validates."""
-    main = pretrainings[pretrainings.part == "main"]
-    main = main.assign(model=main.model.where(main.change == "", main.change)).set_index(["model", "seed"])
+    main = by_change(pretrainings[pretrainings.part == "main"]).set_index(["model", "seed"])
     logs, rows = np.log(main[["relative_mase", "relative_wql"]]), []
     for other in MODELS[1:]:
         if other not in logs.index.get_level_values("model"):
@@ -152,12 +156,17 @@ def _spread(values: pd.Series) -> str:
     return f"{values.min():.3f} to {values.max():.3f}"
 
 
+def by_windows(pretrainings: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """llata and no_llm as they are, of two blocks and seed 0: a row for each number of windows."""
+    plain = pretrainings[(pretrainings.change == "") & (pretrainings.seed == 0) & (pretrainings.num_layers == 2)]
+    for model in ("llata", "no_llm"):
+        yield model, plain[plain.model == model].sort_values("windows").drop_duplicates("windows")
+
+
 def scaling_lines(pretrainings: pd.DataFrame) -> list[str]:
     """The fitted laws, each with its range, and their rows."""
     lines = []
-    plain = pretrainings[(pretrainings.change == "") & (pretrainings.seed == 0) & (pretrainings.num_layers == 2)]
-    for model in ("llata", "no_llm"):
-        rows = plain[plain.model == model].sort_values("windows").drop_duplicates("windows")
+    for model, rows in by_windows(pretrainings):
         if len(rows) >= 3:
             slope, intercept, correlation = fit_power(rows.windows.to_numpy(), rows.relative_mase.to_numpy())
             points = ", ".join(f"{row.relative_mase:.3f} at {row.windows:,}" for row in rows.itertuples())
@@ -213,9 +222,7 @@ def draw(relative: pd.DataFrame, pretrainings: pd.DataFrame, path: Path):
     left.set_xticks(range(4), ["none", "1 %", "5 %", "10 %"])
     left.set(xlabel="share of the target's rows trained on", ylabel="MASE over seasonal naive's, geometric mean")
     left.legend(fontsize="small")
-    plain = pretrainings[(pretrainings.change == "") & (pretrainings.seed == 0) & (pretrainings.num_layers == 2)]
-    for model in ("llata", "no_llm"):
-        rows = plain[plain.model == model].sort_values("windows").drop_duplicates("windows")
+    for model, rows in by_windows(pretrainings):
         right.plot(rows.windows, rows.relative_mase, marker="o", label=model)
     right.set_xscale("log")
     right.set(xlabel="windows seen in pre-training", ylabel="MASE over seasonal naive's, validation")
