@@ -29,6 +29,9 @@ _BATCH = 256
 LEAST_DEVIATION = 0.1
 """Of a lookback, in units of the covariate, that a number is divided by."""
 
+RIDGE_BASELINE = "ridge_covariates"
+"""The name of `RidgeOnResiduals` among the baselines."""
+
 RIDGE, STEP_RIDGES = 10.0, (30.0, 300.0, 3000.0)
 """Penalties on a shared weight, and on what a step's has beyond it, in windows."""
 

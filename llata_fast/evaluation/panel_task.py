@@ -12,13 +12,12 @@ from ..data.covariate_encoding import CovariateEncoding
 from ..data.panel import Panel
 from ..data.panel_windows import TEST_SHARE, PanelWindows, panel_splits
 from ..linear import LeastSquares
-from ..linear_covariates import RidgeOnResiduals
+from ..linear_covariates import RIDGE_BASELINE, RidgeOnResiduals
 from ..linear_start import LinearStart, start_linear_part
 from ..run_folder import Preprocessor
 from ..settings import ModelSettings
 from .baselines import Forecast, score, seasonal_naive
 
-RIDGE = "ridge_covariates"
 """The linear map, and a ridge of what it leaves on the covariates."""
 
 
@@ -87,10 +86,10 @@ class PanelTask:
             "linear": LeastSquares(unit="deviation").fit(self.splits.train),
         }
         if self.encoding is not None and "past_covariates" in covariates:
-            baselines[RIDGE] = RidgeOnResiduals(self.encoding.sizes, self.splits.train, self.splits.val)
+            baselines[RIDGE_BASELINE] = RidgeOnResiduals(self.encoding.sizes, self.splits.train, self.splits.val)
         for name, baseline in baselines.items():
             scores[name] = score(baseline, self._test, self.columns)
-            forecasts[name] = baseline(past, observed, **(covariates if name == RIDGE else {}))
+            forecasts[name] = baseline(past, observed, **(covariates if name == RIDGE_BASELINE else {}))
         return scores, forecasts
 
     def picture(self, forecasts: dict[str, Tensor]) -> dict[str, Any]:

@@ -19,14 +19,13 @@ from ..data.ranges import ranges
 from ..data.units import run_windows
 from ..errors import InputError
 from ..linear import LeastSquares
-from ..linear_covariates import RidgeOnResiduals
+from ..linear_covariates import RIDGE_BASELINE, RidgeOnResiduals
 from .calibration import Calibration, calibrated_quantiles
 from .panel_forecasts import PanelForecaster, forecast_panel, last_rows, long_frame
 
 CUTOFF = "cutoff"
 METRICS = ("MASE", "WQL", "sMAPE", "coverage", "MSE", "MAE")
-RIDGE = "ridge_covariates"
-BASELINES = ("seasonal_naive", "linear", "exponential_smoothing", RIDGE)
+BASELINES = ("seasonal_naive", "linear", "exponential_smoothing", RIDGE_BASELINE)
 LEVELS = tuple(round(0.1 * step, 1) for step in range(1, 10))
 """Of WQL, and the first and last of them of coverage."""
 
@@ -120,8 +119,10 @@ def score_backtest(
     baselines = available_baselines(has_covariates) if baselines is None else tuple(baselines)
     if unknown := [name for name in baselines if name not in BASELINES]:
         raise InputError(f"unknown baseline {unknown[0]!r}: choose from {', '.join(BASELINES)}")
-    if RIDGE in baselines and not has_covariates:
-        raise InputError(f"the baseline {RIDGE} is for a panel with covariates that move, and {panel.name} has none")
+    if RIDGE_BASELINE in baselines and not has_covariates:
+        raise InputError(
+            f"the baseline {RIDGE_BASELINE} is for a panel with covariates that move, and {panel.name} has none"
+        )
     levels = LEVELS if forecaster.has_quantiles else ()
     splits = list(_before(panel, horizon, n_windows, step_size))
     models: dict[str, _Forecast] = {"llata": lambda known: _of_model(forecaster, known, horizon, levels, batch_size)}
@@ -133,7 +134,7 @@ def score_backtest(
 
 def available_baselines(has_covariates: bool = False) -> tuple[str, ...]:
     """The baselines whose packages are installed, and what they use is there."""
-    absent = set() if has_covariates else {RIDGE}
+    absent = set() if has_covariates else {RIDGE_BASELINE}
     if importlib.util.find_spec("statsmodels") is None:
         absent.add("exponential_smoothing")
     return tuple(name for name in BASELINES if name not in absent)
@@ -273,7 +274,7 @@ _MAKERS: dict[str, Callable[[Panel, int, int], _Forecast]] = {
     "seasonal_naive": _seasonal_naive,
     "linear": _linear,
     "exponential_smoothing": _exponential_smoothing,
-    RIDGE: _ridge,
+    RIDGE_BASELINE: _ridge,
 }
 
 
