@@ -432,7 +432,10 @@ class TrainingSettings:
     )
     deepspeed: str | dict | None = _setting(None, "DeepSpeed configuration: ds_configs/zero2.json", "machine", _MACHINE)
     torch_compile: bool | None = _setting(
-        None, "compile the step, CUDA graphs on a GPU; default where launches bound it", "machine", _MACHINE
+        None,
+        "compile the step, with CUDA graphs on a GPU; by default if a mode or backend is named",
+        "machine",
+        _MACHINE,
     )
     use_cpu: bool = _setting(False, "compute on the CPU even where there is a GPU", "machine", _MACHINE)
 
