@@ -118,7 +118,6 @@ MUTANTS = [
     ("forecast_losses", "text's gradient of the forecasts is time's", "(b + B) * stride_gb", "b * stride_gb"),
     ("forecast_losses", "gradient without the scale", "(dtext * scale)", "(dtext)"),
     ("forecast_losses", "sum in place of the mean", "num_partials=grid[0], inverse_count=1 / target.numel()", "num_partials=grid[0], inverse_count=1.0"),
-    ("forecast_losses", "values beyond the horizon enter the consistency", "tl.where(mask, rho, 0.0)", "rho"),
     ("_reduce", "first split alone is summed", "        partial_ptr += size\n", ""),
     ("_reduce", "second gradient is not stored", "    tl.store(second_ptr", "    0 and tl.store(second_ptr"),
     ("_launch", "Triton's default precision", '"tf32" if _allows_tf32() else "ieee"', '"tf32"'),
