@@ -1,5 +1,5 @@
-# Every target sets up what it needs. Choices: PYTHON=python3.12 (interpreter), TORCH_INDEX=<url> (package index that
-# torch comes from, for a CPU or another CUDA build), JOBS=4 (parallel tests), ARGS="--num_layers 4" (for train.py).
+# Every target installs what it needs. Variables: PYTHON=python3.12 (interpreter), TORCH_INDEX=<url> (package index for
+# torch, to choose a CPU build or another CUDA build), JOBS=4 (parallel tests), ARGS="--num_layers 4" (for train.py).
 PYTHON ?= python3
 TORCH_INDEX ?=
 JOBS ?= 2
@@ -9,14 +9,14 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 READY := .venv/.ready
 
-# a CUDA build of torch brings the triton that it was built for, a CPU build brings none
+# a CUDA build of torch installs the triton it was built for; a CPU build installs none
 TRITON := triton==3.9.0; platform_system == 'Linux'
 
 .PHONY: install train pretrain test test-oldest test-newest test-adapters lint faults bench resources tune docs clean
 
 install: $(READY)
 
-# torch comes first and alone, so that no other package's requirement chooses its build
+# torch is installed first and alone, so that no other package's requirements choose its build
 $(READY): setup.py pyproject.toml constraints.txt requirements-embedded.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
@@ -29,16 +29,16 @@ $(READY): setup.py pyproject.toml constraints.txt requirements-embedded.txt
 train: $(READY)
 	$(BIN)/python train.py $(ARGS)
 
-# a forecaster for series that it has never seen, on a CPU within half an hour (docs/pretraining.md)
+# pre-trains a forecaster for unseen series, in less than half an hour on a CPU (docs/pretraining.md)
 pretrain: $(READY)
 	$(BIN)/python examples/pretrain.py $(ARGS)
 
-# one thread a process: the tests run side by side
+# one thread per process: JOBS processes run the tests in parallel
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses $(JOBS) --dist loadfile --timeout 600
 
-# the fast part of the suite with the oldest and the newest versions that setup.py allows of what placing, attention and
-# trainer rest on; torch is the one of .venv
+# The fast tests with the oldest and the newest versions that setup.py allows of the packages whose private names we
+# use. torch is the one in .venv.
 OLDEST := transformers==5.4.0 accelerate==1.10.0 deepspeed==0.18.0
 NEWEST := --upgrade transformers<6 accelerate<2 deepspeed<0.20
 FAST := $(addprefix tests/,test_config.py test_saving.py test_parity.py test_modeling.py test_ablations.py \
@@ -47,7 +47,7 @@ FAST := $(addprefix tests/,test_config.py test_saving.py test_parity.py test_mod
 	training/test_resumed_settings.py)
 PACKAGES := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-# the neighbours that we have adapters for, which want an older pandas and datasets than we do
+# the libraries we have adapters for; some need an older pandas and datasets than .venv has
 ADAPTERS := sktime==1.2.0 gluonts==0.17.0 fev==0.10.0 pandas<3 datasets<5 wandb
 
 test-oldest test-newest test-adapters: test-%: .venv-%/.ready
@@ -74,11 +74,11 @@ lint: $(READY)
 	git ls-files '*.md' | xargs $(BIN)/proselint check --config .proselintrc.json
 	$(BIN)/mypy
 
-# docs/reliability.md: kills, damaged files and odd values for MINUTES minutes
+# docs/reliability.md: kills trainings, damages files and feeds odd values for MINUTES minutes
 faults: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/campaign.py --minutes $(or $(MINUTES),60) --each_event --write
 
-# bench/results/<device>/: a CSV and a picture of every kernel
+# bench/results/<device>/: a CSV and a plot for every kernel
 bench: $(READY)
 	$(BIN)/python -m pytest bench --benchmark-only --out bench/results
 	$(BIN)/python bench/plot.py
@@ -87,7 +87,7 @@ bench: $(READY)
 resources: $(READY)
 	$(BIN)/python tools/compile_only.py --write
 
-# kernels/configs.csv: the launch configurations, timed on this machine's GPU
+# kernels/configs.csv: the fastest launch configurations on this machine's GPU
 tune: $(READY)
 	$(BIN)/python bench/tune.py
 

@@ -1,4 +1,4 @@
-"""Metadata and packages; nothing here looks at the machine, so one wheel serves CPU and every GPU."""
+"""Package metadata. Nothing here depends on the machine, so one wheel serves CPUs and every GPU."""
 
 import re
 from pathlib import Path
@@ -26,8 +26,8 @@ setup(
     install_requires=[
         "torch>=2.7",
         "triton>=3.3; platform_system == 'Linux'",
-        # before, Gemma 2 scales the tokens that it is fed, and configs are not checked
-        # placing, attention and trainer rest on names that are not public: tested at both ends (make test-oldest)
+        # Older ones scale the embeddings passed to Gemma 2, and do not check configs. We use private names of these
+        # three packages: make test-oldest and test-newest test both ends of the range.
         "transformers>=5.4,<6",
         "accelerate>=1.10,<2",
         "deepspeed>=0.18,<0.20",
@@ -44,12 +44,12 @@ setup(
         "tqdm",
     ],
     extras_require={
-        # metrics, and exponential smoothing beside them
+        # metrics, and exponential smoothing as a baseline
         "backtest": ["statsmodels>=0.15", "utilsforecast>=0.2.10"],
         "calendar": ["holidays"],
         "docs": ["furo", "myst-parser", "sphinx"],
         "export": ["onnx", "onnxruntime", "onnxscript", "peft"],
-        # sktime and fev bring older pandas and datasets
+        # sktime and fev need an older pandas and datasets
         "fev": ["fev>=0.10"],
         "flash-attn": ["flash-attn"],
         "gift-eval": ["datasets>=4.1"],
@@ -59,9 +59,9 @@ setup(
         "sktime": ["sktime>=1.2"],
         "tensorboard": ["tensorboard"],
         "test": [
-            # what it writes must be read, and the other way round
+            # it must read the corpora we write, and we those it writes
             "datasets>=4.1",
-            # make lint: spelling, and the style of the pages
+            # make lint: spelling and prose
             "codespell",
             "hypothesis",
             "mypy",

@@ -1,6 +1,6 @@
 """Train a forecaster: `python train.py`, or `deepspeed train.py --deepspeed ds_configs/zero2.json` on many GPUs."""
 
-# first: why says llata_fast/__init__.py
+# must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
 
 from llata_fast.cli import one_line_errors, report_and_exit, show_log, show_warnings_in_one_line, training_parser
@@ -13,7 +13,7 @@ def train():
 
     run = run_experiment(*parse_arguments())
     if not run.metrics:
-        # another rank than the first
+        # only rank 0 has the results
         return
     print(results_table({"llata": run.metrics["test"] | (run.metrics["intervals"] or {}), **run.metrics["baselines"]}))
     if run.picture:
@@ -22,7 +22,7 @@ def train():
 
 
 def main():
-    # help, and what is wrong at first sight, before torch is imported
+    # print help and refuse malformed options before importing torch, which takes seconds
     training_parser().parse_known_args()
     show_warnings_in_one_line()
     show_log()

@@ -7,7 +7,7 @@ Implementations take turns, round by round, and medians are compared. Each lengt
 last line on stdout is one JSON object.
 """
 
-# first: why says llata_fast/__init__.py
+# must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
 
 import argparse

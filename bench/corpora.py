@@ -8,7 +8,7 @@ from page cache (the corpus is read once before), and the growth of anonymous me
 The last line is one JSON object.
 """
 
-# first: why says llata_fast/__init__.py
+# must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
 
 import argparse

@@ -3,7 +3,7 @@
 What a part finds out goes to stdout as JSON objects, one a line, as soon as it is known; the last one has a headline.
 """
 
-# first: why says llata_fast/__init__.py
+# must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
 
 import argparse

@@ -11,7 +11,7 @@ measured by then is kept. DIR/<device>/ gets suite.json (rewritten after every p
 kernels' CSV files and the profile. A table of the parts comes last, and as the last line of all one JSON object.
 """
 
-# first: why says llata_fast/__init__.py
+# must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
 
 import argparse

@@ -10,7 +10,7 @@ other one kernel, but for those in `KERNELS`. What one launch costs the host is 
 profile_step.py tells. The last line on stdout is one JSON object; --write keeps DIR/launches.csv.
 """
 
-# first: why says llata_fast/__init__.py
+# must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
 
 import argparse

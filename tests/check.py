@@ -1,4 +1,4 @@
-"""One tolerance rule for every kernel, and the memory layouts that its inputs come in."""
+"""The tolerance rule for every kernel, and the memory layouts of its inputs."""
 
 import dataclasses
 
@@ -10,18 +10,18 @@ from torch import Tensor
 ATOL = {torch.float32: 1e-5, torch.float16: 1e-4, torch.bfloat16: 1e-3}
 LAYOUTS = ("contiguous", "transposed", "scattered")
 
-# on a GPU nearly every example compiles kernels of its own, a second each
+# on a GPU nearly every example compiles new kernels, which takes a second
 EXAMPLES = 200 if INTERPRET else 30
 
-# the interpreter computes bf16 otherwise than a GPU does
+# the interpreter does not compute bf16 as a GPU does
 DTYPES = (torch.float32, torch.float16) + ((torch.bfloat16,) if torch.cuda.is_available() else ())
 
 
 def assert_close_to_ref(name: str, out: Tensor, eager: Tensor, exact: Tensor, factor: float = 2.0, steps: int = 0):
-    """`out` may err from the float64 `exact` at most `factor` times as much as `eager` does, which has its dtype.
+    """The error of `out` against the float64 `exact` is at most `factor` times that of `eager`, in the same dtype.
 
-    `steps` grants as many rounding steps of the largest element besides: of a handful of elements, eager may by luck
-    round every one well.
+    `steps` allows that many further rounding steps of the largest element: eager may happen to round every one of a
+    few elements well.
     """
     assert out.dtype == eager.dtype, f"{name}: {out.dtype}, expected {eager.dtype}"
     assert out.shape == exact.shape, f"{name}: {list(out.shape)}, expected {list(exact.shape)}"
@@ -35,7 +35,7 @@ def assert_close_to_ref(name: str, out: Tensor, eager: Tensor, exact: Tensor, fa
 
 
 def in_layout(tensor: Tensor, layout: str) -> Tensor:
-    """The same values with other strides; what lies between and around scattered ones is NaN."""
+    """The same values with the strides of `layout`; NaN (True for masks) fills the gaps around scattered elements."""
     if layout == "contiguous":
         return tensor.contiguous()
     if layout == "transposed":
@@ -52,9 +52,9 @@ def grads_of(outputs: Tensor, cotangent: Tensor, inputs: dict[str, Tensor]) -> d
 
 
 def compare(run, *tensors: Tensor, op, op_ref, steps: int = 0) -> None:
-    """Hold `op` to the rule on every output of `run(fn, *tensors)`, a dict by name."""
+    """Apply the tolerance rule to every output of `run(fn, *tensors)`, which returns a dict by name."""
     out = run(op, *tensors)
-    # eager takes other, more exact paths for some strides, so it is measured on plain ones
+    # for some strides eager takes other, more exact paths, so measure it on contiguous inputs
     eager = run(op_ref, *(t.contiguous() for t in tensors))
     exact = run(op_ref, *(t.double() for t in tensors))
     for name in out:
@@ -62,7 +62,7 @@ def compare(run, *tensors: Tensor, op, op_ref, steps: int = 0) -> None:
 
 
 def gpu_configs(op: str) -> list[configs.Config]:
-    """The op's rows of the config table that can run here: in the interpreter, those of every GPU."""
+    """Rows of the op in the config table that can run here: this GPU's, or every GPU's in the interpreter."""
     targets = None if INTERPRET else ("any", target_name(torch.device("cuda")))
     rows = [config for config in configs.TABLE.values() if config.kernel.startswith(op)]
     return [row for row in rows if row.target != "interpreter" and (targets is None or row.target in targets)]
@@ -73,7 +73,7 @@ def use_config(monkeypatch, config: configs.Config, device: torch.device) -> Non
 
 
 def use_provider(monkeypatch, op: str, provider: str) -> None:
-    """Give all shape classes of `op` to `provider`."""
+    """Make `provider` compute every shape class of `op`."""
     for key, row in list(providers.TABLE.items()):
         if row.op == op:
             monkeypatch.setitem(providers.TABLE, key, dataclasses.replace(row, provider=provider))

@@ -1,4 +1,4 @@
-"""Settings and fixtures of the whole suite. Pytest imports this before any test, hence before any kernel."""
+"""Settings and fixtures for the whole suite. Pytest imports this before any test, and so before any kernel."""
 
 import contextlib
 import logging
@@ -18,19 +18,19 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# read by triton.jit when it decorates a kernel
+# triton.jit reads it when it decorates a kernel
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
-# read by huggingface_hub when it is imported; a test that is about the network unsets it in a process of its own
+# huggingface_hub reads it on import; tests of the network unset it in a separate process
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-# the same examples every time, and no clock: the machine may be busy
+# the same examples every time, and no deadline: the machine may be busy
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("suite")
 
 
 def pytest_configure(config):
-    # the user's cache stays as it is; parallel workers share the folder of the process that started them
+    # leave the user's cache alone; parallel workers share the folder of the process that started them
     if not hasattr(config, "workerinput"):
         cache = tempfile.TemporaryDirectory(prefix="llata_fast_")
         config.add_cleanup(cache.cleanup)
@@ -44,7 +44,7 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(autouse=True)
 def silent():
-    """A command that ran in this process shows the package's log from then on: the next test finds it silent again."""
+    """Silence the package's log again after a test: a command that runs in this process turns it on."""
     yield
     log = logging.getLogger("llata_fast")
     log.handlers.clear()
@@ -53,7 +53,7 @@ def silent():
 
 @pytest.fixture(autouse=True)
 def deterministic():
-    """Same seeds for every test; deterministic mode also fills `torch.empty` with NaN, so unwritten memory shows."""
+    """The same seeds for every test. Deterministic mode fills `torch.empty` with NaN, which shows unwritten memory."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -62,13 +62,13 @@ def deterministic():
 
 @pytest.fixture
 def plain_ops(monkeypatch):
-    """The ops' PyTorch references: a test of what is built from them need not wait for the interpreter."""
+    """Run the ops' PyTorch references: tests of code that calls the ops need not wait for the interpreter."""
     monkeypatch.setattr("llata_fast.kernels._launch.ENABLED", False)
 
 
 @pytest.fixture(scope="module")
 def plain_ops_throughout():
-    """A module's worth of `plain_ops`, where runs are shared."""
+    """`plain_ops` for a whole module whose tests share runs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("llata_fast.kernels._launch.ENABLED", False)
         yield
@@ -77,7 +77,7 @@ def plain_ops_throughout():
 @pytest.fixture
 def backbone(tmp_path):
     """A tiny `random:` Llama."""
-    # it imports the kernels
+    # imported here because it imports the kernels
     from tiny import random_backbone
 
     return random_backbone(tmp_path)
@@ -90,7 +90,7 @@ def device():
 
 @pytest.fixture(scope="session")
 def shared():
-    """`shared(name)` is that file or folder of the data that lies beside the checkout; absent data skips the test."""
+    """`shared(name)` returns a file or folder of the data beside the checkout, or skips the test if it is absent."""
 
     def find(name):
         path = ROOT.parent / "shared" / name
@@ -103,7 +103,7 @@ def shared():
 
 @pytest.fixture(scope="session")
 def free_ports():
-    """`free_ports(n)`: TCP ports for `--master_port`: launches of several test processes must not meet on one."""
+    """`free_ports(n)` returns n TCP ports for `--master_port`: parallel test processes must not use the same one."""
 
     def find(number):
         with contextlib.ExitStack() as stack:
@@ -117,7 +117,7 @@ def free_ports():
 
 @pytest.fixture(scope="module")
 def free_port(free_ports):
-    """One for launches that follow each other."""
+    """A TCP port for launches that run one after another."""
     return free_ports(1)[0]
 
 
@@ -125,13 +125,14 @@ def free_port(free_ports):
 def launch():
     """`launch("python", "train.py", ..., returncode=0, timeout=240, env={})` runs a command as a user would.
 
-    It starts in the checkout's root with the environment's commands (python, deepspeed) on PATH; `env` adds variables,
-    None removes one. Returns stdout and stderr together; fails unless the exit status is `returncode` (None: any).
+    It starts in the checkout's root with the environment's commands (python, deepspeed) on PATH. `env` sets variables;
+    the value None removes one. Returns stdout and stderr together. Fails unless the exit status is `returncode` (None
+    accepts any).
     """
 
     def run(*command, returncode=0, timeout=240, env=None):
         bin_dir = Path(sys.executable).parent
-        # interpreted kernels would train hundreds of times slower
+        # training with interpreted kernels would be hundreds of times slower
         settings = {"TRITON_INTERPRET": None, "OMP_NUM_THREADS": "1", **(env or {})}
         settings["PATH"] = f"{bin_dir}{os.pathsep}{os.environ['PATH']}"
         full_env = {key: value for key, value in {**os.environ, **settings}.items() if value is not None}

@@ -1,6 +1,6 @@
-"""One rank of two that end in some way: `rank_cases.py CASE`, with torch's environment variables for ranks."""
+"""One of two ranks, which ends as CASE says: `rank_cases.py CASE`, with torch's environment variables for ranks."""
 
-# first: why says llata_fast/__init__.py
+# must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
 
 import os
@@ -16,7 +16,7 @@ from llata_fast.ranks import from_first_rank, leaving_in_order
 
 
 def absent(rank):
-    """The second one dies before anybody has heard of it."""
+    """Rank 1 dies before rank 0 has heard from it."""
     lifelines.MISSED_SECONDS, lifelines.MEETING_SECONDS = 1, 3
     if rank == 1:
         os._exit(3)
@@ -29,7 +29,7 @@ def first_absent(rank):
 
 
 def late(rank):
-    """The first one ends with 0 before the other has come, which will do as much."""
+    """Rank 0 exits with 0 before rank 1 has joined; then rank 1 exits with 0, too."""
     time.sleep(3 * rank)
 
 
@@ -38,13 +38,13 @@ def late_exit(rank):
 
 
 def killed_meeting_exit(rank):
-    """Connected, but not in a process group yet."""
+    """Rank 1 is killed after it has connected, but before it joins the process group."""
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def finished(rank):
-    # the first one holds the store and has nothing to do
+    # rank 0 hosts the store and has nothing to do
     time.sleep(3 * rank)
 
 
@@ -63,7 +63,7 @@ def killed(rank):
 def first_killed(rank):
     if rank == 0:
         os.kill(os.getpid(), signal.SIGKILL)
-    # as in a collective that does not notice
+    # like a collective that does not notice the other rank's death
     time.sleep(300)
 
 
@@ -81,9 +81,9 @@ def refused(rank):
 
 
 BEFORE = {"absent": absent, "first_absent": first_absent, "late": late}
-"""What a rank does before it may be watched."""
+"""What a rank does before the other can watch it."""
 MEETING = {"late": late_exit, "killed_meeting": killed_meeting_exit}
-"""What it does before it joins the process group."""
+"""What a rank does before it joins the process group."""
 JOINED = {case.__name__: case for case in (finished, nested, killed, first_killed, failed, refused)}
 
 

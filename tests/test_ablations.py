@@ -1,4 +1,4 @@
-"""Every ablation takes away what its name says and nothing else: what is built, trained, lost, saved and scored."""
+"""Every ablation removes what its name says and nothing else from the model, its training, loss, files and scores."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def test_trains_saves_and_merges(ablation, backbone, tmp_path):
     output = model(past, future)
     output.loss.backward()
     unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    # the last alignment feature's inputs apart, all that is trained has a part in the loss
+    # every trained weight affects the loss, except for the inputs of the last alignment feature
     assert not unused
     assert set(output) == {"loss", "prediction_outputs", "task_loss"} | (
         set() if ablation in ONE_BRANCH else {"text_outputs", "consistency_loss", "alignment_loss"}
@@ -43,7 +43,7 @@ def test_trains_saves_and_merges(ablation, backbone, tmp_path):
 
 
 @pytest.mark.parametrize("ablation", ["no_consistency", "no_alignment"])
-def test_a_term_less_is_a_weight_of_zero(ablation, backbone):
+def test_a_removed_loss_term_equals_a_weight_of_zero(ablation, backbone):
     term = ablation.removeprefix("no_")
     past, future = window(batch=4)
     torch.manual_seed(1)
@@ -86,8 +86,8 @@ def test_no_llm_is_the_encoder_and_the_head(backbone):
     torch.testing.assert_close(model(past).prediction_outputs, expected)
 
 
-def test_replaced_models_are_free_of_the_backbones_limits(tmp_path):
-    """17 channels are more than this GPT-2 has positions, which only matters where there is a GPT-2."""
+def test_ablations_that_replace_the_backbone_ignore_its_limits(tmp_path):
+    """17 channels exceed this GPT-2's positions, which matters only if the model contains the GPT-2."""
     backbone = random_backbone(tmp_path, "gpt2")
     past = torch.randn(2, 12, BACKBONES["gpt2"]["n_positions"] + 1)
     for ablation in WITHOUT_LLM:
@@ -106,7 +106,7 @@ def test_random_prototypes_are_as_large_as_the_principal_ones(backbone):
     assert principal_prototypes(torch.randn(80, 48), 9).shape == random.prototypes.shape
 
 
-def test_transformer_block_is_an_encoder_layer_of_its_own(backbone):
+def test_transformer_block_is_a_separate_encoder_layer(backbone):
     model = tiny_model(backbone, ablation="llm_to_transformer")
     shapes = {key: value.shape for key, value in model.encoder.state_dict().items()}
     assert {key: value.shape for key, value in model.backbone.block.state_dict().items()} == shapes

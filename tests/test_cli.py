@@ -1,4 +1,4 @@
-"""Both programs from the user's side: what a run can be asked for afterwards, and what bad input gets in return."""
+"""Both programs as a user sees them: what a finished run can do, and how they answer bad input."""
 
 import json
 import logging
@@ -32,14 +32,14 @@ L, H, ROWS = 24, 8, 400
 
 @pytest.fixture(scope="module", autouse=True)
 def quick(plain_ops_throughout):
-    """No environment that would change a result."""
+    """Remove environment variables that would change a result."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("LLATA_DATA", raising=False)
         yield
 
 
 def make_table(rows=ROWS, frequency="h"):
-    """Three channels in units that differ a thousandfold: a load near 1000, a share near 0.5, a temperature near 0."""
+    """Three channels whose units differ a thousandfold: a load near 1000, a share near 0.5, a temperature near 0."""
     noise = np.random.default_rng(0).normal(size=(rows, 3))
     daily = np.sin(2 * np.pi * np.arange(rows) / 24)
     values = np.array([1000, 0.5, 0]) + np.array([20, 0.1, 8]) * (daily[:, None] + 0.2 * noise)
@@ -67,7 +67,7 @@ def llata_fast(*argv):
 
 
 def tiny_run(dataset, output_dir, backbone, **options):
-    """Arguments of a training that takes a second; `options` win."""
+    """Arguments for a training that takes a second; `options` override them."""
     settings = {
         "dataset": dataset,
         "output_dir": output_dir,
@@ -92,21 +92,21 @@ def backbone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, backbone):
-    """Folder of a run, trained on `series.csv` beside it."""
+    """Folder of a run that was trained on `series.csv` beside it."""
     folder = tmp_path_factory.mktemp("trained")
     train(*tiny_run(write(folder, make_table()), folder / "run", backbone))
     return folder / "run"
 
 
 def contents(*folders):
-    """Every file's bytes, and every folder."""
+    """The bytes of every file, and the names of all folders."""
     paths = [path for folder in folders for path in Path(folder).rglob("*")]
     return {path: path.read_bytes() if path.is_file() else None for path in paths}
 
 
 @pytest.fixture
 def refused(run, tmp_path, monkeypatch, capfd):
-    """`refused(program, *argv)` is the one line on stderr that the program ends with, exit code 2, nothing written."""
+    """`refused(program, *argv)` returns the one line on stderr of a program that exits with 2 and writes nothing."""
     monkeypatch.chdir(tmp_path)
 
     def call(program, *argv):
@@ -116,7 +116,7 @@ def refused(run, tmp_path, monkeypatch, capfd):
             program(*argv)
         output = capfd.readouterr()
         assert exit.value.code == 2
-        # outside of pytest a warning is a line on stderr, too
+        # outside pytest a warning is a line on stderr, too
         assert not lines
         assert output.err.count("\n") == 1 and ": error: " in output.err and not output.out, output
         assert contents(tmp_path, run.parent) == before
@@ -142,8 +142,8 @@ def test_predict_continues_the_series(run, tmp_path, capfd, frequency):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["forecast.csv", "series.csv"]
 
 
-def test_predict_is_the_model_between_the_series_own_units(run, tmp_path):
-    # another series: what the run's start knows of a level is measured by the series' own rows
+def test_predict_forecasts_in_the_units_of_its_input(run, tmp_path):
+    # for another series, levels are measured on that series' own rows
     table = make_table(90)
     table[["load", "share"]] *= 1.5
     seen = table.drop(columns="date").to_numpy()[: int(90 * 0.7)]
@@ -172,8 +172,8 @@ def test_forecaster_in_three_lines(run, tmp_path):
     )
 
 
-def test_merged_run_needs_nothing_else(run, tmp_path):
-    """The same forecast without the backbone's source, and a decoder that transformers reads without a gap."""
+def test_merged_run_is_self_contained(run, tmp_path):
+    """It forecasts the same without the backbone's source, and transformers loads its whole decoder."""
     source = random_backbone(tmp_path)
     train(*tiny_run(run.parent / "series.csv", tmp_path / "run", source))
     llata_fast("export", tmp_path / "run", "--format", "merged", "--output", tmp_path / "merged")
@@ -226,7 +226,7 @@ def test_evaluate_repeats_the_runs_own_scores(run, tmp_path, capfd):
 
 
 def test_evaluate_another_series_in_its_own_units(run, tmp_path):
-    """Five channels instead of three, every test window, standardised by that series' training rows."""
+    """Five channels instead of three; every test window; standardised with that series' training rows."""
     table = make_table(300)
     table["kelvin"], table["parts"] = table["temperature"] + 273.15, 1e4 * table["share"]
     score = evaluate(run, tmp_path / "scores.json", "--dataset", write(tmp_path, table, "wide.csv"))["llata"]
@@ -310,7 +310,7 @@ def test_predict_with_other_channels(refused, run, tmp_path):
     assert "other.csv, line 1: no column 'share' among date, load, part, temperature" in refused(llata_fast, *argv)
     message = refused(llata_fast, *argv, "--columns", "load", "part")
     assert "other has 2 channels (load, part)" in message and "on 3 (load, share, temperature)" in message
-    # named, they are the run's in this order
+    # given by name, they become the run's channels in this order
     llata_fast(*argv, "--columns", "load", "part", "temperature")
     assert list(pd.read_csv(output).columns) == ["date", "load", "part", "temperature"]
     output.unlink()
@@ -355,7 +355,7 @@ def test_forecasts_in_gzip(run, tmp_path):
     assert output.read_bytes()[:2] == b"\x1f\x8b" and len(pd.read_csv(output)) == H
 
 
-def test_what_is_logged_is_shown_once(capsys):
+def test_log_messages_are_shown_once(capsys):
     for _ in range(2):
         show_log()
     log = logging.getLogger("llata_fast.any")
@@ -424,7 +424,7 @@ def test_output_that_cannot_be_written(refused, run, tmp_path):
     for argv in (predict, ("evaluate", run, "--output")):
         assert "no folder" in refused(llata_fast, *argv, tmp_path / "absent" / "file")
         assert "it is a folder" in refused(llata_fast, *argv, tmp_path)
-    # overwriting is for what a program wrote
+    # --overwrite removes only what a program wrote
     assert "is the input" in refused(llata_fast, *predict, series)
     assert "is the input" in refused(llata_fast, *predict, os.path.relpath(series))
     assert "is the input" in refused(llata_fast, "evaluate", run, "--dataset", series, "--output", series)
@@ -432,11 +432,11 @@ def test_output_that_cannot_be_written(refused, run, tmp_path):
     for folder in (series, series / "run"):
         argv = tiny_run(run.parent / "series.csv", folder, "random:gpt2")
         assert "series.csv is a file" in refused(train, *argv)
-    # the picture would take the place of the forecast
+    # the picture would overwrite the forecast
     assert "forecast.png" in refused(llata_fast, *predict, tmp_path / "forecast.png", "--plot")
 
 
-def test_what_the_system_refuses_is_one_line(refused, run, tmp_path, monkeypatch):
+def test_system_errors_are_one_line(refused, run, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
@@ -467,7 +467,7 @@ def test_picture_without_matplotlib(refused, run, tmp_path, monkeypatch):
     assert "matplotlib" in refused(llata_fast, "predict", run, *argv)
 
 
-def test_run_that_is_none(refused, run, tmp_path):
+def test_folder_without_a_run(refused, run, tmp_path):
     broken = tmp_path / "broken"
     broken.mkdir()
     (tmp_path / "empty").mkdir()
@@ -492,7 +492,7 @@ def test_run_that_is_none(refused, run, tmp_path):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help(command, capsys):
-    """Every option explains itself, and no default is shown that says nothing."""
+    """Every option has a help text, and defaults that say nothing are not shown."""
     with pytest.raises(SystemExit) as exit:
         llata_fast(command, "--help")
     assert exit.value.code == 0 and "default: None" not in capsys.readouterr().out
@@ -532,13 +532,13 @@ def test_gaps_are_masked_when_asked(backbone, tmp_path, monkeypatch):
     train(*tiny_run(path, run, backbone, missing="mask"))
     test = json.loads((run / "metrics.json").read_text())["test"]
     assert np.isfinite(test["mse"]) and not (run / "forecast.png").exists()
-    # what reads the series later takes gaps as the run did
+    # later commands handle gaps as the run did
     assert evaluate(run, tmp_path / "scores.json")["llata"]["mse"] == pytest.approx(test["mse"], rel=1e-5)
     llata_fast("predict", run, "--input", path, "--output", tmp_path / "forecast.csv")
     assert pd.read_csv(tmp_path / "forecast.csv")["load"].between(900, 1100).all()
 
 
-def test_gaps_are_masked_where_the_runs_data_set_says_so(run, tmp_path):
+def test_gaps_are_masked_where_the_runs_dataset_says_so(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     folder = RunFolder(copy)
     folder.write_preprocessor(replace(folder.read_preprocessor(), dataset="Metro"))

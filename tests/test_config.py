@@ -1,4 +1,4 @@
-"""The fields that shape the weights: what is refused, and what the backbone's width decides."""
+"""The fields that shape the weights: which values are refused, and which defaults the backbone's width decides."""
 
 import pytest
 from tiny import random_backbone, tiny_config
@@ -33,14 +33,14 @@ def test_wrong_configuration(backbone, fields, message):
         LlataForPrediction.from_backbone(tiny_config(**{"backbone": backbone} | fields))
 
 
-def test_a_skip_of_the_version_before_is_refused(backbone):
-    """Its weights were others."""
+def test_linear_skip_of_an_older_version_is_refused(backbone):
+    """Its weights had other names and shapes."""
     config = tiny_config(backbone, linear_skip=True).to_dict() | {"zero_head": True, "skip_level": 0.5}
     with pytest.raises(InputError, match="linear skip of the version before cannot be read"):
         LlataConfig(**config)
 
 
-def test_few_channels_have_maps_of_their_own(backbone):
+def test_few_channels_have_one_map_each(backbone):
     maps = {channels: tiny_config(backbone, num_channels=channels).num_own_maps for channels in (None, 1, 2, 64, 65)}
     assert maps == {None: 0, 1: 0, 2: 2, 64: 64, 65: 0}
 

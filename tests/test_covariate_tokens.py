@@ -1,4 +1,4 @@
-"""Covariates in the model: tokens that the targets see, in both branches, and nothing at all where there are none."""
+"""Covariates in the model: tokens that the targets see in both branches. Without covariates nothing changes."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from llata_fast.covariate_tokens import CovariateTokens, input_shapes
 from llata_fast.errors import InputError
 from llata_fast.modeling import LlataForPrediction
 
-# of the random number drawn behind the weights, the loss, its terms and the textual forecast's sum
+# the first random number after the weights, the loss, two of its terms, and the sum of the textual forecast
 STORED = [0.5602895021438599, 2.255875587463379, 0.8708367347717285, 0.7793290615081787, 3.233814001083374]
 
 pytestmark = pytest.mark.usefixtures("plain_ops")
@@ -71,7 +71,7 @@ def test_twin_pass_is_two_passes(backbone, tokens):
     torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)
 
 
-def test_tokens_are_counted_as_they_are(backbone):
+def test_covariate_tokens_count_against_the_positions(backbone):
     for options, expected in (({}, (3 + 3, 3 + 3)), (TOKENS["patch tokens"], (3 + 5, 3 * (3 + 5)))):
         config = tiny_config(backbone, covariates=SIZES, **options)
         assert (config.num_tokens(3), config.tokens_per_window(3)) == expected
@@ -85,7 +85,7 @@ def test_tokens_are_counted_as_they_are(backbone):
 
 
 def test_missing_covariates_add_nothing(backbone):
-    """Bit for bit: static ones are not there then, and moving ones leave a token that knows no value."""
+    """Bit for bit: missing static ones add no token; missing past and future ones leave a token without values."""
     model = tiny_model(backbone, covariates=STATIC).eval()
     past, _ = window()
     nothing = {"static_covariates": torch.full((2, 2), torch.nan)}
@@ -99,7 +99,7 @@ def test_missing_covariates_add_nothing(backbone):
     assert torch.equal(tokens(beside["past_covariates"], beside["future_covariates"]), bias)
 
 
-def test_a_gap_is_no_value(backbone):
+def test_a_gap_differs_from_any_value(backbone):
     model = tiny_model(backbone, covariates=SIZES).eval()
     past, beside = window()[0], inputs()
     gap = {name: values.clone() for name, values in beside.items()}
@@ -112,7 +112,7 @@ def test_a_gap_is_no_value(backbone):
     assert not torch.equal(results[0], results[1]) and not torch.equal(results[1], results[2])
 
 
-def test_the_place_of_the_unseen_is_learned(backbone):
+def test_the_embedding_of_unseen_categories_is_learned(backbone):
     model = tiny_model(backbone, covariates=SIZES, dropout=0.2)
     past, future = window(batch=8)
     known = inputs(batch=8)
@@ -129,7 +129,7 @@ def test_the_place_of_the_unseen_is_learned(backbone):
 
 @pytest.mark.parametrize("tokens", ["variate tokens", "patch tokens"])
 def test_tokens_alone_learn_what_a_covariate_drives(backbone, tokens):
-    """Without a linear skip; and nothing from one that is drawn anew."""
+    """Without a linear skip. They learn nothing from a covariate that is drawn independently."""
     losses = {}
     for driven in (True, False):
         torch.manual_seed(0)
@@ -181,8 +181,8 @@ def test_other_covariates_are_refused(backbone, sizes, change, message):
         model(window()[0], **given | change)
 
 
-def test_a_model_without_covariates_is_the_one_that_it_was(backbone):
-    """Its weights are drawn from the same random numbers, under the same names, and it computes what is stored here."""
+def test_a_model_without_covariates_computes_the_stored_values(backbone):
+    """Its weights are drawn from the same random numbers under the same names, and it computes the stored values."""
     torch.manual_seed(0)
     model = LlataForPrediction.from_backbone(tiny_config(backbone, linear_skip=True, quantile_levels=[0.1, 0.9]))
     drawn = torch.rand(())

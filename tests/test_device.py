@@ -1,4 +1,4 @@
-"""The whole model on a CUDA device: compiled, replayed from CUDA graphs, and no step waits for the device."""
+"""The whole model on a CUDA device: it compiles, replays from CUDA graphs, and no step waits for the device."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def window(batch=4, channels=3):
 
 @pytest.fixture
 def model(tmp_path):
-    """model(family, **fields) on the device, in training mode, its frozen projections in bf16."""
+    """`model(family, **fields)` is on the device and in training mode, with frozen projections in bf16."""
 
     def build(family="gpt2", **fields):
         model = tiny_model(random_backbone(tmp_path, family), **fields).to("cuda")
@@ -43,7 +43,7 @@ def test_cuda_graphs_equal_eager(model, family, tokens):
     compiled_loss, compiled_forecast = (
         torch.compile(fn, fullgraph=True, mode="reduce-overhead") for fn in (loss, forecast)
     )
-    # a first call compiles, a second one records, later ones replay
+    # the first call compiles, the second one records, later ones replay
     for _ in range(4):
         past, future = window()
         results = []
@@ -67,7 +67,7 @@ def test_cuda_graphs_equal_eager(model, family, tokens):
 
 
 @pytest.mark.parametrize("family", [name for name in BACKBONES if name != "gemma2"])
-def test_a_step_waits_for_nothing(model, family):
+def test_a_step_never_waits_for_the_device(model, family):
     model, (past, future) = model(family), window()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
 
@@ -79,7 +79,7 @@ def test_a_step_waits_for_nothing(model, family):
         optimizer.zero_grad()
         return loss
 
-    # kernels are compiled in the first one
+    # the first step compiles the kernels
     step()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")

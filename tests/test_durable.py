@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and what a manifest notices."""
+"""Files are complete or absent, and manifests detect damage."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_an_interrupted_file_leaves_the_one_before(tmp_path):
+def test_an_interrupted_write_leaves_the_previous_file(tmp_path):
     path = tmp_path / "file"
     path.write_text("before")
     with pytest.raises(KeyboardInterrupt), replacing(path) as partial:
@@ -42,8 +42,8 @@ def test_the_manifest_names_every_file(folder):
     assert find_damage(folder) is None
 
 
-def test_the_manifest_is_the_last_to_be_written(tmp_path, monkeypatch):
-    """What it vouches for was asked onto the disk before, and so was the list of names."""
+def test_the_manifest_is_written_last(tmp_path, monkeypatch):
+    """The files and their folder are synced to the disk before it is written."""
     for name in ("a", "b"):
         (tmp_path / name).write_text(name)
     events = []
@@ -84,12 +84,12 @@ def test_every_bit_counts(tmp_path_factory, bit):
     assert "a.bin" in find_damage(folder)
 
 
-def test_damage_of_some_files(folder):
+def test_damage_is_sought_only_in_the_named_files(folder):
     (folder / "a.bin").unlink()
     assert find_damage(folder, {"sub/b.txt"}) is None and find_damage(folder, {"a.bin"}) is not None
 
 
-def test_a_folder_takes_its_name_when_it_is_whole(tmp_path, monkeypatch):
+def test_a_folder_appears_under_its_name_once_complete(tmp_path, monkeypatch):
     old, partial = tmp_path / "checkpoint-1", durable.partial_name(tmp_path / "checkpoint-1")
     for path, text in ((old, "old"), (partial, "new")):
         path.mkdir()
@@ -99,7 +99,7 @@ def test_a_folder_takes_its_name_when_it_is_whole(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
-def test_an_interrupted_deletion_leaves_nothing_by_the_name(folder, monkeypatch):
+def test_an_interrupted_deletion_leaves_nothing_under_the_name(folder, monkeypatch):
     doomed = folder / "sub"
 
     def interrupt(path, ignore_errors=False):

@@ -1,4 +1,4 @@
-"""One experiment, whoever starts it: the same files, one schema of scores, and nothing written where it is refused."""
+"""Every way to start an experiment gives the same files and one schema of scores; a refused one writes nothing."""
 
 import json
 import math
@@ -54,7 +54,7 @@ SCHEMA = {
 
 
 def fits(value, schema):
-    """Whether a value read from JSON has the schema's form, its keys and no others."""
+    """Whether a value read from JSON matches the schema and has exactly its keys."""
     if schema is type(None):
         return value is None
     if isinstance(schema, tuple) and not all(isinstance(entry, type) for entry in schema):
@@ -86,7 +86,7 @@ SHORT = {"context_length": 24, "prediction_length": 8}
 
 @pytest.fixture
 def data_dir(tmp_path):
-    """M4's yearly files, one constant series among them, and a data set by the name of ETTh1."""
+    """M4's yearly files, one constant series among them, and a dataset with the name ETTh1."""
     rng = np.random.default_rng(0)
     for part, width in (("train", 20), ("test", 6)):
         rows = [[f"Y{number}", *rng.uniform(50, 60, width).round(1)] for number in range(6)]
@@ -108,7 +108,7 @@ FILES = {"run.yaml", "config.json", "model.safetensors", "preprocessor_config.js
 
 
 def check(folder):
-    """The run's files are all there, and its scores are as documented; returns them."""
+    """Check that all files of the run exist and that its scores match their documentation; returns the scores."""
     assert {path.name for path in folder.iterdir()} >= FILES
     metrics = json.loads((folder / "metrics.json").read_text(), parse_constant=pytest.fail)
     assert fits(metrics, SCHEMA), json.dumps(metrics, indent=1)
@@ -149,8 +149,8 @@ def test_m4_is_forecast_and_scored_like_any_series(data_dir, tmp_path):
     assert len(Forecaster.from_pretrained(run).wide.predict(series)) == 6
 
 
-def test_nobody_validated(tmp_path):
-    """Then there are no scores of it, and no picture of a best step."""
+def test_training_without_validation(tmp_path):
+    """Then there are no validation scores, and the picture shows no best step."""
     settings = SETTINGS | SHORT | {"backbone": random_backbone(tmp_path), "eval_strategy": "no"}
     outcome = train(str(write_series(tmp_path / "series.csv")), output_dir=str(tmp_path / "run"), **settings)
     assert outcome.metrics["validation"] is None and math.isfinite(outcome.metrics["test"]["mse"])
@@ -176,7 +176,7 @@ def test_refusals_write_nothing(data_dir, tmp_path, settings, words):
 
 
 @pytest.mark.parametrize("name, kind", [("task_loss", "smape"), ("consistency_loss", "mase")])
-def test_a_loss_that_needs_a_series_own_units_is_refused_where_they_are_gone(tmp_path, name, kind):
+def test_m4_losses_are_refused_for_other_data(tmp_path, name, kind):
     series, backbone = write_series(tmp_path / "series.csv"), random_backbone(tmp_path)
     with pytest.raises(InputError, match=f"{name} {kind} is for the M4 data sets"):
         train(str(series), **SETTINGS | SHORT | {name: kind, "backbone": backbone, "output_dir": str(tmp_path / "run")})
@@ -184,7 +184,7 @@ def test_a_loss_that_needs_a_series_own_units_is_refused_where_they_are_gone(tmp
 
 
 def test_deterministic_algorithms_when_asked_for(tmp_path, monkeypatch):
-    """What has none is an error then; the environment is cuBLAS' switch."""
+    """An operation without a deterministic algorithm is then an error; cuBLAS is switched by the environment."""
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     chosen = []
     monkeypatch.setattr(torch, "use_deterministic_algorithms", chosen.append)
@@ -197,7 +197,7 @@ def test_deterministic_algorithms_when_asked_for(tmp_path, monkeypatch):
 
 
 def test_the_same_seed_gives_the_same_bits(tmp_path):
-    """Dropout, data order and initial weights; another seed gives others."""
+    """Dropout, data order and initial weights; another seed gives other bits."""
     settings = SETTINGS | SHORT | {"backbone": random_backbone(tmp_path)}
     series = str(write_series(tmp_path / "series.csv"))
 

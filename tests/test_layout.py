@@ -1,4 +1,4 @@
-"""The house's rules that a machine can check: who may import whom, what goes with an op, what never appears."""
+"""House rules that a machine can check: which imports are allowed, what an op needs, which names are banned."""
 
 import ast
 import re
@@ -20,7 +20,7 @@ MODEL = (
     *("config", "modeling", "covariate_tokens", "linear", "linear_covariates", "losses", "quantiles", "backbone"),
     *("reference_checkpoint", "ablations"),
 )
-# the parts of llata_fast that a room must not know
+# packages that each part of the project must not import
 FORBIDDEN = {
     "data": (*MODEL, "kernels", "metrics", "training", "evaluation", "forecasting", "planning"),
     **{room: ("data", "training", "evaluation", "forecasting", "planning") for room in MODEL},
@@ -34,7 +34,7 @@ FORBIDDEN = {
 
 
 def imports(path):
-    """Every module that a file imports, by full name: relative imports and `from package import name` resolved."""
+    """Full names of all modules that a file imports; resolves relative imports and `from package import name`."""
     package = path.relative_to(ROOT).parent.parts
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -79,7 +79,7 @@ def test_op_has_its_reference_test_and_bench(op):
 
 
 def test_only_commands_print():
-    """A library call logs; what the log looks like on a terminal is for the command line to say."""
+    """Library calls log; the command line decides how the log looks on a terminal."""
     found = []
     for path in ROOT.glob("llata_fast/**/*.py"):
         if path.parent.name != "commands" and path.name != "cli.py":

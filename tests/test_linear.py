@@ -1,4 +1,4 @@
-"""The linear forecast: least squares against numpy and scikit-learn, and the skip that both branches add to."""
+"""The linear forecast: least squares against numpy and scikit-learn, and the linear skip in both branches."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_linear_skip_survives_a_round_trip_and_a_merge(backbone, tmp_path):
 
 
 def test_maps_of_each_channel(backbone, tmp_path):
-    """The head starts at zero, so that the skip alone forecasts, and `alone` is what it forecasts."""
+    """The head starts at zero, so the first forecast is that of the skip, `alone`."""
     past, _ = window()
     B, _, C = past.shape
     model = tiny_model(backbone, linear_skip=True, num_channels=C).eval()
@@ -60,7 +60,7 @@ def test_maps_of_each_channel(backbone, tmp_path):
     torch.testing.assert_close(forecast, expected, rtol=1e-4, atol=1e-3)
     observed = torch.ones_like(past, dtype=torch.bool)
     torch.testing.assert_close(model.skip.alone(past, observed), expected, rtol=1e-4, atol=1e-3)
-    # a series of other channels has the shared map alone
+    # a series with other channels uses only the shared map
     fewer = mean + torch.einsum("blc,lh->bhc", inputs, model.skip.shared)
     torch.testing.assert_close(model(past[..., :2]).prediction_outputs, fewer[..., :2], rtol=1e-4, atol=1e-3)
     model.save_pretrained(tmp_path / "run")
@@ -68,7 +68,7 @@ def test_maps_of_each_channel(backbone, tmp_path):
     torch.testing.assert_close(restored(past).prediction_outputs, forecast)
 
 
-def test_the_share_scales_what_is_learned(backbone):
+def test_the_share_scales_the_learned_part(backbone):
     past, _ = window()
     model = tiny_model(backbone, linear_skip=True).eval()
     torch.nn.init.normal_(model.head.weight)
@@ -77,7 +77,7 @@ def test_the_share_scales_what_is_learned(backbone):
     torch.testing.assert_close(model(past).prediction_outputs, torch.lerp(start, whole, 0.25), rtol=1e-4, atol=1e-3)
 
 
-def test_where_nothing_is_kept_the_language_model_does_not_run(backbone, tmp_path):
+def test_with_a_share_of_zero_the_language_model_does_not_run(backbone, tmp_path):
     past, _ = window()
     model = tiny_model(backbone, linear_skip=True)
     torch.nn.init.normal_(model.head.weight)
@@ -101,8 +101,8 @@ def test_where_nothing_is_kept_the_language_model_does_not_run(backbone, tmp_pat
     assert with_head(past).quantile_outputs is not None and ran, "quantiles come from its features"
 
 
-def test_bf16_takes_nothing_from_the_linear_forecast(backbone):
-    """bf16 has no value between 1016 and 1024, nor three digits for a season's weights."""
+def test_bf16_leaves_the_linear_forecast_exact(backbone):
+    """bf16 has no value between 1016 and 1024, and fewer than three digits for a season's weights."""
     model = tiny_model(backbone, linear_skip=True, num_channels=3).eval()
     for maps in (model.skip.shared, model.skip.own):
         torch.nn.init.normal_(maps)
@@ -125,12 +125,12 @@ def test_linear_is_ridge_regression(gaps):
         target = future[..., channel].numpy() - mean
         complete = ~np.isnan(target).any(1)
         channels.append((inputs, mean, inputs[complete], target[complete]))
-    # one map for all channels has seen the windows of each
+    # the shared map is fitted on the windows of all channels
     shared = ridge_regression(*(np.concatenate(parts) for parts in list(zip(*channels, strict=True))[2:]))
     for channel, (inputs, mean, seen, target) in enumerate(channels):
         forecast = models[False](past, observed)[..., channel]
         np.testing.assert_allclose(forecast, shared.predict(inputs) + mean, rtol=1e-4)
-        # a channel's own map is what it has beyond that
+        # a channel's own map is fitted on what the shared map leaves
         own = ridge_regression(seen, target - shared.predict(seen))
         forecast = models[True](past, observed)[..., channel]
         np.testing.assert_allclose(forecast, shared.predict(inputs) + own.predict(inputs) + mean, rtol=1e-4)
@@ -168,7 +168,7 @@ def test_windows_in_units_of_their_level_count_alike():
 
 
 def test_linear_learns_a_wave():
-    """On a noiseless wave it is exact, on any level; the naive forecast of a wrong period is not."""
+    """On a noiseless wave it is exact at any level; a seasonal naive forecast with a wrong period is not."""
     values = torch.sin(2 * torch.pi * torch.arange(80.0) / 8)[:, None].expand(-1, C)
     windows = WindowDataset(values.contiguous(), L, H)
     model = LeastSquares(ridge=1e-9).fit(windows)

@@ -1,4 +1,4 @@
-"""A linear effect of covariates: found where there is one, by step where steps differ, and none where there is none."""
+"""Linear effects of covariates: found where there is one, step by step where steps differ, and nowhere else."""
 
 import numpy as np
 import pandas as pd
@@ -20,11 +20,11 @@ def covariates(batch=64):
     return past, future
 
 
-def test_features_are_moves_from_the_lookback():
+def test_features_are_differences_from_the_lookback():
     past = torch.tensor([[[1.0, 2.0, 5.0], [3.0, torch.nan, 7.0], [torch.nan, 1.0, torch.nan]]])
     future = torch.tensor([[[4.0, 2.0], [torch.nan, 0.0]]])
     found = LinearCovariates(SIZES, 2, 1).features(past, future)
-    # the number less its mean 2, in its deviation 1, too; one category in two of each kind; the last value less 6
+    # the number minus its mean 2 (deviation 1), twice; one of two categories of each kind; the last value minus 6
     expected = [[[2.0, 2.0, -0.5, 0.5, 0.0, 1.0, 1.0], [0.0, 0.0, -0.5, -0.5, 0.0, 1.0, 1.0]]]
     torch.testing.assert_close(found, torch.tensor(expected))
     nothing = LinearCovariates(SIZES, 2, 1).features(past * torch.nan, future * torch.nan)
@@ -34,7 +34,7 @@ def test_features_are_moves_from_the_lookback():
 
 
 @pytest.mark.parametrize("kind", ["shared", "by step", "none"])
-def test_the_effect_that_there_is_is_found(kind):
+def test_an_effect_is_found_only_where_there_is_one(kind):
     truth = torch.zeros(2, 7, H)
     if kind != "none":
         truth += torch.tensor([2.0, 0.0, 1.0, -1.0, 0.5, 0.7, 0.3])[:, None]
@@ -54,10 +54,10 @@ def test_the_effect_that_there_is_is_found(kind):
 
     part.fit(lambda: residuals(1), lambda: residuals(2))
     if kind == "none":
-        # what noise there is among 2,560 windows
+        # what noise alone gives on 2,560 windows
         assert part.weight.abs().max() < 0.1
         return
-    # a category's columns and the lookback's mean share a level, which is in no forecast
+    # a category's columns and the lookback's mean share a level, which affects no forecast
     past, future = covariates(512)
     effects = [torch.einsum("bhf,cfh->bhc", part.features(past, future), weight) for weight in (part.weight, truth)]
     assert (effects[0] - effects[1]).std() < 0.15 * effects[1].std()

@@ -1,4 +1,4 @@
-"""The choice of a linear start: the forms against least squares, the mixture against scipy, and what series get."""
+"""The choice of a linear start: its forms against least squares, the mixture against scipy, and what series choose."""
 
 import numpy as np
 import pytest
@@ -27,20 +27,20 @@ L, H, ROWS = 12, 4, 1200
 
 
 def splits(values):
-    """Training and validation windows of values [rows, C], standardised by the training rows."""
+    """Training and validation windows of values [rows, C], standardised with the training rows."""
     border = int(len(values) * 0.8)
     values = (values - values[:border].mean(0)) / values[:border].std(0, correction=0).clamp(min=1e-9)
     return WindowDataset(values[:border], L, H), WindowDataset(values[border - L :], L, H)
 
 
 def errors_of(start, windows):
-    """Mean squared error of a start and of repeating the lookback's mean."""
+    """Mean squared errors of a start and of the lookback's mean as a forecast."""
     past, observed, future = next(windows.batches(len(windows)))
     mean = past.mean(1, keepdim=True)
     return [(what - future).square().mean().item() for what in (start(past, observed), mean)]
 
 
-def test_the_mixture_is_the_best_one():
+def test_the_mixture_is_optimal():
     generator = torch.Generator().manual_seed(3)
     truth = torch.randn(3, 400, generator=generator).double()
     scored = [torch.stack([truth[0], 0.8 * truth[1] + 0.2 * k, 0.9 * truth[2]]) for k in range(4)]
@@ -56,7 +56,7 @@ def test_the_mixture_is_the_best_one():
     assert objective(found) == pytest.approx(best.fun, abs=2e-3)
 
 
-def test_a_form_that_fails_behind_one_origin_gets_little():
+def test_a_form_that_fails_at_one_origin_gets_little_weight():
     good, wild = torch.randn(1, 500).double(), torch.randn(1, 500).double()
     scored = [torch.cat((good, 0.9 * wild)) for _ in range(5)]
     assert mixture(scored)[1] > 0.4
@@ -68,7 +68,7 @@ def test_series_choose_differently():
     noise = torch.randn(ROWS, 2, dtype=torch.float64)
     walk, back = (choose_start(*splits(values), seasonality=1) for values in (noise.cumsum(0), noise))
     assert back.mixture[SHARED_RETURN] > walk.mixture[SHARED_RETURN]
-    # one map cannot serve a wave and its mirrored double step; each channel has its own
+    # one map cannot fit both a wave and its mirrored double step, so each channel needs its own
     steps = torch.arange(ROWS, dtype=torch.float64)[:, None]
     waves = torch.sin(2 * torch.pi * steps / torch.tensor([[3.0, 7.0]])) + 0.3 * noise
     own = choose_start(*splits(waves), own=True)
@@ -77,7 +77,7 @@ def test_series_choose_differently():
     assert errors[0] < without[0] < without[1]
 
 
-def test_a_season_is_repeated_where_nothing_is_left_to_fit():
+def test_short_series_repeat_their_season():
     steps = torch.arange(ROWS) % 6
     season = torch.randn(6, dtype=torch.float64)[steps][:, None] + 0.01 * torch.randn(ROWS, 1, dtype=torch.float64)
     few = WindowDataset(season[:40], L, H), WindowDataset(season[40:400], L, H)
@@ -87,7 +87,7 @@ def test_a_season_is_repeated_where_nothing_is_left_to_fit():
     assert [origin.name for origin in start.origins] == ["validation"], "too few rows for others"
 
 
-def test_gaps_and_constants_are_survived():
+def test_gaps_and_constants_give_finite_forecasts():
     values = torch.randn(ROWS, 3, dtype=torch.float64).cumsum(0)
     values[100:160, 0] = torch.nan
     values[:, 1] = 0
@@ -110,7 +110,7 @@ def test_size_and_level_do_not_matter_in_units_of_the_deviation():
     assert (starts[0].shared[L:] == 0).all()
 
 
-def test_a_model_starts_as_what_was_chosen(backbone):
+def test_a_model_starts_as_the_chosen_mixture(backbone):
     values = torch.randn(400, 3, dtype=torch.float64).cumsum(0) / 10
     train, validation = (WindowDataset(part, 12, 5) for part in values.split((300, 100)))
     model = tiny_model(backbone, linear_skip=True, num_channels=3).eval()
@@ -124,7 +124,7 @@ def test_a_model_starts_as_what_was_chosen(backbone):
     assert start_linear_part(tiny_model(backbone), train, validation) is None
 
 
-def test_errors_behind_an_origin_are_of_a_forecast_that_knows_what_lies_before():
+def test_errors_at_an_origin_are_of_maps_fitted_before_it():
     values = torch.randn(ROWS, 2, dtype=torch.float64).cumsum(0)
     values[300, 1] = torch.nan
     other = values.clone()
@@ -140,6 +140,6 @@ def test_errors_behind_an_origin_are_of_a_forecast_that_knows_what_lies_before()
     assert len(behind) == len(first.scored) - 1 == 5
     for part, scored in zip(behind, first.scored, strict=False):
         assert part.past.shape[1:] == (L, 2) and part.errors.shape[1:] == (H, 2) and part.steps.tolist() == [0, 1, 2, 3]
-        # the same errors, of which the choice kept those whose truth is known
+        # the same errors; the choice keeps only those whose truth is known
         expected = (shares @ scored).square().mean().sqrt()
         torch.testing.assert_close(part.errors.square().nanmean().sqrt(), expected, rtol=1e-4, atol=0)

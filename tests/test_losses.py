@@ -1,4 +1,4 @@
-"""The forecast loss against numpy, and what a missing target costs."""
+"""The forecast losses against numpy; missing targets cost nothing."""
 
 import numpy as np
 import pytest
@@ -17,13 +17,13 @@ ORACLES = {
 
 
 def pair(missing=0.3):
-    """prediction and target [B, H, C] with errors on both sides of smooth L1's kink, and some targets missing."""
+    """Prediction and target [B, H, C] with errors on both sides of smooth L1's kink and some missing targets."""
     prediction, target = torch.randn(2, 4, 6, 3).mul(2)
     return prediction.requires_grad_(), target.masked_fill(torch.rand(4, 6, 3) < missing, torch.nan)
 
 
-def test_every_loss_has_its_oracle():
-    # those of M4 are worked by hand below
+def test_every_loss_has_an_oracle():
+    # the tests below calculate M4's losses by hand
     assert ORACLES.keys() | {"smape", "mase"} == set(LOSSES)
 
 
@@ -32,7 +32,7 @@ def test_numpy_agrees(kind, missing, seed):
     torch.manual_seed(seed)
     prediction, target = pair(missing)
     error = ORACLES[kind]((prediction - target).detach().double().numpy())
-    # missing targets add nothing, and the sum is divided by all values, missing ones too
+    # missing targets add nothing; the sum is divided by the number of all values, missing ones included
     expected = np.nansum(error) / error.size
     loss = forecast_loss(kind, prediction, target)
     torch.testing.assert_close(loss.item(), float(expected), rtol=1e-5, atol=1e-7)
@@ -42,7 +42,7 @@ def test_numpy_agrees(kind, missing, seed):
 
 @pytest.mark.parametrize("kind", ORACLES)
 def test_mean_over_equal_parts_is_the_whole(kind):
-    """Micro-batches and ranks hold different numbers of missing values and still add up to the global batch."""
+    """Micro-batches and ranks with different numbers of missing values still average to the global batch's loss."""
     prediction, target = pair()
     parts = [forecast_loss(kind, *part) for part in zip(prediction.split(2), target.split(2), strict=True)]
     torch.testing.assert_close(torch.stack(parts).mean(), forecast_loss(kind, prediction, target))
@@ -62,7 +62,7 @@ def test_smape_in_percent_over_observed_values():
     assert forecast_loss("smape", torch.zeros(1, 2, 1), torch.zeros(1, 2, 1)).item() == 0
 
 
-def test_smape_pulls_with_the_denominator_held():
+def test_smape_gradient_treats_the_denominator_as_constant():
     prediction = torch.tensor([[[50.0]]], requires_grad=True)
     forecast_loss("smape", prediction, torch.tensor([[[150.0]]])).backward()
     # the whole derivative would be -200 * 2 * 150 / 200^2

@@ -1,4 +1,4 @@
-"""Trained weights are cast to autocast's dtype together, and nothing else changes."""
+"""One copy casts all trained weights to autocast's dtype, and nothing else changes."""
 
 import contextlib
 
@@ -60,7 +60,7 @@ def test_checkpointed_blocks(backbone):
         torch.testing.assert_close(grad, expected[name], rtol=2e-2, atol=1e-4, msg=name)
 
 
-def test_weights_return(backbone):
+def test_the_weights_return_even_after_an_error(backbone):
     model = tiny_model(backbone)
     held = dict(model.named_parameters())
     linear, frozen = model.head, nn.Linear(3, 3).requires_grad_(False)
@@ -70,7 +70,7 @@ def test_weights_return(backbone):
     assert all(parameter is held[name] for name, parameter in model.named_parameters())
 
 
-def test_a_weight_without_a_part_has_no_gradient():
+def test_an_unused_weight_has_no_gradient():
     used, unused = nn.Linear(3, 3), nn.Linear(3, 3)
     with half(), cast_masters([used, unused]):
         loss = used(torch.ones(2, 3)).sum()

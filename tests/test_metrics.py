@@ -1,4 +1,4 @@
-"""Streamed errors are scikit-learn's over all observed values, however they are cut into batches."""
+"""Streamed errors equal scikit-learn's over all observed values, for any batches."""
 
 import json
 
@@ -16,7 +16,7 @@ COLUMNS = ["a", "b", "c"]
 
 
 def pair(windows, missing=0.0):
-    """prediction and target [windows, 4, 3]."""
+    """Prediction and target [windows, 4, 3]."""
     prediction, target = torch.randn(2, windows, 4, 3) * torch.tensor([1.0, 10.0, 100.0])
     return prediction, target.masked_fill(torch.rand(target.shape) < missing, torch.nan)
 
@@ -37,7 +37,7 @@ def stream(prediction, target, sizes):
 def test_sklearn_agrees_whatever_the_batches(sizes, missing, seed):
     torch.manual_seed(seed)
     prediction, target = pair(sum(sizes), missing)
-    target[0, 0] = 0.0  # no channel without a value
+    target[0, 0] = 0.0  # at least one value in every channel
     scores, per_channel = stream(prediction, target, sizes)
 
     def errors(prediction, target):
@@ -65,7 +65,7 @@ def test_large_values_keep_their_digits():
 
 
 def test_trainer_protocol():
-    """Batch by batch it answers nothing, on the last one all, and then starts anew."""
+    """It returns nothing for each batch and all scores for the last one, and then starts again."""
     prediction, target = pair(5, missing=0.2)
     metrics = ForecastMetrics(COLUMNS)
     batches = [EvalPrediction(*part) for part in zip(prediction.split(2), target.split(2), strict=True)]
@@ -76,8 +76,8 @@ def test_trainer_protocol():
     json.dumps(metrics.per_channel)
 
 
-def test_channel_without_a_value():
-    """Its errors are unknown, the others' are not."""
+def test_channel_without_values():
+    """Its errors are NaN; those of the other channels are not."""
     prediction, target = pair(3)
     target[..., 1] = torch.nan
     scores, per_channel = stream(prediction, target, [3])

@@ -1,4 +1,4 @@
-"""The forecaster's promises: shapes, losses, what is trained, determinism, precision, compilation."""
+"""The model: shapes, losses, trained weights, determinism, precision, compilation."""
 
 import re
 
@@ -49,7 +49,7 @@ def test_patches_end_with_the_newest_value(backbone, context, length, stride, pa
     past, _ = window(context=context)
     tokens, loc, scale = model.embedding(past, None)
     assert tokens.shape == (2, 3, patches, 48) and loc.shape == scale.shape == (2, 3)
-    # a patch's last value alone reaches its token here
+    # only the last value of a patch reaches its token here
     ends = [context - 1 - stride * back for back in reversed(range(patches))]
     normalised = (past - past.mean(1, keepdim=True)) / (past.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
     torch.testing.assert_close(tokens[..., 0], normalised[:, ends].transpose(1, 2), rtol=1e-4, atol=1e-4)
@@ -64,7 +64,7 @@ def test_forecast_follows_level_and_scale(backbone):
 
 @pytest.mark.parametrize("tokens", [{}, PATCHES], ids=["variates", "patches"])
 def test_channels(backbone, tokens):
-    """Causal attention runs over variates, or within each channel over its patches."""
+    """Causal attention runs over variates, or over the patches of each channel."""
     model = tiny_model(backbone, **tokens).eval()
     past, _ = window(channels=3)
     changed = past.clone()
@@ -74,7 +74,7 @@ def test_channels(backbone, tokens):
 
 
 def projected_features(model, depth, feature):
-    """Of the two branches [B, T, rank] each, from their features [2B, T, D] of one depth."""
+    """Projections of both branches, each [B, T, rank], from their features [2B, T, D] at one depth."""
     weights = model.alignment.time_weight[depth], model.alignment.text_weight[depth]
     return [half @ weight.T for half, weight in zip(feature.chunk(2), weights, strict=True)]
 
@@ -106,7 +106,7 @@ def test_alignment_starts_at_the_last_feature(backbone):
 
 
 def test_low_rank_alignment(backbone, tmp_path):
-    """The mean distance between `rank` learned projections of either branch."""
+    """The loss is the mean distance between `rank` learned projections of both branches."""
     model = tiny_model(backbone, alignment_rank=7, alignment_loss="mse", alignment_decay=1.0)
     assert model.alignment.time_weight.shape == model.alignment.text_weight.shape == (3, 7, 48)
     features = []
@@ -120,7 +120,7 @@ def test_low_rank_alignment(backbone, tmp_path):
 
 
 def test_checkpoint_with_the_projections_of_each_depth(backbone, tmp_path):
-    """As they were saved before they were stacked."""
+    """Older checkpoints, which are not stacked, are still read."""
     model = tiny_model(backbone)
     model.save_pretrained(tmp_path / "run")
     weights = load_file(tmp_path / "run" / "model.safetensors")
@@ -143,8 +143,8 @@ def test_missing_targets_add_nothing(backbone):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
-def test_a_diverged_branch_shows(backbone):
-    """NaN in its forecast is no missing value."""
+def test_a_diverged_branch_gives_a_nan_loss(backbone):
+    """NaN in its forecast does not count as a missing value."""
     model = tiny_model(backbone, ablation="no_alignment")
     torch.nn.init.constant_(model.cross_attention.out_proj.bias, torch.nan)
     output = model(*window())
@@ -152,7 +152,7 @@ def test_a_diverged_branch_shows(backbone):
 
 
 @pytest.mark.parametrize("tokens", [{}, PATCHES], ids=["variates", "patches"])
-def test_missing_inputs_have_no_say(backbone, tokens):
+def test_missing_inputs_do_not_affect_the_forecast(backbone, tokens):
     model = tiny_model(backbone, **tokens).eval()
     past, _ = window()
     observed = torch.rand_like(past) > 0.3
@@ -183,11 +183,11 @@ def test_more_tokens_than_learned_positions(tmp_path):
     model(*window(channels=16))
     with pytest.raises(InputError, match="17 tokens a sequence, but .* has only 16 positions"):
         model(*window(channels=17))
-    # rotary positions know no end
+    # rotary positions have no limit
     tiny_model(random_backbone(tmp_path, "llama", max_position_embeddings=4))(*window(channels=17))
 
 
-# modules of the temporal branch: low-rank updates a block, norms a block (the final norm comes on top)
+# modules of the temporal branch: LoRA updates per block, norms per block (not counting the final norm)
 TRAINED = {
     "gpt2": (1, 2),
     "llama": (3, 2),
@@ -215,11 +215,11 @@ def test_what_is_trained(tmp_path, family):
 
 
 @pytest.mark.parametrize("family", BACKBONES)
-def test_all_that_is_trained_moves_and_nothing_else(tmp_path, family):
+def test_exactly_the_trained_weights_move(tmp_path, family):
     model = LlataForPrediction.from_backbone(tiny_config(random_backbone(tmp_path, family))).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
-    # LoRA's second factor starts at zero: the first one follows a step later
+    # LoRA's second factor starts at zero, so the first one moves a step later
     for _ in range(2):
         model(*window()).loss.backward()
         optimizer.step()
@@ -234,20 +234,20 @@ def test_base_equals_its_source(tmp_path, family):
     model = tiny_model(random_backbone(tmp_path, family))
     source = load_backbone_weights(model.config.backbone, model.config.backbone_config).blocks
     ours = base_weights(model)
-    # learned positions are trained, hence not of the base
+    # learned positions are trained, so they do not belong to the base
     assert ours.keys() == {key for key in source if not key.startswith("wpe.")}
     assert all(torch.equal(ours[key], source[key]) for key in ours)
 
 
 def base_weights(model):
-    """The frozen decoder under its own names."""
+    """Weights of the frozen decoder under the decoder's own names."""
     keys = model.backbone.frozen_keys()
     state = model.backbone.state_dict()
     return {key.removeprefix("model.").replace(".base.", "."): state[key] for key in keys if "textual." not in key}
 
 
-def test_perturbed_differs(backbone):
-    """What the tests above rest on: `tiny_model` moves every weight that the temporal branch alone has."""
+def test_tiny_model_moves_the_temporal_branch(backbone):
+    """The tests above need this: `tiny_model` moves every weight that only the temporal branch has."""
     fresh = LlataForPrediction.from_backbone(tiny_config(backbone))
     before = trained_weights(fresh.backbone)
     perturb(fresh)
@@ -280,7 +280,7 @@ def test_autocast_keeps_statistics_and_losses_in_fp32(backbone, tokens):
     torch.testing.assert_close(loc, past.mean(1), rtol=1e-6, atol=0)
     for name, value in half.items():
         assert value.dtype == torch.float32, name
-    # relative to the deviation from the mean, that is to what a bf16 head computes
+    # relative to the deviation from the mean, which is what a bf16 head computes
     error = (half.prediction_outputs - full.prediction_outputs).abs() / scale[:, None]
     assert error.max() < 0.1
     torch.testing.assert_close(half.task_loss, F.mse_loss(half.prediction_outputs, future), rtol=1e-6, atol=0)
@@ -294,7 +294,7 @@ def test_compiles_to_one_graph(tmp_path, family):
     past, future = window(channels=5)
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    # before any eager call: what transformers leaves to the first one must not be left to this one
+    # before any eager call: transformers defers some set-up to the first call, which must not be the compiled one
     output = compiled(past, future)
     output.loss.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}

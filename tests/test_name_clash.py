@@ -1,4 +1,4 @@
-"""Hugging Face's package "kernels" stays importable beside our folder kernels/, whatever is started from the root."""
+"""Hugging Face's package "kernels" can be imported beside our folder kernels/, whichever program starts in the root."""
 
 import json
 import os
@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Runs at the start of every Python process. In the one started as PROBE_ENTRY it waits for the first heavy import (or
-# the end), says which "kernels" an import would find there, and stops the process before it costs time.
+# Runs at the start of every Python process. In the process started as PROBE_ENTRY it waits for the first heavy import
+# (or the end), records which "kernels" an import would find then, and stops the process to save time.
 SITECUSTOMIZE = """
 import atexit, importlib.metadata, importlib.util, json, os, sys
 
@@ -62,7 +62,7 @@ ENTRIES = [
 
 @pytest.fixture
 def site(tmp_path):
-    """A folder with a distribution "kernels" in it, as pip would leave it."""
+    """A folder with a distribution named "kernels", as pip would install it."""
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "__init__.py").touch()
     (tmp_path / "kernels-99.0.dist-info").mkdir()
@@ -73,7 +73,7 @@ def site(tmp_path):
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=" ".join)
-def test_entry_leaves_the_name_to_hugging_face(entry, site, launch):
+def test_program_finds_hugging_faces_kernels(entry, site, launch):
     (site / "sitecustomize.py").write_text(SITECUSTOMIZE)
     answer = site / "answer.json"
     env = {"PYTHONPATH": str(site), "PROBE_ENTRY": " ".join(entry[1:]), "PROBE_ANSWER": str(answer)}

@@ -1,4 +1,4 @@
-"""What an installation holds: the wheel by its file names, the editable one by what imports find."""
+"""What an installation contains: file names in the wheel, and what imports find in an editable install."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ PACKAGES = ("llata_fast", "kernels")
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    # built from a copy: setuptools leaves a build folder beside the sources
+    # build from a copy: setuptools leaves a build folder beside the sources
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in PACKAGES:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -29,7 +29,7 @@ def wheel(tmp_path_factory):
     return path
 
 
-def test_wheel_holds_every_file_under_its_name(wheel):
+def test_wheel_contains_exactly_our_files(wheel):
     files = {
         path.relative_to(ROOT) for package in PACKAGES for path in ROOT.glob(f"{package}/**/*.*") if path.is_file()
     }
@@ -38,7 +38,7 @@ def test_wheel_holds_every_file_under_its_name(wheel):
     assert {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name} == expected
 
 
-def test_installed_wheel_keeps_its_own_folder_on_the_path(wheel, tmp_path):
+def test_installed_wheel_stays_on_the_path(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path)
     program = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import llata_fast; from importlib.util import find_spec;"
@@ -69,7 +69,7 @@ def test_every_imported_package_is_required(wheel):
 
 
 def test_the_oldest_versions_that_are_tested_are_those_allowed():
-    """`make test-oldest` installs what setup.py names as the least, `make test-newest` stays below what it excludes."""
+    """`make test-oldest` installs setup.py's lower bounds; `make test-newest` stays below its upper bounds."""
     allowed = re.findall(r'"(transformers|accelerate|deepspeed)>=([\d.]+),<([\d.]+)"', (ROOT / "setup.py").read_text())
     makefile = (ROOT / "Makefile").read_text()
     assert len(allowed) == 3

@@ -1,4 +1,4 @@
-"""Agreement with the reference implementation: its outputs, losses and gradients on its own random weights."""
+"""Agreement with the reference implementation: outputs, losses and gradients for the reference's random weights."""
 
 import re
 from pathlib import Path
@@ -62,14 +62,14 @@ def test_outputs_losses_and_gradients(fixture, backbone_pass):
 
     output.loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    # stacked here, a projection of each depth there
+    # stacked here; the reference has one projection per depth
     for name in ("time_weight", "text_weight"):
         stacked = gradients.pop(f"alignment.{name}")
         gradients |= {f"alignment.{depth}.{name}": gradient for depth, gradient in enumerate(stacked)}
 
     def assert_gradient(key, ours):
         theirs = tensors[f"grad.{key}"]
-        # a cut fixture holds every n-th row
+        # a reduced fixture holds every n-th row
         assert_close(key, ours[:: len(ours) // len(theirs)], theirs)
 
     for key, ours in reference_names(state).items():
@@ -114,7 +114,7 @@ def test_checkpoint_file(fixture, tmp_path):
     assert_close("outputs_time", model(tensors["x"]).prediction_outputs, tensors["outputs_time"])
 
 
-def test_names_are_all_known(fixture):
+def test_every_reference_weight_has_a_name_here(fixture):
     tensors, _ = fixture
     keys = {key.removeprefix("state_dict.") for key in tensors if key.startswith("state_dict.")}
     unnamed = {key for key in keys - set(reference_names(keys)) if not re.search(r"wte|gpt2_text|in_proj", key)}

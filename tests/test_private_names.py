@@ -1,7 +1,7 @@
-"""What is used of transformers, accelerate and DeepSpeed without being public there, in the versions installed.
+"""The private names of transformers, accelerate and DeepSpeed that we use exist in the installed versions.
 
-`make test-oldest` and `make test-newest` run this at both ends of what setup.py allows: a name that is gone or takes
-other arguments fails here by its name, and not in the middle of a training.
+`make test-oldest` and `make test-newest` run this at both ends of the range that setup.py allows. A name that is gone
+or takes other arguments fails here, with its name, and not in the middle of a training.
 """
 
 import importlib
@@ -46,7 +46,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("path", NAMES)
-def test_name_is_there(path):
+def test_name_exists(path):
     module, _, name = path.rpartition(".")
     found = getattr(importlib.import_module(module), name)
     if NAMES[path]:
@@ -63,7 +63,7 @@ def overrides():
 
 @pytest.mark.parametrize("name", overrides())
 def test_override_takes_what_the_trainer_passes(name):
-    """Every argument of the Trainer's own method, by the same name and in the same place."""
+    """Every argument of the Trainer's own method, with the same name and in the same position."""
     ours, theirs = (inspect.signature(getattr(kind, name)).parameters for kind in (ForecastTrainer, Trainer))
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in ours.values()):
         return
@@ -71,7 +71,7 @@ def test_override_takes_what_the_trainer_passes(name):
 
 
 def test_overrides_of_private_methods_are_still_called():
-    """A private method that the Trainer no longer has would be dead code in ours, without an error."""
+    """If the Trainer drops a private method, our override becomes dead code without an error."""
     private = {name for name in overrides() if name.startswith("_")}
     assert private == {
         "_get_train_sampler",

@@ -1,4 +1,4 @@
-"""The quantile head: quantiles never cross, a missing target adds nothing, and what is learnt covers what it should."""
+"""The quantile head: quantiles never cross, missing targets add nothing, learned quantiles have the right coverage."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_a_missing_target_adds_nothing():
     target[0, 1] = torch.nan
     pinball_loss(quantiles, target, LEVELS).backward()
     assert (quantiles.grad[0, 1] == 0).all() and quantiles.grad.isfinite().all()
-    # a forecast that has diverged is not one whose target is missing
+    # a diverged forecast must not pass for a missing target
     assert pinball_loss(torch.full_like(quantiles, torch.nan), target, LEVELS).isnan()
 
 
@@ -87,6 +87,6 @@ def test_sorting_makes_no_loss_larger():
     ("levels", "words"),
     [([0.1, 1.0], "between 0 and 1, got 1"), ([], "is empty"), ([0.5, 0.1], "must rise"), (["a"], "a list of numbers")],
 )
-def test_levels_that_are_none(tmp_path, levels, words):
+def test_invalid_levels_are_refused(tmp_path, levels, words):
     with pytest.raises(InputError, match=words):
         tiny_config(random_backbone(tmp_path), quantile_levels=levels)

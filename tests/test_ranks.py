@@ -1,4 +1,4 @@
-"""How two ranks end: together, or one of them before the other."""
+"""How two ranks end: together, or one before the other."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ CASES += ["killed_meeting", "absent", "first_absent", "late"]
 
 @pytest.fixture(scope="module")
 def ended(free_ports):
-    """{case: [(exit status, what it said, seconds) of each rank]}, all of them run at once."""
+    """{case: [(exit status, output, seconds) of each rank]}; all cases run at once."""
     began = time.monotonic()
     processes = {}
     for case, port in zip(CASES, free_ports(len(CASES)), strict=True):
@@ -41,7 +41,7 @@ def ended(free_ports):
 
 
 @pytest.mark.parametrize("case", ["finished", "nested", "late"])
-def test_all_leave_with_zero(case, ended):
+def test_both_ranks_exit_with_zero(case, ended):
     assert [status for status, *_ in ended[case]] == [0, 0]
     assert not any(output for _, output, _ in ended[case])
 
@@ -52,24 +52,24 @@ def test_a_dead_rank_ends_the_job_with_its_name(case, dead, ended):
     assert ended[case][dead][0] == -signal.SIGKILL and status == 1
     assert f"rank {dead} (process " in output and "has died" in output
     assert "Traceback" not in output
-    # a minute beside the start of twenty processes
+    # a minute, while twenty processes start
     assert seconds < 180
 
 
 @pytest.mark.parametrize(("case", "dead"), [("absent", 1), ("first_absent", 0)])
-def test_a_rank_that_does_not_come_is_named_and_given_up(case, dead, ended):
+def test_a_rank_that_never_joins_is_named(case, dead, ended):
     status, output, _ = ended[case][1 - dead]
     assert ended[case][dead][0] == 3 and status == 1
     assert f"waits for rank {dead}" in output and f"rank {dead} has not come" in output
     assert "Traceback" not in output
 
 
-def test_a_failing_rank_takes_the_others_along(ended):
+def test_a_failing_rank_ends_the_other(ended):
     (waiting, output, _), (failing, trace, _) = ended["failed"]
     assert (waiting, failing) == (1, 1)
     assert "this one alone" in trace and "has died" not in output
 
 
 def test_wrong_input_is_reported_by_all(ended):
-    """Each of them decides what it says of it."""
+    """Each rank decides whether it prints the error."""
     assert [(status, output) for status, output, _ in ended["refused"]] == [(1, "no such file\n")] * 2

@@ -1,4 +1,4 @@
-"""Checkpoints in the reference's layout, made up: what is read, and the one line for what is not."""
+"""Synthetic checkpoints in the reference's layout: what is read, and the one-line errors for the rest."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ L, H, D, V, LAYERS, HEADS = 12, 5, 16, 7, 2, 4
 
 @pytest.fixture
 def state():
-    """Random weights under the names of the published implementation, its two copies of GPT-2 included."""
+    """Random weights with the names of the published implementation, including its two copies of GPT-2."""
     sizes = {"n_embd": D, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 8, "vocab_size": 20}
     gpt2 = GPT2Model(GPT2Config(**sizes)).state_dict()
     weights = {f"gpt2_text.{name}": value for name, value in gpt2.items()}
@@ -53,7 +53,7 @@ def test_sizes_are_read_from_the_weights(state, tmp_path):
 @pytest.mark.parametrize(
     "absent", ["out_layer.weight", "in_layer.cross_attention.in_proj_bias", "gpt2_text.wpe.weight", "out_layer.bias"]
 )
-def test_weights_that_are_not_the_references(state, absent):
+def test_weights_with_other_names_are_refused(state, absent):
     del state[absent]
     with pytest.raises(InputError, match="not a checkpoint of the reference: .*"):
         load_reference_checkpoint(state, torch.randn(V, D), num_heads=HEADS)
@@ -65,7 +65,7 @@ def test_weights_of_another_size(state):
         load_reference_checkpoint(state, torch.randn(V, D), num_heads=HEADS)
 
 
-def test_files_that_are_no_checkpoint(state, tmp_path):
+def test_files_that_are_not_a_checkpoint(state, tmp_path):
     path = tmp_path / "checkpoint.pth"
     with pytest.raises(InputError, match="no reference checkpoint at"):
         load_reference_checkpoint(path, torch.randn(V, D))

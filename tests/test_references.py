@@ -1,4 +1,4 @@
-"""A run finds what it was made of from any folder, and takes nothing else for it."""
+"""A run finds its series and its base from any folder, and refuses any others."""
 
 import shutil
 
@@ -18,7 +18,7 @@ from llata_fast.settings import DataSettings, ModelSettings, TrainingSettings
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a series, a base and a run on both, named by relative paths."""
+    """A folder with a series, a base, and a run that names both by relative paths."""
     folder = tmp_path_factory.mktemp("place")
     write(folder, make_table())
     config = AutoConfig.from_pretrained(random_backbone(folder).removeprefix("random:"))
@@ -31,7 +31,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture
 def elsewhere(tmp_path, place, monkeypatch):
-    """Another folder, where a base of the same name and shape lies."""
+    """Another folder that contains a base of the same name and shape."""
     shutil.copytree(place / "base", tmp_path / "base")
     path = tmp_path / "base" / "model.safetensors"
     save_file({name: torch.randn_like(tensor) for name, tensor in load_file(path).items()}, path, {"format": "pt"})
@@ -53,7 +53,7 @@ def test_from_another_folder(place, elsewhere, capfd, monkeypatch):
     assert "test windows" in capfd.readouterr().out
 
 
-def test_a_base_that_has_moved(place, tmp_path, monkeypatch, capfd):
+def test_a_moved_base_is_found_by_backbone(place, tmp_path, monkeypatch, capfd):
     moved = tmp_path / "moved"
     shutil.copytree(place, moved)
     settings = RunFolder(moved / "run")
@@ -78,7 +78,7 @@ def test_another_base_is_refused(place, elsewhere, capfd):
     assert "'base' has other weights" in message and message.count("\n") == 1
     with pytest.raises(InputError, match="has other weights"):
         Forecaster.from_pretrained(place / "run", backbone="base")
-    # weights that were changed in place
+    # weights changed in place
     path = place / "base" / "model.safetensors"
     kept = path.read_bytes()
     shutil.copy(elsewhere / "base" / "model.safetensors", path)
@@ -89,7 +89,7 @@ def test_another_base_is_refused(place, elsewhere, capfd):
         path.write_bytes(kept)
 
 
-def test_a_series_that_has_moved(place, capfd):
+def test_a_moved_series_is_found_by_data(place, capfd):
     (place / "series.csv").rename(place / "other.csv")
     try:
         with pytest.raises(SystemExit):
@@ -101,7 +101,7 @@ def test_a_series_that_has_moved(place, capfd):
         (place / "other.csv").rename(place / "series.csv")
 
 
-def test_a_resumed_run_may_name_its_base_otherwise(place, elsewhere, capfd):
+def test_a_resumed_run_may_name_its_base_by_another_path(place, elsewhere, capfd):
     train(
         *tiny_run(place / "series.csv", place / "run", place / "base", max_steps=5), "--resume_from_checkpoint", "last"
     )

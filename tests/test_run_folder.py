@@ -1,4 +1,4 @@
-"""What lies in a run's folder: read back as written, refused by name where it is damaged, held by one process."""
+"""A run's folder: files are read as written, damaged ones are refused by name, and one process at a time holds it."""
 
 import json
 import math
@@ -19,7 +19,7 @@ KNOWN = Preprocessor("series.csv", ["a", "b"], "date", "h", 24, [1.0, -2.0], [0.
 
 @pytest.fixture
 def folder(tmp_path):
-    """A finished run, but for a model that would load."""
+    """A finished run whose model cannot be loaded."""
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()
     for name in ("config.json", "model.safetensors"):
@@ -38,7 +38,7 @@ def checkpoint(run, step):
     return path
 
 
-def test_what_is_written_is_read(folder):
+def test_files_are_read_as_written(folder):
     assert folder.read_settings() == {"seed": 1, "columns": None}
     assert folder.read_preprocessor() == KNOWN
     folder.check_finished()
@@ -60,7 +60,7 @@ def test_every_file_that_a_forecast_needs_is_vouched_for(folder, name):
         folder.check_finished()
 
 
-def test_what_is_written_anew_is_no_finished_run_before_all_of_it_is(folder):
+def test_a_rewritten_run_is_unfinished_until_complete(folder):
     partial = folder.path / ".model.partial"
     partial.mkdir()
     for name in ("config.json", "model-1-of-2.safetensors"):
@@ -80,7 +80,7 @@ def test_what_is_written_anew_is_no_finished_run_before_all_of_it_is(folder):
     }
 
 
-def test_a_run_of_the_version_before_is_read(folder):
+def test_a_run_of_the_previous_version_is_read(folder):
     (folder / "series.json").write_text(json.dumps(asdict(KNOWN)))
     for name in ("preprocessor_config.json", "manifest.json"):
         (folder / name).unlink()
@@ -106,27 +106,27 @@ def test_a_run_of_the_version_before_is_read(folder):
         ({"frequency": None}, "frequency must be a text"),
     ],
 )
-def test_units_that_are_none(folder, changes, words):
+def test_invalid_units_are_refused(folder, changes, words):
     (folder / "preprocessor_config.json").write_text(json.dumps(asdict(KNOWN) | changes))
     with pytest.raises(InputError, match=f"preprocessor_config.json is damaged: {words}"):
         folder.read_preprocessor()
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "{", '{"mean": []}', "null", '"text"', "\udcff"])
-def test_a_preprocessor_that_is_none(folder, text):
+def test_an_invalid_preprocessor_is_refused(folder, text):
     (folder / "preprocessor_config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(InputError, match="preprocessor_config.json is damaged"):
         folder.read_preprocessor()
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "{", "a: b: c", "1: 2", "text", "\udcff", "a: !!python/name:os.system"])
-def test_settings_that_are_none(folder, text):
+def test_invalid_settings_are_refused(folder, text):
     (folder / "run.yaml").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(InputError, match="cannot read the run's settings .*run.yaml"):
         folder.read_settings()
 
 
-def test_scores_are_json_whatever_they_are(folder):
+def test_scores_are_valid_json_even_if_not_finite(folder):
     scores = {"test": {"mse": math.nan, "per_channel": {"a": {"mse": math.inf}}}, "parameters": {"trained": 3}}
     folder.write_metrics(scores)
     read = folder.read_metrics()
@@ -144,7 +144,7 @@ def test_scores_are_json_whatever_they_are(folder):
             folder.read_metrics()
 
 
-def test_the_last_checkpoint_is_the_last_whole_one(folder):
+def test_the_last_checkpoint_is_the_last_complete_one(folder):
     with pytest.raises(InputError, match="holds no whole checkpoint"):
         folder.last_checkpoint()
     paths = [checkpoint(folder, step) for step in (5, 10, 20)]
@@ -164,8 +164,8 @@ def test_the_last_checkpoint_is_the_last_whole_one(folder):
         folder.last_checkpoint()
 
 
-def test_the_last_checkpoint_is_the_one_that_was_written_last(folder):
-    """A later step that an earlier training has left is not what this one goes on from."""
+def test_the_last_checkpoint_is_the_one_written_last(folder):
+    """Training does not resume from a later step that an earlier training left behind."""
     stale, fresh = checkpoint(folder, 20), checkpoint(folder, 5)
     assert folder.checkpoints() == [stale, fresh] and folder.last_checkpoint().path == fresh
 
@@ -209,7 +209,7 @@ with RunFolder(sys.argv[1]).claimed():
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process that holds a folder."""
+    """Another process that holds the folder."""
     process = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path / "run"], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     yield process
@@ -217,11 +217,11 @@ def holder(tmp_path):
     process.wait()
 
 
-def test_a_folder_is_one_processes_until_that_dies(holder, tmp_path):
+def test_a_process_holds_its_folder_until_it_dies(holder, tmp_path):
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(InputError, match="another training is at work in this folder"), folder.claimed():
         pass
-    # a copy is free
+    # nobody holds a copy
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / ".lock").touch()
     with RunFolder(tmp_path / "copy").claimed():
@@ -233,7 +233,7 @@ def test_a_folder_is_one_processes_until_that_dies(holder, tmp_path):
     assert not (folder / ".lock").exists()
 
 
-def test_a_claim_that_nothing_came_of_leaves_nothing(tmp_path):
+def test_a_claim_without_a_training_leaves_nothing(tmp_path):
     with pytest.raises(InputError, match="no backbone"), RunFolder(tmp_path / "runs" / "new").claimed():
         raise InputError("no backbone")
     assert list(tmp_path.iterdir()) == []
@@ -242,8 +242,8 @@ def test_a_claim_that_nothing_came_of_leaves_nothing(tmp_path):
     assert [path.name for path in (tmp_path / "runs" / "new").iterdir()] == ["run.yaml"]
 
 
-def test_one_of_many_gets_the_folder(tmp_path):
-    """Six processes at once, again and again: never two of them inside."""
+def test_only_one_of_many_processes_gets_the_folder(tmp_path):
+    """Six processes claim a folder again and again: never two at the same time."""
     script = """
 import os, sys
 from llata_fast.errors import InputError

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, what is read back from one, and what a damaged one says."""
+"""What a checkpoint contains, what is loaded from it, and the errors for a damaged one."""
 
 import re
 
@@ -26,7 +26,7 @@ def test_round_trip(tmp_path, family, backbone_pass, include_backbone):
     assert not any(key.startswith("backbone.textual.") for key in saved)
 
     if include_backbone:
-        # nothing else is needed
+        # the checkpoint alone is enough
         (tmp_path / f"{family}.json").unlink()
     loaded = LlataForPrediction.from_pretrained(tmp_path / "run")
     assert not loaded.training
@@ -73,7 +73,7 @@ def test_moved_backbone(tmp_path):
     assert torch.equal(moved(past).prediction_outputs, model.eval()(past).prediction_outputs)
 
 
-def test_a_misspelt_field_overrides_nothing(tmp_path, backbone):
+def test_a_misspelt_field_is_refused(tmp_path, backbone):
     tiny_model(backbone).save_pretrained(tmp_path / "run")
     with pytest.raises(InputError, match="no field 'bakcbone'"):
         LlataForPrediction.from_pretrained(tmp_path / "run", bakcbone=backbone)

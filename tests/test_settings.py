@@ -1,4 +1,4 @@
-"""The table of settings: what every field says of itself, what is refused by name, and what binds a checkpoint."""
+"""The table of settings: every field is documented, bad values are refused by name, some fields bind a checkpoint."""
 
 import math
 import subprocess
@@ -23,7 +23,7 @@ from llata_fast.settings import (
 KIND_OF = {item.name: kind for kind in GROUPS for item in fields(kind)}
 
 
-def test_every_field_says_what_it_is():
+def test_every_field_is_documented():
     names = [item.name for item in all_fields()]
     assert len(names) == len(set(names)) == len(KIND_OF)
     for item in all_fields():
@@ -54,7 +54,7 @@ def test_true_is_no_number_and_a_whole_number_is_one():
     assert DataSettings(columns=["a"]).columns == ["a"]
 
 
-def test_limits_are_told():
+def test_limits_are_named():
     with pytest.raises(InputError, match=r"dropout must be in \[0, 1\), got 1.0"):
         ModelSettings(dropout=1.0)
     with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
@@ -62,7 +62,7 @@ def test_limits_are_told():
 
 
 @pytest.mark.parametrize("item", list(all_fields()), ids=lambda item: item.name)
-def test_what_binds_a_checkpoint_follows_from_what_a_field_changes(item):
+def test_a_resume_refuses_changed_fields_that_bind_a_checkpoint(item):
     theirs, ours = {item.name: "as it was"}, {item.name: "another"}
     if item.metadata["changes"] in ("shapes", "meaning"):
         with pytest.raises(InputError, match=f"run/checkpoint-5 was trained with {item.name} as it was, not another"):

@@ -1,4 +1,4 @@
-"""Starting up: what answers at once loads neither torch nor transformers nor pandas; the names a user imports."""
+"""Start-up: quick commands load neither torch nor transformers nor pandas; the public names."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from llata_fast.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "transformers", "pandas", "deepspeed", "accelerate", "transformers.trainer")
-# what a program has imported and the seconds of CPU it took, on stderr as its last line
+# prints a program's heavy imports and CPU seconds on stderr as the last line
 REPORT = f"""
 import atexit, json, resource, runpy, sys
 
@@ -26,7 +26,7 @@ atexit.register(report)
 
 
 def started(program, *argv):
-    """Heavy modules that a program imported, and the seconds of CPU that it took; its exit code is 0."""
+    """Heavy modules that a program imported, and the CPU seconds it took; its exit code must be 0."""
     command = [sys.executable, "-c", REPORT + program, *argv]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return json.loads(done.stderr.splitlines()[-1])
@@ -44,7 +44,7 @@ def test_help_loads_nothing_heavy(command):
 def test_import_loads_nothing_heavy():
     loaded, seconds = started("import llata_fast; dir(llata_fast)")
     assert loaded == [] and "train" not in sys.modules
-    # 0.1 s on one core of a server; three times as slow is no failure
+    # takes 0.1 s on one core of a server; a machine three times as slow must pass
     assert seconds < 2
 
 
@@ -53,15 +53,15 @@ def test_help_of_training_loads_nothing_heavy():
     assert loaded == [] and seconds < 2
 
 
-def test_forecasting_knows_no_trainer():
-    """All that predict imports before it reads the run."""
+def test_forecasting_does_not_import_the_trainer():
+    """Everything that predict imports before it reads the run."""
     parts = ("forecasting.forecaster", "forecasting.pictures", "forecasting.table_files", "commands.predict", "data")
     loaded, _ = started("".join(f"import llata_fast.{part}\n" for part in parts))
     assert "torch" in loaded and not {"transformers.trainer", "deepspeed"} & set(loaded)
 
 
 def test_public_names():
-    """All of them, nothing else without an underscore, and each where it is asked for."""
+    """All of them exist, nothing else lacks an underscore, and each is imported on demand."""
     assert set(llata_fast.__all__) <= set(dir(llata_fast))
     for name in llata_fast.__all__:
         assert getattr(llata_fast, name) is not None

@@ -1,4 +1,4 @@
-"""Every backbone family, and a series, at a size that a test affords."""
+"""Every backbone family, and a series, small enough for a test."""
 
 import json
 from pathlib import Path
@@ -44,14 +44,14 @@ BACKBONES = {
 
 
 def random_backbone(folder: Path, family: str = "llama", **fields) -> str:
-    """A tiny `random:` source: its config.json lies in `folder`, `fields` differ from BACKBONES."""
+    """A tiny `random:` source whose config is written to `folder`; `fields` override BACKBONES."""
     path = Path(folder, f"{family}.json")
     path.write_text(json.dumps({"model_type": family} | BACKBONES[family] | fields))
     return f"random:{path}"
 
 
 def tiny_config(backbone: str, **fields) -> LlataConfig:
-    """L 12, H 5, two layers, no dropout, unless `fields` say otherwise."""
+    """L 12, H 5, two layers and no dropout, unless `fields` override them."""
     sizes = {
         "num_layers": 2,
         "context_length": 12,
@@ -63,7 +63,7 @@ def tiny_config(backbone: str, **fields) -> LlataConfig:
 
 
 def tiny_model(backbone: str, **fields) -> LlataForPrediction:
-    """A forecaster in training mode whose branches differ: LoRA, tuned norms and positions are not as they start."""
+    """A model in training mode whose branches differ: LoRA, tuned norms and positions have moved from their start."""
     model = LlataForPrediction.from_backbone(tiny_config(backbone, **fields))
     perturb(model)
     return model.train()
@@ -71,7 +71,7 @@ def tiny_model(backbone: str, **fields) -> LlataForPrediction:
 
 @torch.no_grad()
 def perturb(model: LlataForPrediction):
-    """Move what the temporal branch alone has, LoRA away from zero included."""
+    """Move the weights that only the temporal branch has, so that LoRA's product is no longer zero."""
     for parameter in model.backbone.parameters():
         if parameter.requires_grad:
             parameter += 0.1 * torch.randn_like(parameter)
@@ -88,7 +88,7 @@ def window(batch: int = 2, channels: int = 3, context: int = 12, horizon: int = 
 
 
 def write_series(path: Path, rows: int = 200, channels: int = 3, date_column: str = "date", seed: int = 0) -> Path:
-    """A CSV of hourly waves with noise, each channel of its own level and spread."""
+    """A CSV of noisy hourly waves; every channel has another level."""
     noise = np.random.default_rng(seed).normal(size=(rows, channels))
     hours = np.arange(rows)[:, None]
     values = 100.0 * np.arange(1, channels + 1) + 10 * np.sin(2 * np.pi * hours / 24 + np.arange(channels)) + noise
@@ -108,13 +108,13 @@ def waves(rows: int = 60, gaps=(), context: int = 8, horizon: int = 3) -> Window
 
 
 def all_windows(windows: WindowDataset) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Every window's past, what of it is observed, and future."""
+    """Past values, observed mask and future values of every window."""
     ((past, observed, future),) = windows.batches(len(windows))
     return past, observed, future
 
 
 def training_flags(folder: Path, **settings) -> list[str]:
-    """Flags of train.py for a training of four steps an epoch, on a series and a random decoder in `folder`."""
+    """Flags for train.py: four steps an epoch, on a series and a random decoder that are written to `folder`."""
     settings = {
         "dataset": write_series(folder / "series.csv", 80),
         "backbone": random_backbone(folder),

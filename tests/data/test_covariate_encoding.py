@@ -91,7 +91,7 @@ def test_whatever_is_there_stays_finite(values):
     assert found.isnan().all() == bool(np.isnan(values).all())
 
 
-def test_what_is_written_is_read():
+def test_files_are_read_as_written():
     encoding, _ = encoded(Panel.from_df(sales(), **ROLES, calendar=True))
     assert CovariateEncoding.from_dict(encoding.to_dict()) == encoding
     # a week and a day of January

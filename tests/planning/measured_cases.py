@@ -9,7 +9,7 @@ it then says, of rank 0 and one optimizer step after the first (in which ZeRO-3 
     peak           bytes of resident memory that the training added to what the process held before
 """
 
-# first: why says llata_fast/__init__.py
+# must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
 
 import contextlib
