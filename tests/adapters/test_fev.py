@@ -1,4 +1,4 @@
-"""fev scores the forecasts: a run as it is, or trained on what lies before the first window."""
+"""fev scores the forecasts of a finished run, or of one trained on the rows before the first window."""
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("plain_ops")
 
 @pytest.fixture
 def table(tmp_path):
-    """Three items of two waves, as a long table."""
+    """A long table of three items, each the sum of two waves."""
     hours = np.arange(150)
     frames = []
     for item in range(3):
@@ -54,7 +54,7 @@ def test_run_is_scored_as_it_is(tmp_path, table, target):
     )
     model = LlataModel(run=str(tmp_path / "run"))
     summary = evaluated(task, model)
-    # by hand: the mean of the squared errors of both windows
+    # by hand: the mean squared error over both windows
     columns = task.target_columns
     values = pd.read_parquet(table).groupby("id")[columns].apply(lambda rows: rows.to_numpy())
     errors = []

@@ -1,4 +1,4 @@
-"""GIFT-Eval's windows, metrics and files: by hand, and as gluonts has them where it is installed."""
+"""GIFT-Eval's windows, metrics and files: by hand, and against gluonts where it is installed."""
 
 import json
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("plain_ops")
 
 
 def any_series(tmp_path) -> Forecaster:
-    """A forecaster of any series, calibrated."""
+    """A calibrated forecaster for any series."""
     offsets = torch.randn(5, 1, len(calibration.LEVELS)).sort(-1).values
     model = tiny_model(random_backbone(tmp_path))
     return Forecaster(model, Preprocessor.of_any_series("mixture"), calibration.Calibration(offsets, 10))
@@ -30,7 +30,7 @@ def any_series(tmp_path) -> Forecaster:
 
 @pytest.fixture
 def folder(tmp_path):
-    """Data sets in the benchmark's format, with missing values, zeros and a constant series among them."""
+    """Datasets in the benchmark's format; they include missing values, zeros and a constant series."""
     chance = np.random.default_rng(0)
     weekly = [np.abs(chance.normal(50, 9, rows)) for rows in (80, 95, 120)]
     weekly[0][[3, -2]] = np.nan
@@ -51,7 +51,7 @@ def save(path, freq, targets):
     datasets.Dataset.from_list(rows).save_to_disk(str(path))
 
 
-def test_windows_are_the_benchmark_s(folder):
+def test_windows_match_the_benchmark(folder):
     weekly, hourly = gift_eval.read_task(folder, "m4_weekly"), gift_eval.read_task(folder, "ett1/H")
     assert (weekly.name, weekly.horizon, weekly.windows, weekly.seasonality) == ("m4_weekly/W/short", 13, 1, 1)
     assert (weekly.domain, weekly.num_variates, len(weekly)) == ("Econ/Fin", 1, 3)
@@ -92,7 +92,7 @@ def test_scores_by_hand():
 
 @pytest.mark.parametrize("name", ["m4_weekly", "ett1/H"])
 @pytest.mark.parametrize("kind", ["llata", "seasonal_naive"])
-def test_scores_are_gluonts_(folder, tmp_path, name, kind):
+def test_scores_match_gluonts(folder, tmp_path, name, kind):
     pytest.importorskip("gluonts")
     from gluonts.dataset.split import split
     from gluonts.ev import metrics
@@ -121,7 +121,7 @@ def test_scores_are_gluonts_(folder, tmp_path, name, kind):
     assert ours == pytest.approx(theirs.iloc[0].to_dict(), rel=1e-9)
 
 
-def test_leaderboard_s_seasonal_naive_on_m4_hourly(tmp_path):
+def test_seasonal_naive_on_m4_hourly_matches_the_leaderboard(tmp_path):
     try:
         m4 = read_m4("Hourly")
     except InputError:
@@ -130,8 +130,8 @@ def test_leaderboard_s_seasonal_naive_on_m4_hourly(tmp_path):
     save(tmp_path / "m4_hourly", "H", series)
     task = gift_eval.read_task(tmp_path, "m4_hourly")
     scores = gift_eval.score(SeasonalNaivePredictor(task.horizon, task.seasonality), task)
-    # results/seasonal_naive/all_results.csv of SalesforceAIResearch/gift-eval, there from values of fp32; its MSIS is
-    # of tails that gluonts makes of the quantiles 0.1 to 0.9
+    # from results/seasonal_naive/all_results.csv of SalesforceAIResearch/gift-eval, which used fp32 values; without
+    # MSIS, for which gluonts extrapolates the tails from the quantiles 0.1 to 0.9
     published = {
         "MSE[mean]": 3614355.993558776,
         "MAE[0.5]": 353.8562298711755,
@@ -145,7 +145,7 @@ def test_leaderboard_s_seasonal_naive_on_m4_hourly(tmp_path):
     assert {name: scores[name] for name in published} == pytest.approx(published, rel=1e-6)
 
 
-def test_result_files_are_the_leaderboard_s(folder, tmp_path):
+def test_result_files_match_the_leaderboard(folder, tmp_path):
     task = gift_eval.read_task(folder, "m4_weekly")
     submission = gift_eval.Submission("naive", "statistical", "No")
     files = gift_eval.ResultFiles(tmp_path / "results", submission)
@@ -164,14 +164,14 @@ def test_result_files_are_the_leaderboard_s(folder, tmp_path):
         *("model", "model_type", "model_dtype", "model_link", "code_link", "org"),
         *("testdata_leakage", "replication_code_available"),
     }
-    # a second start goes on where the first one ended
+    # a second start continues where the first one ended
     again = gift_eval.ResultFiles(tmp_path / "results", submission)
     assert again.row(task)["eval_metrics/MAE[0.5]"] == pytest.approx(scores["MAE[0.5]"])
     with pytest.raises(InputError, match="another model"):
         gift_eval.ResultFiles(tmp_path / "results", gift_eval.Submission("other", "statistical", "No"))
 
 
-def test_what_the_benchmark_does_not_have(folder):
+def test_unknown_sets_and_terms_are_refused(folder):
     for name, term, problem in [("m5", "short", "no such data set"), ("ett1/H", "tiny", "unknown term")]:
         with pytest.raises(InputError, match=problem):
             gift_eval.read_task(folder, name, term)
@@ -185,7 +185,7 @@ def test_command_scores_a_run_beside_the_baseline(folder, tmp_path, capsys):
     command = ["gift_eval", str(tmp_path / "run"), "--data_dir", str(folder), "--output", str(tmp_path / "results")]
     command += ["--model_type", "zero-shot", "--testdata_leakage", "No", "--datasets"]
     main([*command, "m4_weekly"])
-    # what is there is not scored again
+    # existing results are not scored again
     main([*command, "m4_weekly", "ett1/H"])
     for model in ("llata", "seasonal_naive"):
         table = pd.read_csv(tmp_path / "results" / model / "all_results.csv")

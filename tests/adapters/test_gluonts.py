@@ -1,4 +1,4 @@
-"""The predictor's forecasts are the forecaster's, entry by entry, whole and in the entry's own shape."""
+"""The predictor forecasts what the forecaster does, complete and in the shape of each entry."""
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,7 @@ def entries(count, channels, rows=30):
     return [{"item_id": f"i{place}", "start": start, "target": target} for place, target in enumerate(targets)]
 
 
-def test_forecasts_are_the_forecaster_s(forecaster):
+def test_forecasts_match_the_forecaster(forecaster):
     data = entries(5, 2)
     data[1]["target"][0, -4:] = np.nan
     predictor = LlataPredictor(forecaster, 5, levels=(0.9, 0.1), batch_size=2)
@@ -42,7 +42,7 @@ def test_forecasts_are_the_forecaster_s(forecaster):
         assert (forecast["0.1"] <= forecast.median).all() and (forecast.median <= forecast["0.9"]).all()
 
 
-def test_no_gap_is_forecast(forecaster):
+def test_series_with_gaps_have_complete_forecasts(forecaster):
     data = entries(3, 2)
     data[0]["target"][0] = np.nan
     data[2]["target"][1, -20:] = np.nan
@@ -57,7 +57,7 @@ def test_other_channels_are_refused(forecaster):
         list(LlataPredictor(forecaster, 5).predict(entries(1, 3)))
 
 
-def test_baseline_goes_on_with_the_last_season():
+def test_baseline_repeats_the_last_season():
     target = np.tile([1.0, 2, 3, 4], 5)
     (forecast,) = SeasonalNaivePredictor(6, 4).predict([{"target": target, "item_id": "a"}])
     assert forecast["mean"].tolist() == forecast["0.9"].tolist() == [1, 2, 3, 4, 1, 2]

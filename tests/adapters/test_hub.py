@@ -1,4 +1,4 @@
-"""A run's model card says what its files say, and a push uploads what a forecast needs, nothing else."""
+"""A run's model card agrees with its files, and a push uploads only what a forecast needs."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ def test_card_shows_scores_beside_the_baselines(run):
 
 
 class Hub:
-    """Stands for the hub's API: keeps what is uploaded, in a folder elsewhere if asked."""
+    """A fake of the hub's API: records uploads, and copies them to the folder `elsewhere` if given."""
 
     def __init__(self, problem=None, elsewhere=None):
         self.problem, self.elsewhere, self.uploads = problem, elsewhere, []
@@ -90,7 +90,7 @@ def test_push_uploads_what_a_forecast_needs(run, monkeypatch):
     assert len(cards) == 1
 
 
-def test_pushed_model_forecasts_the_same_where_nothing_else_is(run, monkeypatch, tmp_path):
+def test_pushed_model_alone_forecasts_the_same(run, monkeypatch, tmp_path):
     table = read_csv(tmp_path / "series.csv")
     expected = Forecaster.from_pretrained(run.path).predict_df(table, quantile_levels=[0.1, 0.5, 0.9])
     monkeypatch.setattr(hub, "HfApi", lambda: Hub(elsewhere=tmp_path / "elsewhere"))
@@ -98,23 +98,23 @@ def test_pushed_model_forecasts_the_same_where_nothing_else_is(run, monkeypatch,
     hub.push(run.path, "org/waves")
     shutil.rmtree(run.path)
     for path in Path(tmp_path).glob("*.json"):
-        # the configuration of the random base
+        # the random base's configuration
         path.unlink()
     got = Forecaster.from_pretrained(tmp_path / "elsewhere").predict_df(table, quantile_levels=[0.1, 0.5, 0.9])
-    # in the units of the file, around 100, 200 and 300
+    # in the units of the file: around 100, 200 and 300
     assert got.groupby("target_name")["predictions"].mean().round(-2).tolist() == [100, 200, 300]
     pd.testing.assert_frame_equal(got, expected, rtol=1e-5)
     assert (np.diff(got[["0.1", "0.5", "0.9"]]) > 0).all()
 
 
-def test_base_that_is_found_elsewhere_stays_there(run, monkeypatch):
+def test_base_from_the_hub_is_not_uploaded(run, monkeypatch):
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"backbone": "org/base@1234"}))
     with hub._portable(run) as path:
         assert path == run.path
 
 
-def test_hub_out_of_reach_is_one_line(run, monkeypatch):
+def test_unreachable_hub_gives_one_line(run, monkeypatch):
     monkeypatch.setattr(hub, "HfApi", lambda: Hub(ConnectionError("no route\nto host")))
     with pytest.raises(InputError, match="org/waves cannot be pushed: ConnectionError: no route$"):
         hub.push(run.path, "org/waves")

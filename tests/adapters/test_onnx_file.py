@@ -1,4 +1,4 @@
-"""ONNX Runtime forecasts what the model does, for any number of windows, with values missing and without."""
+"""ONNX Runtime forecasts what the model does, for any number of windows, with and without missing values."""
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ INFO = Preprocessor("waves", ["a", "b", "c"], "date", "h", 24, mean=[0.0] * 3, s
     [([0.1, 0.5, 0.9], True, None), ([0.1, 0.9], False, None), (None, True, [0.05, 0.25, 0.9])],
     ids=["head-calibrated", "head", "calibration-alone"],
 )
-def test_quantiles_are_the_forecaster_s(tmp_path, head_levels, calibrated, asked):
+def test_quantiles_match_the_forecaster(tmp_path, head_levels, calibrated, asked):
     model = tiny_model(random_backbone(tmp_path), quantile_levels=head_levels)
     calibration = Calibration(torch.randn(5, 3, len(LEVELS)).sort(-1).values, 100, 4, 0.5) if calibrated else None
     forecaster = Forecaster(model, INFO, calibration)
@@ -92,7 +92,7 @@ def test_run_for_any_series_takes_one_channel(tmp_path):
     assert np.abs(got - np.stack(expected)).max() < 1e-4 * past.std().item()
 
 
-def test_quantiles_that_are_not_to_be_had(tmp_path):
+def test_unavailable_quantiles_are_refused(tmp_path):
     model = tiny_model(random_backbone(tmp_path)).merge()
     with pytest.raises(InputError, match="no quantiles"):
         export_onnx(model, tmp_path / "model.onnx", num_channels=3, quantile_levels=[0.5])

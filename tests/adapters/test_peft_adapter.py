@@ -1,4 +1,4 @@
-"""PEFT loads an exported adapter on the cut backbone, whose hidden states are then the temporal branch's."""
+"""PEFT loads an exported adapter onto the truncated backbone, which then gives the temporal branch's hidden states."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("plain_ops")
 
 
 def cut_base(config):
-    """The backbone as transformers has it, its first blocks alone, none of our modules in it."""
+    """The backbone's first blocks as a plain transformers model, without our modules."""
     weights = load_backbone_weights(config.backbone, config.backbone_config, seed=config.backbone_seed)
     base = AutoModel.from_config(config.backbone_config, attn_implementation="eager")
     base.load_state_dict(weights.blocks, strict=False)
@@ -25,7 +25,7 @@ def cut_base(config):
 
 
 @pytest.mark.parametrize("family", BACKBONES)
-def test_hidden_states_are_the_temporal_branch_s(tmp_path, family):
+def test_hidden_states_match_the_temporal_branch(tmp_path, family):
     source = random_backbone(tmp_path, family)
     model = tiny_model(source).eval()
     export_adapter(model, tmp_path / "adapter")

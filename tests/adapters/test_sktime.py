@@ -1,4 +1,4 @@
-"""The forecaster with sktime's interface: sktime's own checks, and forecasts that are the run's."""
+"""The forecaster with sktime's interface passes sktime's own checks and forecasts what the run does."""
 
 import gc
 
@@ -17,14 +17,15 @@ pytest.importorskip("sktime")
 pytestmark = pytest.mark.usefixtures("plain_ops")
 
 
-# some 300 trainings: two minutes on an idle core
+# about 300 trainings: two minutes on an idle core
 @pytest.mark.timeout(3600)
-def test_sktime_s_checks():
+def test_sktime_checks_pass():
     from sktime.utils.estimator_checks import check_estimator
 
     from llata_fast.adapters.sktime import LlataForecaster
 
-    # one set of parameters: every check of fitting is a training; what is there by now need not be looked at by each
+    # Only one set of parameters, since every check of fitting trains. Freezing keeps each training's garbage
+    # collection from walking through the objects that exist by now.
     gc.freeze()
     checked = LlataForecaster(**LlataForecaster.get_test_params()[1])
     results = check_estimator(checked, raise_exceptions=False, verbose=0)
@@ -42,7 +43,7 @@ def run(tmp_path):
     return str(tmp_path / "run")
 
 
-def test_run_forecasts_what_it_forecasts_elsewhere(run):
+def test_run_forecasts_the_same_through_sktime(run):
     from llata_fast.adapters.sktime import LlataForecaster
 
     y = pd.Series(np.random.default_rng(0).normal(size=40).cumsum(), pd.period_range("2024-01", periods=40, freq="M"))
@@ -51,7 +52,7 @@ def test_run_forecasts_what_it_forecasts_elsewhere(run):
     np.testing.assert_allclose(forecaster.predict(fh=[1, 3, 5]), points[[0, 2, 4], 0], rtol=1e-6)
     interval = forecaster.predict_interval(fh=[2, 5], coverage=0.8)
     np.testing.assert_allclose(interval.to_numpy(), quantiles[[1, 4], 0], rtol=1e-6)
-    # it goes on from what it is told
+    # it continues from the values passed to update
     later = pd.Series([5.0, 6.0], pd.period_range("2027-05", periods=2, freq="M"))
     (moved,), _ = Forecaster.from_pretrained(run).predict([pd.concat([y, later]).to_numpy()])
     np.testing.assert_allclose(forecaster.update(later).predict(fh=[1]), moved[:1, 0], rtol=1e-6)
@@ -71,7 +72,7 @@ def test_items_that_end_early_are_forecast_for_the_same_dates(run):
     np.testing.assert_allclose(forecast.loc["b", "y"], expected[:2, 0], rtol=1e-5, atol=1e-5)
 
 
-def test_run_has_settings_of_its_own(run):
+def test_settings_are_refused_beside_a_run(run):
     from llata_fast.adapters.sktime import LlataForecaster
 
     with pytest.raises(InputError, match="context_length"):

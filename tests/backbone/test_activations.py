@@ -1,4 +1,4 @@
-"""GELU through the sigmoid is GELU by tanh."""
+"""GELU computed with the sigmoid equals GELU's tanh approximation."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def test_values_and_extremes():
     torch.testing.assert_close(ours.double(), NewGELUActivation()(x.double()), rtol=1e-6, atol=1e-6)
 
 
-def test_input_stays_as_it_is():
+def test_input_is_not_modified():
     x = torch.randn(7, 3)
     before = x.clone()
     with torch.inference_mode():
@@ -26,7 +26,7 @@ def test_input_stays_as_it_is():
     assert torch.equal(x, before)
 
 
-def test_gradient_is_that_of_one_operation():
+def test_gradient_matches_a_single_operation():
     x = torch.randn(50, requires_grad=True)
     (ours,) = torch.autograd.grad(TanhGelu()(x).sum(), x)
     (theirs,) = torch.autograd.grad(F.gelu(x, approximate="tanh").sum(), x)
@@ -41,6 +41,6 @@ def test_every_gelu_of_a_backbone_is_replaced(tmp_path, family):
     modules = list(model.modules())
     assert sum(isinstance(module, TanhGelu) for module in modules) == 2
     assert not any(isinstance(module, GELUTanh | NewGELUActivation) for module in modules)
-    # what is saved names the function as transformers does
+    # saved configs name the function as transformers does
     name = "activation_function" if family == "gpt2" else "hidden_activation"
     assert getattr(model.config, name) == getattr(config, name)

@@ -1,4 +1,4 @@
-"""Which attention is chosen, and what reaches a flash backend: stand-ins that write down their calls and compute."""
+"""Which attention backend is chosen, and what reaches it: stand-ins for flash attention record their calls."""
 
 import inspect
 import json
@@ -27,7 +27,7 @@ FA4, FA3, FA2 = FLASH_PACKAGES
 
 
 class StandIn(ModuleType):
-    """A flash package: q [B, T, A, E], k and v [B, T, A / groups, E] -> [B, T, A, E], 16 bits, by SDPA."""
+    """A flash package, computed by SDPA: q [B, T, A, E], k and v [B, T, A / groups, E] -> [B, T, A, E], all 16-bit."""
 
     widths = range(4, 257, 4)
     windows = True
@@ -68,7 +68,7 @@ class WithoutDropout(StandIn):
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
-    """`machine(flash_attention_2=StandIn())` has these backends installed and no other, on the CPU as if on a GPU."""
+    """`machine(flash_attention_2=StandIn())` installs only these backends, and lets the CPU pass for a GPU."""
 
     def install(**backends):
         monkeypatch.setattr(attention, "FLASH_DEVICE", "cpu")
@@ -123,7 +123,7 @@ def step(model, channels=NUM_TOKENS, autocast=True):
 @pytest.mark.parametrize("family", [family for family in BACKBONES if family != "gemma2"])
 @pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "all bf16"])
 def test_flash_gets_bf16_heads_and_windows(machine, tmp_path, family, autocast):
-    """LoRA and fp32 norms in play: fp32 comes out of the norms, and of rotary positions."""
+    """Despite LoRA, and norms and rotary positions that return fp32."""
     backbone = random_backbone(tmp_path, family)
     plain = tiny_model(backbone, attn_implementation="sdpa")
     flash = machine(flash_attention_2=StandIn())
@@ -133,7 +133,7 @@ def test_flash_gets_bf16_heads_and_windows(machine, tmp_path, family, autocast):
     flash.calls.clear()
     results = []
     for each in (plain, model):
-        # as DeepSpeed's bf16 does, all but what our ops keep in fp32
+        # as DeepSpeed's bf16 does: everything except what our ops keep in fp32
         results.append(step(each if autocast else each.bfloat16(), autocast=autocast))
     num_key_value_heads = 4 if family == "gpt2" else 2
     head_dim = 12 if family == "gpt2" else 8
@@ -141,7 +141,7 @@ def test_flash_gets_bf16_heads_and_windows(machine, tmp_path, family, autocast):
     assert [call["shapes"] for call in flash.calls] == 2 * [[(6, NUM_TOKENS, 4, head_dim), kv, kv]]
     assert all(call["causal"] for call in flash.calls)
     layer_types = BACKBONES[family].get("layer_types", 2 * [BACKBONES[family].get("sliding_window", "full_attention")])
-    # inclusive: 2 back are the 3 last
+    # inclusive: 2 steps back mean the last 3 tokens
     windows = [(-1, -1) if layer_type == "full_attention" else (2, 2) for layer_type in layer_types[:2]]
     assert [call["window"] for call in flash.calls] == windows
     for name, expected in results[0].items():
@@ -149,7 +149,7 @@ def test_flash_gets_bf16_heads_and_windows(machine, tmp_path, family, autocast):
         assert error < 0.1, f"{name}: {error}"
 
 
-def test_flash_only_where_it_can_and_pays(machine, llama):
+def test_flash_is_chosen_only_if_possible_and_faster(machine, llama):
     flash = machine(flash_attention_2=StandIn())
     model = tiny_model(llama)
     flash.calls.clear()
@@ -160,8 +160,8 @@ def test_flash_only_where_it_can_and_pays(machine, llama):
     assert len(flash.calls) == 2
 
 
-def test_values_out_of_a_norm(machine, llama):
-    """Some families normalise values as well: under autocast nothing then says what to compute in but autocast."""
+def test_fp32_values_follow_autocast(machine, llama):
+    """Some families also normalise values; then only autocast itself says which dtype to compute in."""
     flash = machine(flash_attention_2=StandIn())
     choice = choose_attention(read_backbone_config(llama, 2))
     flash.calls.clear()
@@ -171,14 +171,14 @@ def test_values_out_of_a_norm(machine, llama):
     assert len(flash.calls) == 1
 
 
-def test_compiles_whole(machine, llama):
+def test_compiles_without_a_graph_break_around_flash(machine, llama):
     flash = machine(flash_attention_2=StandIn())
     model = tiny_model(llama, num_layers=1)
     flash.calls.clear()
     past, future = torch.randn(2, 12, NUM_TOKENS), torch.randn(2, 5, NUM_TOKENS)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.autocast("cpu", torch.bfloat16):
-        # transformers installs its hooks in the first call, behind a lock that does not compile
+        # transformers installs its hooks in the first call, under a lock that cannot be compiled
         expected = model(past, future).loss
         flash.calls.clear()
         torch.testing.assert_close(compiled(past, future).loss, expected, rtol=1e-2, atol=1e-2)
@@ -199,7 +199,7 @@ def broken(error):
 
 
 @pytest.mark.parametrize("error", [ImportError("undefined symbol"), ValueError("no such card"), RuntimeError("CUDA")])
-def test_falls_through_what_fails(machine, llama, error):
+def test_a_failing_backend_is_passed_over(machine, llama, error):
     flash = StandIn()
     machine(flash_attention_3=broken(error), flash_attention_2=flash)
     assert f"{FA3}: {error}; " in chosen(llama) and chosen(llama).startswith(FA2)
@@ -210,7 +210,7 @@ def test_falls_through_what_fails(machine, llama, error):
         chosen(llama, FA3)
 
 
-def test_limits_are_the_backends_own(machine, llama, tmp_path):
+def test_a_backend_refuses_unsupported_sizes(machine, llama, tmp_path):
     flash = machine(flash_attention_2=StandIn())
     flash.widths = (64, 128)
     assert "head width 8 is not supported" in chosen(llama)
@@ -219,14 +219,14 @@ def test_limits_are_the_backends_own(machine, llama, tmp_path):
     assert chosen(random_backbone(tmp_path, "llama", head_dim=64)).startswith(FA2)
 
 
-def test_a_backend_that_leaves_out_windows_is_refused(machine, tmp_path):
+def test_a_backend_without_sliding_windows_is_refused(machine, tmp_path):
     flash = machine(flash_attention_2=StandIn())
     flash.windows = False
     assert "differs from SDPA's" in chosen(random_backbone(tmp_path, "mistral"))
     assert chosen(random_backbone(tmp_path, "llama")).startswith(FA2)
 
 
-def test_attention_dropout_is_not_lost_unasked(machine, tmp_path):
+def test_attention_dropout_is_dropped_only_on_request(machine, tmp_path):
     backbone = random_backbone(tmp_path, "gpt2", attn_pdrop=0.25)
     machine(flash_attention_3=WithoutDropout())
     assert f"{FA3}: it has no attention dropout, the backbone has 0.25" in chosen(backbone)
@@ -236,7 +236,7 @@ def test_attention_dropout_is_not_lost_unasked(machine, tmp_path):
     assert "dropout_p" in inspect.signature(StandIn().flash_attn_func).parameters
 
 
-def test_reason_names_what_differs_from_call_to_call(machine, llama):
+def test_the_reason_names_tokens_and_dtype(machine, llama):
     machine(flash_attention_2=StandIn())
     assert chosen(llama, num_tokens=5) == f"sdpa ({FA2} pays from {NUM_TOKENS} tokens, these are 5)"
     assert chosen(llama, dtype=torch.float32) == f"sdpa ({FA2} takes bf16 and fp16, this is torch.float32)"
@@ -276,14 +276,14 @@ def test_soft_capped_scores(machine, tmp_path):
     machine(flash_attention_2=StandIn())
     capped = random_backbone(tmp_path, "gemma2")
     assert chosen(capped) == "eager (gemma2 caps attention scores)"
-    # the stand-in has no softcap
+    # the stand-in does not support softcap
     with pytest.raises(InputError, match="softcap"):
         chosen(capped, FA2)
 
 
 @pytest.fixture
 def hub(machine, monkeypatch):
-    """`hub(get_kernel)` has Hugging Face's package `kernels`, whose download is `get_kernel`, and nothing else."""
+    """`hub(get_kernel)` installs only Hugging Face's package `kernels`, which downloads with `get_kernel`."""
 
     def install(get_kernel):
         machine()
@@ -303,7 +303,7 @@ def test_hub_kernel(hub, llama):
     assert len(kernel.calls) == 2
 
 
-def test_hub_out_of_reach(hub, llama, monkeypatch):
+def test_unreachable_hub_is_passed_over(hub, llama, monkeypatch):
     def fail():
         raise OSError("no route to host")
 
@@ -319,16 +319,16 @@ def test_hub_out_of_reach(hub, llama, monkeypatch):
     hub(wait)
     monkeypatch.setattr(attention, "_HUB_SECONDS", 0.05)
     assert "no answer within 0.05 s" in chosen(llama)
-    # who asks for it waits for it
+    # a user who asks for it by name waits for it
     assert chosen(llama, HUB_KERNEL).startswith(HUB_KERNEL)
 
 
-def test_checkpoint_leaves_the_choice_to_where_it_is_loaded(machine, llama, tmp_path):
+def test_attention_is_chosen_where_a_checkpoint_is_loaded(machine, llama, tmp_path):
     flash = machine(flash_attention_2=StandIn())
     run = tmp_path / "run"
     tiny_model(llama, attn_implementation=FA2).save_pretrained(run)
     assert "attn" not in (run / "config.json").read_text()
-    # a machine without it
+    # a machine without flash attention
     machine()
     flash.calls.clear()
     model = LlataForPrediction.from_pretrained(run)
@@ -340,7 +340,7 @@ def test_checkpoint_leaves_the_choice_to_where_it_is_loaded(machine, llama, tmp_
         LlataForPrediction.from_pretrained(run, attn_implementation=FA2)
 
 
-def test_every_model_in_a_process_keeps_its_own(machine, llama):
+def test_every_model_in_a_process_keeps_its_choice(machine, llama):
     flash = machine(flash_attention_2=StandIn())
     forced, free, plain = (tiny_model(llama, attn_implementation=name) for name in (FA2, "auto", "sdpa"))
     counts = []

@@ -1,4 +1,4 @@
-"""What is trained on a bundle is what is trained on the backbone it was cut from."""
+"""Training on a bundle equals training on the backbone that it was made from."""
 
 import shutil
 
@@ -21,7 +21,7 @@ D = 48
 
 @pytest.fixture(params=["gpt2", "gemma2"])
 def source(request, tmp_path):
-    """A folder with a language model in bf16, as most are published; a random one depends on its number of layers."""
+    """A folder with a bf16 language model, as most are published; random weights would depend on the layer count."""
     config = AutoConfig.for_model(request.param, **BACKBONES[request.param])
     AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(tmp_path / "source")
     return str(tmp_path / "source")
@@ -29,13 +29,13 @@ def source(request, tmp_path):
 
 @pytest.fixture
 def bundle(tmp_path):
-    """Two blocks and every prototype of a random Llama, whose weights are fp32."""
+    """Two blocks and every prototype of a random Llama with fp32 weights."""
     write_bundle(random_backbone(tmp_path), tmp_path / "bundle", num_layers=2)
     return str(tmp_path / "bundle")
 
 
 def trained(backbone, **fields):
-    """State and losses of a few steps of training."""
+    """State dict and losses after a few training steps."""
     torch.manual_seed(1)
     model = LlataForPrediction.from_backbone(tiny_config(backbone, **fields)).train()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
@@ -61,7 +61,7 @@ def test_training_equals_training_on_the_source(source, tmp_path, num_layers):
     assert len(set(expected["losses"].tolist())) == 3
 
 
-def test_holds_the_first_blocks_in_bf16_and_no_vocabulary(bundle, tmp_path):
+def test_contains_the_first_blocks_in_bf16_and_no_vocabulary(bundle, tmp_path):
     source = random_backbone(tmp_path)
     blocks = load_backbone_weights(source, read_backbone_config(source, 2)).blocks
     held = load_file(f"{bundle}/model.safetensors")
@@ -75,7 +75,7 @@ def test_holds_the_first_blocks_in_bf16_and_no_vocabulary(bundle, tmp_path):
 @pytest.mark.parametrize("kept", [None, 20], ids=["all", "20"])
 def test_fewer_prototypes_are_the_first_ones(source, tmp_path, kept):
     write_bundle(source, tmp_path / "bundle", num_layers=2, num_prototypes=kept)
-    # a bundle of a bundle
+    # a bundle made from a bundle
     write_bundle(str(tmp_path / "bundle"), tmp_path / "again", num_layers=1)
     fields = {"num_layers": 1, "num_prototypes": 7}
     expected = LlataForPrediction.from_backbone(tiny_config(source, **fields)).prototypes
@@ -87,7 +87,7 @@ def test_fewer_prototypes_are_the_first_ones(source, tmp_path, kept):
             LlataForPrediction.from_backbone(tiny_config(str(tmp_path / folder), **fields | {"num_prototypes": held}))
 
 
-def test_more_layers_than_it_has(bundle):
+def test_too_many_layers_are_refused(bundle):
     with pytest.raises(InputError, match="has 2 layers, num_layers 3"):
         LlataForPrediction.from_backbone(tiny_config(bundle, num_layers=3))
 
@@ -104,7 +104,7 @@ def test_without_its_prototypes_it_lacks_the_word_embedding(bundle, tmp_path):
 
 
 def test_command(tmp_path, capsys):
-    """`python -m llata_fast bundle`: what it says of wrong input, and that it writes nothing then."""
+    """`python -m llata_fast bundle` refuses wrong input with one line and then writes nothing."""
     source, output = random_backbone(tmp_path), tmp_path / "new" / "bundle"
 
     def bundle(*argv):

@@ -1,4 +1,4 @@
-"""What is kept of a GGUF file: read again it is the same, and nothing that was damaged or belongs to another is."""
+"""The cache of dequantised GGUF weights returns the same weights, and never damaged ones or another file's."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def source(tmp_path, monkeypatch):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """How often a file was read whole, by the number of blocks asked for."""
+    """A list with one entry, the number of blocks, for every time that a file is read in full."""
     calls, whole = [], dequantised._dequantise
 
     def counting(path, config):
@@ -46,7 +46,7 @@ def test_a_file_is_read_whole_once(source, reads):
     assert_same(load(source, 2), two)
 
 
-def test_another_file_of_that_name_is_another(source, reads):
+def test_a_changed_file_is_read_again(source, reads):
     first = load(source)
     torch.manual_seed(1)
     model = full_model("llama", head_dim=12)
@@ -58,7 +58,7 @@ def test_another_file_of_that_name_is_another(source, reads):
 
 
 @pytest.mark.parametrize("what", ["flip", "cut", "manifest", "tensors"])
-def test_a_damaged_cache_costs_the_time(source, reads, tmp_path, what, caplog):
+def test_a_damaged_cache_is_rebuilt(source, reads, tmp_path, what, caplog):
     first = load(source)
     (folder,) = (tmp_path / "cache" / "llata_fast" / "backbones").iterdir()
     tensors = folder / "tensors.safetensors"
@@ -76,7 +76,7 @@ def test_a_damaged_cache_costs_the_time(source, reads, tmp_path, what, caplog):
     assert reads == [1, 1], "it is whole again"
 
 
-def test_a_cache_that_cannot_be_written_costs_the_time(source, reads, tmp_path, monkeypatch, caplog):
+def test_an_unwritable_cache_is_only_a_warning(source, reads, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert_same(load(source), load(source))

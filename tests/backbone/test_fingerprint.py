@@ -1,4 +1,4 @@
-"""A frozen base is known by its fingerprint, in whatever precision and place it is kept."""
+"""A fingerprint identifies a frozen base, whatever its precision and location."""
 
 import json
 
@@ -14,7 +14,7 @@ from llata_fast.errors import InputError
 
 
 def make_backbone(folder):
-    """A tiny Llama, its weights in a folder."""
+    """Save a tiny Llama to a folder."""
     config = AutoConfig.from_pretrained(random_backbone(folder.parent).removeprefix("random:"))
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 
@@ -50,12 +50,12 @@ def test_other_weights_are_refused(weights):
             check_fingerprint(other, known, "base")
 
 
-def test_it_is_small_and_keeps_through_json(weights):
+def test_it_is_small_and_survives_json(weights):
     known = take_fingerprint(weights)
     assert len(known["values"]) <= 200 and same_weights(json.loads(json.dumps(known)), known)
 
 
-def test_a_base_names_itself_from_anywhere(tmp_path, monkeypatch):
+def test_a_base_is_named_by_an_absolute_path(tmp_path, monkeypatch):
     make_backbone(tmp_path / "base")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))

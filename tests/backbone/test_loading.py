@@ -1,4 +1,4 @@
-"""A cut decoder computes what the full one computes without its last layers, whatever its weights come from."""
+"""A truncated decoder computes what the full one does without its last layers, whatever its source."""
 
 import contextlib
 import hashlib
@@ -39,7 +39,7 @@ NUM_TOKENS = 7
 
 @torch.no_grad()
 def full_model(family, **fields):
-    """A language model with every layer; norms and biases are random too, else a lost one would not show."""
+    """A language model with all layers. Its norms and biases are random too, so that a lost one shows."""
     config = AutoConfig.for_model(family, **BACKBONES[family] | fields)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     for parameter in model.parameters():
@@ -56,9 +56,9 @@ def without_last_layers(decoder):
 
 
 def assert_loads_as(source, decoder, atol=1e-6):
-    """The cut backbone of `source` equals transformers' `decoder`, cut by hand; so do the word embeddings.
+    """The truncated backbone from `source` and its word embeddings equal those of `decoder`, truncated by hand.
 
-    Where gradients could be asked for, every operation is transformers' own.
+    If weights can need gradients, every operation is transformers' own.
     """
     config = read_backbone_config(source, NUM_LAYERS)
     weights = load_backbone_weights(source, config)
@@ -90,7 +90,7 @@ def family(request):
 
 @pytest.fixture
 def llama(tmp_path):
-    """A folder with a tiny Llama in one safetensors file, and the model."""
+    """A folder that holds a tiny Llama in one safetensors file, and the model itself."""
     model = full_model("llama")
     model.save_pretrained(tmp_path)
     return tmp_path, model
@@ -105,7 +105,7 @@ def test_folder(family, size, tmp_path):
 
 
 def test_word_embeddings_are_raw(family, tmp_path):
-    """Feeding them by hand gives the full model's output on word ids; Gemma scales them on the way."""
+    """Fed by hand they give the full model's output for the token ids; Gemma scales them on the way."""
     model = full_model(family)
     model.save_pretrained(tmp_path)
     config = read_backbone_config(str(tmp_path))
@@ -129,7 +129,7 @@ def test_bare_decoder(family, tmp_path):
 
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
 def test_multimodal(prefix, tmp_path):
-    """The text decoder of a Gemma 3 with an eye, under the names of old and of new files."""
+    """The text decoder of a multimodal Gemma 3, under the names of old and new files."""
     text = full_model("gemma3_text")
     vision = {
         "hidden_size": 16,
@@ -235,7 +235,7 @@ def test_config(family, tmp_path):
     layer_types = getattr(read_backbone_config(source), "layer_types", None)
     if layer_types is not None:
         assert config.layer_types == layer_types[:NUM_LAYERS]
-    # what is stored with a run comes back as it was
+    # the config stored with a run is read back unchanged
     assert AutoConfig.for_model(**config.to_dict()).to_dict() == config.to_dict()
     assert max_tokens(config) == (16 if family == "gpt2" else None)
     message = one_line(read_backbone_config, source, 4)
@@ -257,7 +257,7 @@ def test_decoder_without_word_embedding(family, tmp_path):
     assert empty.state_dict().keys() == backbone.state_dict().keys() == weights.blocks.keys()
 
 
-# parameters of the published checkpoints, tied heads counted once, Mistral's own head left out
+# parameters of the published checkpoints: tied heads count once, Mistral's untied head does not count
 @pytest.mark.parametrize(
     "name, parameters",
     {
@@ -270,7 +270,7 @@ def test_decoder_without_word_embedding(family, tmp_path):
         "gemma3": 268_098_176,
     }.items(),
 )
-def test_families_are_the_public_ones(name, parameters):
+def test_families_match_the_published_sizes(name, parameters):
     config = read_backbone_config(f"random:{name}")
     with torch.device("meta"):
         backbone = build_backbone(config)
@@ -334,7 +334,7 @@ def test_unusable_weights(llama):
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Serves `files` ({name: bytes}) of the model `org/tiny` as the hub does; notes what is fetched in `fetched`."""
+    """Serves `files` ({name: bytes}) of the model `org/tiny` like the hub, and records requests in `fetched`."""
 
     def do_HEAD(self):
         self.answer(with_body=False)
@@ -364,7 +364,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def online(monkeypatch, tmp_path):
-    """`online(address)` puts the hub there, behind an empty cache."""
+    """`online(address)` sets the hub's address and an empty cache."""
 
     def at(address):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -412,11 +412,11 @@ def test_hub_knows_no_such_model(hub):
 
 
 @pytest.mark.parametrize("trouble", ["no such host", "refused", "silent", "slow"])
-def test_unreachable_hub_is_told_in_time(online, trouble):
+def test_unreachable_hub_is_reported_in_time(online, trouble):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         host, port = listener.getsockname()
         if trouble == "slow":
-            # a byte now and then keeps every time-out of a socket waiting
+            # a byte now and then keeps a socket from timing out
             threading.Thread(target=drip, args=[listener], daemon=True).start()
         if trouble == "refused":
             listener.close()
@@ -464,7 +464,7 @@ def write_gguf(path, model, leave_out=""):
             continue
         projection = name.split(".")[-2]
         if projection in heads:
-            # llama.cpp rotates neighbouring entries, transformers the two halves of a head
+            # llama.cpp rotates adjacent entries, transformers the two halves of a head
             tensor = tensor.unflatten(0, (heads[projection], 2, -1)).transpose(1, 2).reshape(tensor.shape)
         writer.add_tensor(names.get_name(name, (".weight",)), tensor.contiguous().numpy())
     writer.write_header_to_file()

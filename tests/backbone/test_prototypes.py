@@ -1,4 +1,4 @@
-"""Prototypes are scikit-learn's PCA scores in float64, the same on every run, and found again on disk."""
+"""Prototypes equal scikit-learn's PCA scores in float64, do not vary between runs, and are cached on disk."""
 
 import logging
 import threading
@@ -15,7 +15,7 @@ from llata_fast.errors import InputError
 
 
 def embeddings(vocabulary=3000, D=48, dtype=torch.float32):
-    """Word embeddings with a shared offset and a spectrum that falls over three orders of magnitude, as real ones."""
+    """Word embeddings with a common offset and a spectrum over three orders of magnitude, like real ones."""
     factors = torch.randn(D, D, dtype=torch.float64) * torch.logspace(0, -3, D, dtype=torch.float64)
     words = torch.randn(vocabulary, D, dtype=torch.float64) @ factors.T + 0.5 * torch.randn(D, dtype=torch.float64)
     return words.to(dtype)
@@ -34,7 +34,7 @@ def test_equals_pca(vocabulary, num_prototypes, dtype):
     assert actual.shape == (num_prototypes, 48) and actual.dtype == torch.float32
     actual = actual.numpy()
     actual = actual * np.sign((actual * expected).sum(1, keepdims=True))
-    error = np.abs(actual - expected).max(1) / np.abs(expected).max(1)  # of each component by itself
+    error = np.abs(actual - expected).max(1) / np.abs(expected).max(1)  # per component
     assert error.max() <= 1e-4
 
 
@@ -43,12 +43,12 @@ def test_signs_are_fixed():
     result = principal_prototypes(words, 47)
     peaks = result.gather(1, result.abs().argmax(1, keepdim=True))
     assert (peaks > 0).all()
-    # the order of the words changes every rounding of the sums, but no prototype
+    # the order of the words changes the rounding of every sum, but no prototype
     shuffled = principal_prototypes(words[torch.randperm(len(words))], 47)
     torch.testing.assert_close(shuffled, result, rtol=1e-5, atol=1e-5 * result.abs().max().item())
 
 
-def test_beyond_the_rank_is_zero():
+def test_components_beyond_the_rank_are_zero():
     result = principal_prototypes(embeddings(vocabulary=10), 47)
     assert (result[:10].abs().amax(1) > 0).all() and not result[10:].any()
 
@@ -86,7 +86,7 @@ def test_broken_embeddings():
 
 @pytest.fixture
 def computed(monkeypatch):
-    """How often prototypes were computed, as a list of their counts."""
+    """A list with one entry, the number of prototypes, for every time that prototypes are computed."""
     counts = []
 
     def compute(words, num_prototypes):
@@ -150,7 +150,7 @@ def test_damaged_cache_is_replaced(damage, tmp_path, computed, caplog):
     assert computed == [5, 5]
 
 
-def test_unusable_cache_folder_costs_a_warning(tmp_path, caplog):
+def test_unusable_cache_folder_is_a_warning(tmp_path, caplog):
     (tmp_path / "file").touch()
     with caplog.at_level(logging.WARNING):
         result = load_prototypes(embeddings(100), 5, cache_dir=tmp_path / "file" / "below")
@@ -158,7 +158,7 @@ def test_unusable_cache_folder_costs_a_warning(tmp_path, caplog):
 
 
 def test_ranks_may_race(tmp_path, monkeypatch, caplog):
-    """Everyone has written before anyone renames: a file of their common name would be gone for all but one."""
+    """All write before any renames: if they shared a temporary file, only the first rename would succeed."""
     words = embeddings(100)
     everyone = threading.Barrier(4)
 

@@ -1,7 +1,7 @@
-"""A frozen base in 8 or 4 bits: what is computed is what its dequantised weights compute, in training and after it.
+"""A frozen base in 8 or 4 bits computes what its dequantised weights compute, during and after training.
 
-A stand-in keeps weights as bitsandbytes does (packed, with scales beside them, in classes of its own), so that all but
-its arithmetic is tested without it; where it is installed, the same tests run it on the CPU.
+A stand-in stores weights as bitsandbytes does (packed, with separate scales, in its own classes), so that everything
+but the arithmetic is tested without bitsandbytes. Where it is installed, the same tests run it on the CPU.
 """
 
 import importlib
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("plain_ops")
 
 
 class Packed(nn.Parameter):
-    """A weight [out, in] that turns, when it comes to a device, into integers and a scale for each row."""
+    """A weight [out, in] that becomes integers and one scale per row when it is moved to a device."""
 
     def __new__(cls, data=None, requires_grad=False, bits=8, scale=None, **more):
         weight = torch.Tensor._make_subclass(cls, data, requires_grad)
@@ -61,7 +61,7 @@ class Packed(nn.Parameter):
 
 
 class Linear(nn.Linear):
-    """Writes down the precisions it is called in."""
+    """Records the dtypes of its inputs."""
 
     def __init__(self, bits, *sizes, device):
         super().__init__(*sizes, device=device)
@@ -93,7 +93,7 @@ class Linear4bit(Linear):
 
 @pytest.fixture(params=["stand-in", "bitsandbytes"])
 def package(request, monkeypatch):
-    """A module of bitsandbytes' -> the weight that it stands for; quantising on the CPU is allowed."""
+    """A function from a bitsandbytes module to its dequantised weight; permits quantising on the CPU."""
     monkeypatch.setattr(quantised, "QUANTISED_DEVICE", "cpu")
     if request.param == "stand-in":
         module = ModuleType("bitsandbytes")
@@ -113,7 +113,7 @@ def package(request, monkeypatch):
 
 @pytest.fixture(params=["gpt2", "llama"])
 def backbone(request, tmp_path):
-    """GPT-2's matrices are the other way round; the widths are no multiples of a block of 64."""
+    """GPT-2's matrices are transposed; no width is a multiple of the block size 64."""
     return random_backbone(tmp_path, request.param)
 
 
@@ -130,7 +130,7 @@ def step(model, autocast=False):
 
 
 def both(backbone, precision, dequantise=None):
-    """A model whose base is quantised, and one of the same trained weights over the base (dequantised, if asked)."""
+    """A model on a quantised base, and one with the same trained weights on the plain (or dequantised) base."""
     models = []
     for base_precision in (precision, "auto"):
         torch.manual_seed(0)
@@ -153,7 +153,7 @@ def distances(ours, theirs):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_twin_pass_over_dequantised_weights(backbone, precision, package):
-    """Every projection of the base is quantised, and gradients pass it as they pass a matrix."""
+    """Every projection of the base is quantised, and gradients flow through it as through a matrix."""
     model, plain = both(backbone, precision, package)
     projections = [name for name in plain.backbone.frozen_keys() if plain.backbone.state_dict()[name].ndim == 2]
     assert len(quantised_modules(model)) == len([name for name in projections if "positions" not in name]) > 0
@@ -164,7 +164,7 @@ def test_twin_pass_over_dequantised_weights(backbone, precision, package):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_near_the_whole_base(backbone, precision, package):
+def test_forecasts_stay_near_the_plain_base(backbone, precision, package):
     model, plain = both(backbone, precision)
     distance = distances(step(model), step(plain))
     forecast, gradient = distance["forecast"], max(distance[name] for name in distance if "lora_" in name)
@@ -174,7 +174,7 @@ def test_near_the_whole_base(backbone, precision, package):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_autocast_reaches_it(backbone, precision, package):
-    """As it reaches a matrix: else activations would be fp32."""
+    """Otherwise activations would be fp32."""
     model, plain = both(backbone, precision, package)
     seen = set()
     for module in quantised_modules(model):
@@ -196,8 +196,8 @@ def test_bytes_and_parameters(backbone, precision, package):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_what_is_saved_is_what_was_trained(backbone, precision, package, tmp_path):
-    """The run forecasts over the whole base wherever it is loaded, and over the quantised one if asked."""
+def test_saved_weights_are_the_trained_ones(backbone, precision, package, tmp_path):
+    """A saved run forecasts with the plain base by default, and with the quantised one on request."""
     model, _ = both(backbone, precision)
     parameters = dict(model.named_parameters()) | dict(model.named_buffers())
     assert model.state_dict().keys() <= parameters.keys(), "a statistic would be taken for a trained weight"
@@ -238,7 +238,7 @@ def test_what_a_quantised_base_cannot_do(package, tmp_path):
         ({"base_precision": "int3"}, "base_precision must be one of auto, int8, int4"),
     ],
 )
-def test_settings_that_contradict_it(fields, message):
+def test_contradictory_settings_are_refused(fields, message):
     with pytest.raises(InputError, match=message):
         ModelSettings(**{"base_precision": "int8"} | fields)
 
@@ -257,8 +257,8 @@ def broken():
     ],
     ids=["absent", "broken", "no GPU", "ZeRO-3"],
 )
-def test_why_it_cannot_be_had(module, device, zero3, message, monkeypatch, tmp_path, capsys):
-    """One line of `train.py`, exit code 2, and nothing is written."""
+def test_the_reason_for_a_refusal_is_named(module, device, zero3, message, monkeypatch, tmp_path, capsys):
+    """`train.py` prints one line, exits with 2 and writes nothing."""
     imported = importlib.import_module
 
     def import_module(name, *package):
@@ -284,7 +284,7 @@ def test_why_it_cannot_be_had(module, device, zero3, message, monkeypatch, tmp_p
 
 
 def test_training_resumes(package, tmp_path):
-    """The base is quantised anew, and alike."""
+    """The base is quantised again, with the same result."""
     flags = {
         "dataset": write_series(tmp_path / "series.csv", 300),
         "backbone": random_backbone(tmp_path),

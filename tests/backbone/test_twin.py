@@ -1,4 +1,4 @@
-"""Both branches in one pass are the two passes, and each of them is what transformers computes."""
+"""Both branches in one pass equal two separate passes, and each equals what transformers computes."""
 
 import copy
 
@@ -30,7 +30,7 @@ def assert_close(name, ours, theirs, relative=1e-5):
 
 
 def twin_of(backbone, **options):
-    """A TwinBackbone whose branches differ, tokens [time; text] for it, and the plain decoder that it wraps."""
+    """A TwinBackbone whose branches differ, tokens [time; text] for it, and the plain decoder it wraps."""
     decoder, _ = load_base(with_backbone(tiny_config(backbone)))
     options = {"rank": 3, "alpha": 6.0, "dropout": 0.0} | options
     torch.manual_seed(1)
@@ -67,7 +67,7 @@ def test_twin_equals_two_passes(backbone, checkpointing):
 
 
 def test_checkpointing_recomputes(backbone):
-    """Else the case above would compare a pass with itself."""
+    """Otherwise the case above would compare a pass with itself."""
     model = tiny_model(backbone)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     calls = []
@@ -77,7 +77,7 @@ def test_checkpointing_recomputes(backbone):
 
 
 def test_branches_are_plain_decoders(backbone):
-    """Each half, block by block, is transformers' own eager pass over weights that were changed by hand."""
+    """Block by block, each half equals transformers' eager pass with weights modified by hand."""
     twin, tokens, decoder = twin_of(backbone)
     config = twin.model.config
     plain = {branch: build_backbone(config, "eager").eval() for branch in ("time", "text")}
@@ -149,7 +149,7 @@ def test_causal_sdpa_is_transformers_sdpa(tmp_path, family, num_tokens):
     assert_close("hidden state", *hidden)
 
 
-def test_soft_capped_attention_goes_eager(tmp_path):
+def test_soft_capped_attention_runs_eager(tmp_path):
     capped = read_backbone_config(random_backbone(tmp_path, "gemma2"))
     assert choose_attention(capped).name == "eager"
     assert choose_attention(read_backbone_config(random_backbone(tmp_path, "gemma3_text"))).name == CAUSAL_SDPA

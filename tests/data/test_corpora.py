@@ -1,4 +1,4 @@
-"""A corpus on disk: what other libraries read and write, and windows from mapped values."""
+"""Corpora on disk: exchange with other libraries, and windows from memory-mapped values."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from llata_fast.errors import InputError
 
 
 def make_series(shapes, seed=0):
-    """Random walks of these shapes [C, T], each with a gap."""
+    """Random walks with these shapes [C, T], each with a gap."""
     rng = np.random.default_rng(seed)
     for number, shape in enumerate(shapes):
         values = rng.normal(size=shape).cumsum(1).astype(np.float32)
@@ -25,7 +25,7 @@ def make_series(shapes, seed=0):
 
 
 def write(folder, shapes, *, shards=1, seed=0):
-    """A corpus of these series in some files; returns them."""
+    """Write a corpus of random walks in `shards` files; returns the series."""
     series = list(make_series(shapes, seed))
     layout = CorpusLayout(multivariate=any(len(one.target) > 1 for one in series))
     with new_corpus(folder, layout) as partial:
@@ -35,7 +35,7 @@ def write(folder, shapes, *, shards=1, seed=0):
 
 
 def save_with_datasets(folder, targets, target_type, **columns):
-    """The same through the library that the field uses."""
+    """The same, written with the library `datasets`."""
     features = datasets.Features(
         item_id=datasets.Value("string"),
         start=datasets.Value("timestamp[s]"),
@@ -69,7 +69,7 @@ LIBRARY_TYPES = {
     "float64": (datasets.List(datasets.Value("float64")), lambda values: values[0].tolist()),
     "large_list": (datasets.LargeList(FLOAT), lambda values: values[0].tolist()),
     "list_of_lists": (datasets.List(datasets.List(FLOAT)), lambda values: values.tolist()),
-    # uni2ts writes multivariate sets so
+    # how uni2ts writes multivariate datasets
     "fixed_channels": (datasets.List(datasets.List(FLOAT), length=2), lambda values: values.tolist()),
 }
 
@@ -108,7 +108,7 @@ def test_infinities_of_other_writers_count_as_missing(tmp_path):
     np.testing.assert_array_equal(window, np.array([1, np.nan, np.nan, 2], dtype=np.float32))
 
 
-def test_info_counts_and_its_hash_ignores_the_cut_into_files(tmp_path):
+def test_info_counts_and_its_hash_ignores_the_number_of_files(tmp_path):
     shapes = [(2, 10), (2, 30), (2, 8)]
     series = write(tmp_path / "one", shapes)
     info = open_corpus(tmp_path / "one").info()
@@ -127,7 +127,7 @@ def test_info_counts_and_its_hash_ignores_the_cut_into_files(tmp_path):
     assert open_corpus(tmp_path / "other").info().hash != info.hash
 
 
-def test_a_split_alone_is_opened_and_of_several_one_is_asked_for(tmp_path):
+def test_a_single_split_is_opened_and_one_of_several_must_be_named(tmp_path):
     write(tmp_path / "sets" / "train", [(1, 5)])
     (tmp_path / "sets" / "dataset_dict.json").write_text(json.dumps({"splits": ["train"]}))
     assert len(open_corpus(tmp_path / "sets")) == 1
@@ -242,7 +242,7 @@ def test_damaged_arrow_files_end_in_one_line_or_read_within_their_values(tmp_pat
         else:
             for position in rng.integers(0, len(whole), size=4):
                 damaged[position] = rng.integers(0, 256)
-        # another file: what is mapped must not change under its reader
+        # write another file: a mapped file must not change under its reader
         path.unlink()
         path.write_bytes(damaged)
         try:
@@ -256,14 +256,14 @@ def test_damaged_arrow_files_end_in_one_line_or_read_within_their_values(tmp_pat
     assert refused > 100
 
 
-def test_a_frequency_that_is_none_names_its_corpus(tmp_path):
+def test_an_invalid_frequency_names_its_corpus(tmp_path):
     write(tmp_path / "corpus", [(1, 5)])
     rewrite(tmp_path / "corpus", table_with(freq=pa.array(["often"])))
     with pytest.raises(InputError, match="corpus: 'often' is no step"):
         check_frequencies(open_corpus(tmp_path / "corpus"))
 
 
-def test_a_failed_writing_leaves_nothing(tmp_path):
+def test_a_failed_write_leaves_nothing(tmp_path):
     def breaks():
         yield from make_series([(1, 5)])
         raise InputError("the source is damaged")

@@ -1,4 +1,4 @@
-"""Every kind of source, into a corpus and back."""
+"""Every kind of source is converted to a corpus and read back."""
 
 import gzip
 import importlib.util
@@ -30,7 +30,7 @@ T2:1980-02-03 00-00-00:4,5
 
 
 def built(tmp_path, *sources, **options):
-    """[(item_id, start, freq, values [C, T])] of a corpus built from the sources."""
+    """[(item_id, start, freq, values [C, T])] from a corpus built from the sources."""
     multivariate = options.pop("multivariate", False)
     build_corpus(sources, tmp_path / "out", multivariate=multivariate, options=SourceOptions(**options))
     corpus = open_corpus(tmp_path / "out")
@@ -251,7 +251,7 @@ def test_bad_parquet_ends_in_one_line(tmp_path, case):
 
 
 def test_a_start_beyond_all_dates_ends_in_one_line(tmp_path):
-    """pyarrow raises OverflowError for it, which is no exception of its own."""
+    """pyarrow raises a plain OverflowError for it, not one of its own exceptions."""
     start = pa.array([2**62], pa.timestamp("s"))
     table = pa.table({"item_id": ["a"], "start": start, "freq": ["D"], "target": [[1.0, 2.0, 3.0]]})
     with pa.OSFile(str(tmp_path / "far.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:

@@ -1,4 +1,4 @@
-"""Parquet corpora are opened as Arrow ones are, from a copy that is written once."""
+"""Parquet corpora open like Arrow ones, from a copy that is written once."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def write(path, lengths, channels=1):
-    """A Parquet file in the schema of uni2ts; returns the values of its series [C, T]."""
+    """Write a Parquet file in uni2ts's schema; returns the values [C, T] of its series."""
     rng = np.random.default_rng(len(lengths))
     series = [rng.normal(size=(channels, length)).astype(np.float32) for length in lengths]
     series[0][:, 1] = np.nan
@@ -52,7 +52,7 @@ def test_values_are_those_of_the_files(tmp_path, channels):
         np.testing.assert_array_equal(corpus.gather(rows, np.zeros(channels, int), values.shape[1]), values)
 
 
-def test_the_copy_is_written_once_and_anew_for_other_content(tmp_path, cache, caplog):
+def test_the_copy_is_written_once_and_again_for_changed_content(tmp_path, cache, caplog):
     path = tmp_path / "a.parquet"
     write(path, [20, 7])
     first = open_any_corpus(path)

@@ -1,4 +1,4 @@
-"""Windows of corpora as a model is fed with them."""
+"""Windows from corpora, as the model receives them."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def assert_same(one, other):
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=0, equal_nan=True)
 
 
-def test_windows_stand_in_their_batches_however_they_are_asked_for(tmp_path):
+def test_batches_hold_the_same_windows_in_any_access_order(tmp_path):
     windows = MixtureWindows(mixture(write(tmp_path / "a", [60, 90])), 8, 5)
     assert len(windows) == 40
     whole = windows.__getitems__(range(40))
@@ -46,7 +46,7 @@ def test_windows_stand_in_their_batches_however_they_are_asked_for(tmp_path):
     mixed = [39, 0, 8, 1, 39, 7]
     assert_same(windows.__getitems__(mixed), {name: values[mixed] for name, values in whole.items()})
     assert_same(windows[37], {name: values[37] for name, values in whole.items()})
-    # another number of batches changes none of them
+    # the number of batches does not change any of them
     longer = MixtureWindows(windows.mixture, 8, 9)
     assert_same(longer.__getitems__(range(40)), whole)
 
@@ -69,10 +69,10 @@ def test_a_constant_past_teaches_nothing(tmp_path):
     assert (windows["past_values"] == 0).all() and windows["future_values"].isnan().all()
 
 
-def test_last_windows_end_where_their_series_do(tmp_path):
+def test_last_windows_end_with_their_series(tmp_path):
     corpus = open_corpus(write(tmp_path / "a", [90, 6, 3, 1, 40]))
     windows = LastWindows(corpus, SIZES, 100)
-    # 6 steps hold one back, 3 hold none
+    # of 6 steps one is held out, of 3 steps none
     assert len(windows) == 3
     past, future = windows.raw(range(3))
     for window, row, held in zip(range(3), (0, 1, 4), (4, 1, 4), strict=True):
@@ -100,7 +100,7 @@ def test_joined_sets_keep_their_order(tmp_path):
     whole = joined.__getitems__(range(5))
     parts = [one.__getitems__(range(len(one))) for one in sets]
     assert_same(whole, {name: torch.cat([part[name] for part in parts]) for name in whole})
-    # as ranks that have too few are given some again
+    # as when ranks that have too few windows get some twice
     for some in ([2, 3], [4, 0, 3, 1, 0, 4]):
         assert_same(joined.__getitems__(some), {name: values[some] for name, values in whole.items()})
 

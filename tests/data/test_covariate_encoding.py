@@ -1,4 +1,4 @@
-"""Covariates as numbers of a model: in units of the training rows, unseen at 0, missing as NaN, and of no later row."""
+"""Covariates as model inputs: scaled by the training rows alone, unseen categories 0, missing values NaN."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_only_training_rows_are_measured():
     assert encodings[0].numbers["price"] == Scale(pytest.approx(values.mean()), pytest.approx(values.std()))
 
 
-def test_windows_hold_what_is_known_when_they_begin():
+def test_windows_contain_only_what_is_known_at_their_origin():
     table = sales((8, 6))
     encoding, covariates = encoded(Panel.from_df(table, **ROLES), [8, 6])
     found = window(covariates, item=1, cut=4)
@@ -43,7 +43,7 @@ def test_windows_hold_what_is_known_when_they_begin():
     visits = encoding.numbers["visits"]
     np.testing.assert_allclose(found["past_covariates"][:, 2], (rows["visits"][1:4] - visits.mean) / visits.scale, 1e-6)
     assert found["static_covariates"].tolist() == [2.0]
-    # outside of the item there is nothing, whatever its neighbour has
+    # outside the item everything is missing, whatever the neighbouring item has
     early = window(covariates, item=1, cut=1)["past_covariates"]
     assert early[:2].isnan().all() and not early[2].isnan().any()
     late = window(covariates, item=0, cut=7)["future_covariates"]
@@ -57,7 +57,7 @@ def test_past_covariates_end_where_the_targets_do():
     assert not unrolled[:, :2].isnan().any()
 
 
-def test_an_unseen_category_has_a_place_and_a_missing_one_none():
+def test_unseen_categories_share_an_index_and_missing_ones_have_none():
     table = sales((8,)).assign(promo=["a", "b", "a", "b", "c", None, "a", "b"])
     _, covariates = encoded(Panel.from_df(table, **ROLES), [4])
     found = window(covariates, cut=4)
@@ -84,17 +84,17 @@ def test_prices_count_relative_to_their_level(level):
     [np.full(8, 3.0), np.full(8, np.nan), np.array([1e300, -1e300] * 4), np.array([0.0] * 7 + [1e12])],
     ids=["constant", "missing", "huge", "one far from all"],
 )
-def test_whatever_is_there_stays_finite(values):
+def test_encoded_values_are_bounded(values):
     _, covariates = encoded(Panel.from_df(sales((8,)).assign(price=values), **ROLES))
     found = window(covariates, cut=6, L=6)["future_covariates"][:, 0]
     assert (found.isnan() | (found.abs() <= FARTHEST)).all()
     assert found.isnan().all() == bool(np.isnan(values).all())
 
 
-def test_files_are_read_as_written():
+def test_an_encoding_is_read_as_written():
     encoding, _ = encoded(Panel.from_df(sales(), **ROLES, calendar=True))
     assert CovariateEncoding.from_dict(encoding.to_dict()) == encoding
-    # a week and a day of January
+    # a weekday and the month of January
     assert encoding.sizes == {"known": [0, 2, 7, 1], "past": [0], "static": [2]}
     for damage in (
         {},
@@ -122,7 +122,7 @@ def test_other_covariates_are_refused(roles, change, message):
     assert message in str(error.value)
 
 
-def test_more_columns_and_another_order_do_no_harm():
+def test_extra_columns_and_another_order_are_accepted():
     table = sales()
     panel = Panel.from_df(table, **ROLES)
     encoding, covariates = encoded(panel)

@@ -1,4 +1,4 @@
-"""Covariates of a panel: on the items' grids, of their kinds, ahead of the targets, or refused in one line."""
+"""A panel's covariates: placed on the items' grids, typed, continued into the future, or refused in one line."""
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,7 @@ def sales(sizes=(8, 6), freq="D", start="2024-01-01"):
 
 
 def after(table, horizon=3, freq="D"):
-    """The known covariates of the `horizon` steps behind each item."""
+    """The known covariates for the `horizon` steps after each item."""
     parts = []
     for name, rows in table.groupby("item_id", sort=False):
         dates = pd.date_range(rows["timestamp"].max(), periods=horizon + 1, freq=freq)[1:]
@@ -37,7 +37,7 @@ def after(table, horizon=3, freq="D"):
     return pd.concat(parts, ignore_index=True)
 
 
-def test_every_covariate_stands_beside_its_target():
+def test_every_covariate_is_aligned_with_its_target():
     table = sales().drop(index=[3, 10])
     shuffled = table.sample(frac=1, random_state=1)
     before = shuffled.copy()
@@ -47,7 +47,7 @@ def test_every_covariate_stands_beside_its_target():
     back = panel.to_df().dropna(subset="target").sort_values(["item_id", "timestamp"]).reset_index(drop=True)
     expected = table.assign(promo=table["promo"].astype(str)).reset_index(drop=True)
     pd.testing.assert_frame_equal(back, expected[list(back)], check_dtype=False)
-    # what the table lacks is missing, what never changes is not
+    # covariates are missing where the table has no row, but static ones are not
     whole = panel.to_df()
     hole = whole[(whole["item_id"] == "i0") & (whole["timestamp"] == "2024-01-04")].iloc[0]
     assert np.isnan(hole["price"]) and pd.isna(hole["promo"]) and hole["store"] == "s0"
@@ -89,7 +89,7 @@ def test_text_and_booleans_are_categories(values, texts):
         ({"calendar_month": 1}, {"calendar": True, "past_covariates": "calendar_month"}, "give it another name"),
     ],
 )
-def test_what_no_covariate_can_be_is_said_in_one_line(change, roles, message):
+def test_invalid_covariates_are_refused_in_one_line(change, roles, message):
     if roles.get("calendar") == "Atlantis":
         pytest.importorskip("holidays")
     with pytest.raises(InputError) as error:
@@ -97,7 +97,7 @@ def test_what_no_covariate_can_be_is_said_in_one_line(change, roles, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_the_calendar_is_of_the_callers_clock():
+def test_the_calendar_uses_local_time():
     hours = pd.date_range("2024-03-30 22:00", periods=30, freq="h", tz="Europe/Berlin")
     table = pd.DataFrame({"item_id": 1, "timestamp": hours, "target": 1.0})
     panel = Panel.from_df(table, calendar=True).ahead(30)
@@ -112,7 +112,7 @@ def test_the_calendar_is_of_the_callers_clock():
     ("freq", "columns"),
     [("15min", ("hour", "weekday", "month")), ("D", ("weekday", "month")), ("W-MON", ("month",)), ("MS", ("month",))],
 )
-def test_a_calendar_says_what_a_step_is_shorter_than(freq, columns):
+def test_a_calendar_has_only_units_longer_than_the_step(freq, columns):
     covariates = Panel.from_df(sales((8,), freq), calendar=True).covariates
     assert covariates.calendar == tuple(f"calendar_{name}" for name in columns)
 
@@ -128,11 +128,11 @@ def test_holidays_are_those_of_a_country(freq, marked):
     assert list(panel.to_df()["timestamp"][free].astype(str)) == marked
 
 
-def test_known_covariates_go_on_with_a_table_of_the_future():
+def test_a_table_of_the_future_extends_known_covariates():
     table = sales()
     panel = Panel.from_df(table, **ROLES, calendar=True)
     future = after(table).assign(promo=[True, False, None] * 2)
-    # other ids and times are passed over
+    # other ids and times are ignored
     extra = future.assign(timestamp=future["timestamp"] + pd.Timedelta(days=100))
     foreign = future.assign(item_id="other")
     ahead = panel.ahead(3, pd.concat([extra, foreign, future]).sample(frac=1, random_state=0))
@@ -148,7 +148,7 @@ def test_known_covariates_go_on_with_a_table_of_the_future():
     assert (np.diff(panel.covariates.offsets) == panel.lengths).all(), "the caller's panel is not changed"
 
 
-def test_rows_that_are_cut_off_leave_their_covariates():
+def test_known_covariates_of_removed_rows_remain():
     panel = Panel.from_df(sales(), **ROLES)
     cut = panel.until(3)
     assert list(cut.lengths) == [5, 3]
@@ -187,7 +187,7 @@ FUTURE = {
 
 
 @pytest.mark.parametrize("case", FUTURE)
-def test_a_future_that_is_not_whole_is_refused(case):
+def test_an_incomplete_future_is_refused(case):
     spoil, message = FUTURE[case]
     panel = Panel.from_df(sales(), **ROLES)
     with pytest.raises(InputError) as error:
@@ -196,13 +196,13 @@ def test_a_future_that_is_not_whole_is_refused(case):
 
 
 @pytest.mark.parametrize("roles", [{}, {"calendar": True}, {"past_covariates": "visits"}])
-def test_a_future_that_nobody_asked_for_is_refused(roles):
+def test_a_future_without_known_covariates_is_refused(roles):
     panel = Panel.from_df(sales(), **roles)
     with pytest.raises(InputError, match="future_df: there are no known covariates that it could bring"):
         panel.ahead(3, after(sales()))
 
 
-def test_files_bring_covariates(tmp_path):
+def test_covariates_are_read_from_files(tmp_path):
     table = sales()
     table.to_csv(tmp_path / "sales.csv", index=False)
     table.to_parquet(tmp_path / "sales.parquet")

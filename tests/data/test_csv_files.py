@@ -1,4 +1,4 @@
-"""CSVs as they come: lines above the header, missing values by other names, panels, and what numbers hide."""
+"""CSV files as users have them: lines above the header, other names for missing values, panels, suspicious numbers."""
 
 import gzip
 import time
@@ -90,7 +90,7 @@ def test_missing_values_by_another_name(write):
     np.testing.assert_array_equal(series.values[:, 0], [1, np.nan, np.nan, np.nan, np.nan, 6])
     text = message(write(lines), na_values=["-9999"])
     assert "line 5" in text and "'?' is not a number" in text and "--na_values '?' --missing mask" in text
-    # of the channels alone: an index begins at 0
+    # only channels are checked: an index begins at 0
     lines = ["date,a", *(f"{row},{row}" for row in range(6))]
     assert read_csv(write(lines), na_values=["0"], missing="mask").dates[0] == 0
 
@@ -135,7 +135,7 @@ def test_a_value_far_from_all_others(write, cells, warned):
         ("12a", "'12a' is not a number"),
     ],
 )
-def test_no_number(write, cell, hint):
+def test_cells_that_are_not_numbers_get_a_hint(write, cell, hint):
     text = message(write(["date,a", *(f"{date},{cell if i == 3 else i}" for i, date in enumerate(HOURS))]))
     assert "line 5, column 'a'" in text and hint in text
 
@@ -148,7 +148,7 @@ def panel(ids, **columns):
     return rows
 
 
-def test_a_panel_is_called_one(write):
+def test_a_panel_read_as_a_series_is_recognised(write):
     for ids in ({"store": [1, 2, 3]}, {"sku": ["A", "B"]}, {"number": ["1.0", "2.0"]}):
         text = message(write(panel(ids, extra="7")))
         assert "line 8" in text and "panel" in text and f"--id_column {next(iter(ids))}" in text
@@ -156,12 +156,12 @@ def test_a_panel_is_called_one(write):
     assert "--id_column sku" in message(write(panel({"sku": ["A", "B"]})), columns=["y"])
     text = message(write(panel({"store": [1, 2], "item": ["a", "b"]})))
     assert "--id_column store" in text and "item" in text
-    # series of every moment one after the other
+    # sorted by date, so that the items alternate
     lines = panel({"store": [1, 2]})
     assert "--id_column store" in message(write([lines[0], *sorted(lines[1:])]))
 
 
-def test_doubled_rows_are_no_panel(write):
+def test_duplicated_rows_are_not_taken_for_a_panel(write):
     assert "--id_column" not in message(write(PLAIN + PLAIN[1:]))
     assert "--id_column" not in message(write([*PLAIN, "2024-03-01 05:00,8,9"]))
 
@@ -173,7 +173,7 @@ def test_the_home_folder(write, monkeypatch, tmp_path):
 
 
 def test_a_million_rows_are_read_by_columns(write):
-    """No step of it goes row by row: a hundred times the rows take far less than a hundred times as long."""
+    """No step works row by row: time grows far less than a Python loop over rows would make it."""
 
     def seconds(rows):
         dates = pd.date_range("1990-01-01", periods=rows, freq="min").strftime("%d/%m/%Y %H:%M")
@@ -186,6 +186,6 @@ def test_a_million_rows_are_read_by_columns(write):
     assert seconds(200_000) < 10 * max(seconds(50_000), 0.05)
 
 
-def test_integers_that_no_float_holds_are_infinite_whatever_stands_beside_them():
+def test_integers_too_large_for_a_float_are_infinite():
     for beside in ("text", 1.5, 3, None):
         assert as_numbers(pd.Series([10**400, beside], dtype=object))[0] == np.inf

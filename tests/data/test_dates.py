@@ -1,4 +1,4 @@
-"""Which text is read as which date: every row of docs/data.md, and the laws behind them."""
+"""Which text is read as which date: every row of docs/data.md, and the general rules."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
 
 
 def rows(columns):
-    """(labels, further cells) of the page's tables of dates that have so many columns."""
+    """(labels, further cells) from the page's tables of dates with this many columns."""
     tables = re.findall(r"^\| labels \|.*\n\|[-|]+\n((?:\|.*\n)+)", PAGE, re.MULTILINE)
     cells = [[cell.strip() for cell in line.strip("|\n").split("|")] for table in tables for line in table.splitlines()]
     return [(re.findall("`(.*?)`", first), *rest) for first, *rest in cells if len(rest) == columns]
@@ -34,7 +34,7 @@ def test_the_page_lists_dates():
 @pytest.mark.parametrize(
     ("labels", "first", "step"), READ, ids=lambda value: value[0] if isinstance(value, list) else ""
 )
-def test_dates_that_the_page_says_are_read(labels, first, step):
+def test_dates_are_read_as_the_page_says(labels, first, step):
     dates = parse_dates(labels)
     moments = plain(dates, local=True)
     assert str(dates[0]).removesuffix(" 00:00:00") == first
@@ -43,7 +43,7 @@ def test_dates_that_the_page_says_are_read(labels, first, step):
 
 
 @pytest.mark.parametrize(("labels", "why"), REFUSED, ids=lambda value: value[0] if isinstance(value, list) else "")
-def test_dates_that_the_page_says_are_refused(labels, why):
+def test_dates_are_refused_as_the_page_says(labels, why):
     with pytest.raises(DateError) as caught:
         parse_dates(labels)
     assert why in str(caught.value) and "\n" not in str(caught.value)
@@ -69,8 +69,8 @@ FORMATS = (
     start=st.integers(0, 400_000),
     count=st.integers(34, 60),
 )
-def test_what_is_written_in_one_form_is_read(form, step, start, count):
-    """Rows enough for a day beyond the twelfth, or for days and months to tell themselves apart by the step."""
+def test_dates_in_one_format_are_read(form, step, start, count):
+    """Enough rows to include a day after the twelfth, or for the step to tell days from months."""
     first = np.datetime64("1975-01-01", "us") + np.timedelta64(start, "h")
     dates = pd.DatetimeIndex(parse_step(step).after(first, count))
     if (
@@ -95,7 +95,7 @@ def test_any_text_is_read_or_refused(labels):
         assert len(dates) == len(labels) and not dates.isna().any()
 
 
-def test_the_row_to_blame():
+def test_errors_name_the_offending_row():
     for labels, row in (
         (["2024-01-01", "x", "2024-01-03"], 1),
         (["1", "2", "x"], 2),
@@ -147,14 +147,14 @@ def test_unix_time_is_read_where_the_name_says_so():
     assert parse_dates(labels, "row")[0] == 1_706_738_400
 
 
-def test_the_expected_step_settles_what_is_open():
+def test_the_expected_step_resolves_ambiguous_dates():
     labels = ["01/02/2024", "02/02/2024", "03/02/2024"]
     assert parse_dates(labels, expected=parse_step("D"))[0] == pd.Timestamp("2024-02-01")
     assert parse_dates(labels, expected=parse_step("MS"))[0] == pd.Timestamp("2024-01-02")
     assert parse_dates(["200501", "200502"], expected=parse_step("1"))[0] == 200_501
 
 
-def test_one_item_of_a_table_settles_the_order_of_days():
+def test_one_item_of_a_table_settles_day_or_month_first():
     days = list(pd.date_range("2024-01-01", periods=20, freq="MS").strftime("%d/%m/%Y"))
     labels = [*days, *days]
     with pytest.raises(DateError, match="day first and month first"):
@@ -179,6 +179,6 @@ def test_one_format_for_all(dates, step, form):
     assert date_format(pd.DatetimeIndex(dates), parse_step(step)) == form
 
 
-def test_numbers_have_no_format_and_offsets_a_time():
+def test_numbers_have_no_format_and_offsets_need_a_time():
     assert date_format(pd.Index([1, 2]), parse_step("1")) is None
     assert date_format(pd.DatetimeIndex(["2024-01-01"], tz="UTC"), parse_step("D")) == "%Y-%m-%d %H:%M:%S"

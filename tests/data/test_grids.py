@@ -1,4 +1,4 @@
-"""The step of a series: one that holds every date, or none; what is closed again and again is no hole."""
+"""The step of a series: a grid that contains every date, or none. Regular closing hours are not holes."""
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ STARTS = st.integers(-2_000_000, 3_000_000)
 
 
 def series(alias, start, rows):
-    """`rows` dates one step apart, from the first that the step has after `start` minutes."""
+    """`rows` dates one step apart; the first one is the first on the grid after `start` minutes."""
     step = parse_step(alias)
     moment = np.datetime64("2000-01-01", "us") + np.timedelta64(start * 15, "m")
     if "@" in alias and not alias.startswith(("M", "3M", "12M", "120M", "D")):
@@ -33,7 +33,7 @@ def series(alias, start, rows):
 
 
 def rows_to_know(alias):
-    """Four weeks of hours that are closed now and then, else the days of a fortnight."""
+    """Rows needed to find the step: four weeks if there are closing hours, else two weeks of days."""
     per_week = (
         sum((last - first) // step.base + 1 for first, last in step.hours)
         if hasattr(step := parse_step(alias), "hours")
@@ -44,7 +44,7 @@ def rows_to_know(alias):
 
 @given(alias=st.sampled_from(ALIASES), start=STARTS, more=st.integers(0, 60))
 @settings(deadline=None)
-def test_every_step_is_found_and_goes_on(alias, start, more):
+def test_every_step_is_found_and_continues(alias, start, more):
     rows = rows_to_know(alias) + more
     dates = series(alias, start, rows + 30)
     grid = find_grid(dates[:rows])
@@ -56,7 +56,7 @@ def test_every_step_is_found_and_goes_on(alias, start, more):
 @given(alias=st.sampled_from(ALIASES), start=STARTS, seed=st.integers(0, 10_000))
 @settings(deadline=None)
 def test_lost_rows_are_holes(alias, start, seed):
-    """One row in twelve is lost: the grid is that of the whole series, its first hole the first row that is lost."""
+    """With one row in twelve lost, the grid is that of the full series and its first hole is the first lost row."""
     rows = 3 * rows_to_know(alias)
     dates = series(alias, start, rows)
     lost = np.sort(np.random.default_rng(seed).choice(np.arange(3, rows - 3), rows // 12, replace=False))
@@ -81,14 +81,14 @@ def test_a_grid_holds_every_date_or_there_is_none(dates):
 
 @given(alias=st.sampled_from(ALIASES), start=STARTS, row=st.integers(1, 40), seconds=st.integers(1, 86_399))
 @settings(deadline=None)
-def test_a_date_off_the_grid_is_never_passed_over(alias, start, row, seconds):
+def test_a_date_off_the_grid_is_never_ignored(alias, start, row, seconds):
     rows = rows_to_know(alias) + 40
     dates = series(alias, start, rows)
     moved = dates[row] + np.timedelta64(seconds, "s")
     assume(moved < dates[row + 1])
     dates = np.concatenate([dates[:row], [moved], dates[row + 1 :]])
     grid = find_grid(dates)
-    # a finer grid may hold it, but not without holes
+    # a finer grid may contain it, but then it has holes
     assert grid is None or (grid.holes and moved in grid.dates())
     if grid is None:
         assert not usual_step(dates)[1][row]
@@ -154,13 +154,13 @@ def test_whole_numbers():
     assert fit(parse_step("h"), np.arange(3)) is None and fit(parse_step("1"), series("h", 0, 3)) is None
 
 
-def test_a_step_that_is_expected_needs_one_row():
+def test_an_expected_step_needs_one_row():
     monday = np.array(["2022-03-07"], dtype="M8[us]")
     assert fit(parse_step("B"), monday).holes == 0
     assert fit(parse_step("B"), np.array(["2022-03-11", "2022-03-12"], dtype="M8[us]")) is None
 
 
-def test_better_readings_come_first():
+def test_more_regular_readings_rank_first():
     hours = series("h", 0, 40)
     ranked = [hours, np.delete(hours, 5), hours + np.arange(40) ** 2 * np.timedelta64(7, "s"), hours[::-1]]
     assert sorted(map(regularity, ranked)) == list(map(regularity, ranked))
@@ -173,7 +173,7 @@ def test_zones():
             pd.testing.assert_index_equal(
                 like(plain(dates, local), dates, local), dates.as_unit("us"), exact="equiv", check_names=False
             )
-    # the day on which the clock jumps at midnight begins an hour later
+    # when the clock is put forward at midnight, the day begins an hour later
     begins = like(np.array(["2024-03-31"], dtype="M8[us]"), pd.DatetimeIndex([], tz="Asia/Beirut"), local=True)
     assert str(begins[0]) == "2024-03-31 01:00:00+03:00"
 

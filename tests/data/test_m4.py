@@ -1,4 +1,4 @@
-"""Reading M4's files, and windows of series that differ in length."""
+"""Reading M4's files, and windows from series of different lengths."""
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ SERIES = [np.arange(1.0, 4.0), np.arange(10.0, 20.0)]
 
 
 def write_m4(folder, frequency, lengths, seed=0):
-    """Files in the competition's format for a frequency; returns the in-sample values and the future."""
+    """Write files in the competition's format for a frequency; returns the in-sample and the future values."""
     H = M4_SPECS[frequency].prediction_length
     rng = np.random.default_rng(seed)
     names = [f"{frequency[0]}{number}" for number in range(1, len(lengths) + 1)]
@@ -56,7 +56,7 @@ def test_hourly_of_the_competition(shared):
     ],
     ids=["other series", "short test", "gap", "short series", "text"],
 )
-def test_refuses_what_does_not_fit(spoil, message, tmp_path):
+def test_inconsistent_files_are_refused(spoil, message, tmp_path):
     write_m4(tmp_path, "Yearly", [9, 20])
     paths = [tmp_path / "m4" / f"Yearly-{part}.csv" for part in ("train", "test")]
     for path, table in zip(paths, spoil(*map(pd.read_csv, paths)), strict=True):
@@ -65,7 +65,7 @@ def test_refuses_what_does_not_fit(spoil, message, tmp_path):
         read_m4("Yearly", tmp_path)
 
 
-def test_what_is_not_there(tmp_path):
+def test_missing_files_are_named(tmp_path):
     with pytest.raises(InputError, match="no frequency 'Secondly'"):
         read_m4("Secondly", tmp_path)
     with pytest.raises(InputError, match="no file m4/Weekly-train.csv"):
@@ -74,11 +74,11 @@ def test_what_is_not_there(tmp_path):
 
 def test_held_out_steps_are_the_last():
     batch = M4Windows(SERIES, SPEC).__getitems__([0, 1])
-    # three values: one lies before the last two
+    # a series of three values has one before the last two
     assert batch["past_values"][..., 0].tolist() == [[0, 0, 0, 1], [14, 15, 16, 17]]
     assert batch["past_observed_mask"][..., 0].tolist() == [[False] * 3 + [True], [True] * 4]
     assert batch["future_values"][..., 0].tolist() == [[2, 3], [18, 19]]
-    # steps of 2 over two rows; one value alone has no such step
+    # seasonal differences of 2 over two rows; a single value has none
     assert batch["insample_scale"].tolist() == [[1], [2]]
 
 
@@ -92,13 +92,13 @@ def test_training_cuts_are_among_the_last_and_all_of_them():
         cuts[index % 2].add(past[-1].item())
         assert future[0] == past[-1] + 1
         assert future[1].isnan() if future[0] == SERIES[index % 2][-1] else future[1] == future[0] + 1
-    # a series of three values has two cuts with something on both sides
+    # a series of three values has two cuts with values on both sides
     assert cuts == {0: {1, 2}, 1: {16, 17, 18}}
     assert {tuple(scale) for scale in batch["insample_scale"].tolist()} == {(2,)}
 
 
 def test_every_cut_is_a_window_once():
-    """Ten values have eight cuts with a value before and two behind; three values have one."""
+    """Ten values have eight cuts with one value before and two after; three values have one."""
     batch = M4Windows(SERIES, SPEC, windows_per_series=10).__getitems__(range(20))
     past, future = batch["past_values"][:, -1, 0].tolist(), batch["future_values"][..., 0]
     cuts = [(last, *steps.tolist()) for last, steps in zip(past, future, strict=True) if not steps.isnan().any()]
@@ -106,7 +106,7 @@ def test_every_cut_is_a_window_once():
     assert future.isnan().all(1).sum() == 20 - 9
 
 
-def test_one_window_is_one_of_a_batch():
+def test_a_single_window_equals_one_of_a_batch():
     windows = M4Windows(SERIES, SPEC)
     for name, values in windows[1].items():
         torch.testing.assert_close(values, windows.__getitems__([1])[name][0])

@@ -1,4 +1,4 @@
-"""Batches of a mixture: what they hold, and that they depend on the seed, their number and their size alone."""
+"""Batches of a mixture: their contents, which depend only on the seed, the batch's number and its size."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ SIZES = WindowSizes(context=16, horizon=4, shortest_context=3)
 
 
 def write(folder, shapes, base=0.0):
-    """Series whose values say where they stand: base + 1000 * row + step / 4."""
+    """Series whose values tell their position: base + 1000 * row + step / 4."""
     row, series = 0, []
     for number, (channels, steps) in enumerate(shapes):
         values = np.stack([base + 1000 * (row + c) + np.arange(steps) / 4 for c in range(channels)])
@@ -44,7 +44,7 @@ def test_any_number_of_ranks_sees_the_same_batches(two_corpora):
     for number in (0, 1, 17):
         past, future = whole.batch(number, 12)
         for ranks in (1, 2, 3, 4):
-            # a rank that starts here, and knows nothing of the batches before
+            # a rank that starts here has not seen the batches before
             parts = [
                 Mixture(two_corpora, SIZES, seed=5).batch(number, 12, slice(r * 12 // ranks, (r + 1) * 12 // ranks))
                 for r in range(ranks)
@@ -62,14 +62,14 @@ def test_batches_differ_by_number_seed_and_nothing_else(two_corpora):
     np.testing.assert_array_equal(one.batch(0, 32).past, first)
 
 
-def test_windows_are_stretches_of_one_series(two_corpora):
+def test_windows_are_slices_of_one_series(two_corpora):
     past, future = Mixture(two_corpora, SIZES, seed=0).batch(0, 400)
     assert past.shape == (400, 16, 1) and future.shape == (400, 4, 1)
     for lookback, horizon in zip(past, future, strict=True):
         rows, steps = located(np.concatenate((lookback, horizon)))
         assert len(set(rows)) == 1
         assert (np.diff(steps) == 1).all()
-        # missing is what lies before and behind, never between
+        # values are missing only at both ends, never in between
         assert np.isfinite(lookback[-1]) and np.isfinite(horizon[0])
 
 
@@ -90,20 +90,20 @@ def test_weights_and_ways_to_sample(two_corpora):
     uniform = np.bincount((rows[rows >= 100] - 100).astype(int))
     assert uniform / uniform.sum() == pytest.approx([0.2] * 5, abs=0.02)
     proportional = np.bincount(rows[rows < 100].astype(int))
-    # windows: origins 16 to 52, 16 to 192, and 1 to 3 for 7 steps of which none is whole
+    # windows: origins 16 to 52, 16 to 192, and 1 to 3 for the 7 steps too short for a complete window
     windows = np.array([37, 177, 2])
     lengths = training_lengths(np.array([60, 200, 9]), 4)
     assert lengths.tolist() == [56, 196, 7]
     assert proportional / proportional.sum() == pytest.approx(windows / windows.sum(), abs=0.03)
 
 
-def test_contexts_are_whole_or_shortened(tmp_path):
+def test_contexts_are_full_or_shortened(tmp_path):
     entry = MixtureEntry(write(tmp_path / "a", [(1, 400)]))
     past = Mixture([entry], SIZES, seed=0).batch(0, 4000).past
     shown = np.isfinite(past[:, :, 0]).sum(1)
     assert shown.min() == 3 and shown.max() == 16
     assert np.mean(shown == 16) == pytest.approx(0.5 + 0.5 / 14, abs=0.03)
-    # what is shown are the newest steps
+    # the newest steps remain
     assert all(np.isfinite(window[-count:]).all() for window, count in zip(past[:, :, 0], shown, strict=True))
 
 
@@ -133,7 +133,7 @@ def test_channels_that_stay_together(tmp_path):
     assert set(located(apart)[0]) == set(range(7))
 
 
-def test_the_same_whichever_file_a_series_lies_in(tmp_path):
+def test_batches_do_not_depend_on_the_files_of_series(tmp_path):
     shapes = [(1, 50), (1, 70), (1, 90)]
     whole = write(tmp_path / "a", shapes)
     with new_corpus(tmp_path / "b", CorpusLayout()) as folder:

@@ -1,4 +1,4 @@
-"""Panels: whatever the ids, order, lengths, starts and steps of a long table, every value stands on its item's grid."""
+"""Panels: for any ids, order, lengths, starts and steps of a long table, every value lies on its item's grid."""
 
 import numpy as np
 import pandas as pd
@@ -37,13 +37,13 @@ FREQUENCIES = ["15min", "h", "D", "B", "W-TUE", "MS", "ME", "QS-JAN", "YE-DEC"]
     st.sampled_from(["text", "number", "category"]),
     st.integers(0, 1000),
 )
-def test_every_value_stands_on_its_items_grid(sizes, freq, kind, seed):
+def test_every_value_lies_on_its_items_grid(sizes, freq, kind, seed):
     ids = {"text": [f"0{i}" for i in range(6)], "number": [7, 3, 9, 1, 4, 2]}.get(kind, list("fedcba"))
     table = long_table(sizes, freq, ids, seed=seed)
     if kind == "category":
         table["id"] = table["id"].astype("category")
     draws = np.random.default_rng(seed)
-    # a gap inside each item that is long enough, which is left with both its ends
+    # a gap inside each item that is long enough to keep both ends
     keep = np.ones(len(table), dtype=bool)
     for rows in table.groupby("id", observed=True).indices.values():
         keep[draws.choice(rows[2:-1], size=len(rows) // 8, replace=False)] = False
@@ -63,7 +63,7 @@ def test_every_value_stands_on_its_items_grid(sizes, freq, kind, seed):
 
 
 @pytest.mark.parametrize("freq", FREQUENCIES)
-def test_the_step_is_found_and_goes_on(freq):
+def test_the_step_is_found_and_continues(freq):
     table = long_table([40, 25], freq)
     panel = Panel.from_df(table, **COLUMNS)
     for item, size in enumerate((40, 25)):
@@ -93,7 +93,7 @@ def test_timestamps_come_back_in_the_callers_type(times):
     assert panel.to_df()["unique_id"].dtype == table["unique_id"].dtype
 
 
-def test_items_of_another_step_are_named_once():
+def test_items_with_another_step_are_named_once():
     daily = long_table([30, 30, 20])
     weekly = long_table([20, 12], "W-MON", ids=["w1", "w2"])
     with pytest.warns(InputWarning, match=r"the step of item 'w1' and 1 others is W-MON, that of most items D") as said:
@@ -192,7 +192,7 @@ def broken(**changes):
         ([1, 2], {}, "must be a DataFrame or a table of Arrow, got list"),
     ],
 )
-def test_what_is_wrong_is_named(table, columns, words):
+def test_errors_name_the_place(table, columns, words):
     with pytest.raises(InputError) as refused:
         Panel.from_df(table, **COLUMNS | columns)
     assert words in str(refused.value) and "\n" not in str(refused.value)

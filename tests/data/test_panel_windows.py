@@ -1,4 +1,4 @@
-"""Windows of a panel: split by time within each item, short items padded, large ones of no more weight."""
+"""Windows of a panel: split by time within each item, short items padded, items with large values weighted alike."""
 
 import numpy as np
 import pandas as pd
@@ -45,7 +45,7 @@ def test_targets_of_a_split_lie_in_its_rows():
     assert list(ends.values()) == [len(windows) for windows in splits[:3]]
 
 
-def test_training_sees_nothing_behind_its_rows():
+def test_training_sees_nothing_after_its_rows():
     panel = make_panel([100])
     changed = make_panel([100])
     changed.values[-10:] = 1e6
@@ -55,7 +55,7 @@ def test_training_sees_nothing_behind_its_rows():
         torch.testing.assert_close(one, other, equal_nan=True)
 
 
-def test_windows_are_rows_of_their_item_alone():
+def test_windows_contain_rows_of_one_item_only():
     panel = make_panel([30, 7, 40])
     windows = panel_splits(panel, L, H).train
     for index in range(len(windows)):
@@ -73,14 +73,14 @@ def test_windows_are_rows_of_their_item_alone():
     assert short["future_values"].isfinite().any()
 
 
-def test_no_unit_of_an_item_shows():
+def test_windows_do_not_depend_on_an_items_unit():
     plain = panel_splits(make_panel([50, 50], seed=1), L, H).train.__getitems__(range(60))
     large = panel_splits(make_panel([50, 50], [1e9, 1e-9], seed=1), L, H).train.__getitems__(range(60))
     for name in plain:
         torch.testing.assert_close(plain[name], large[name], rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
-def test_a_quiet_window_counts_in_deviations_of_its_item():
+def test_a_quiet_window_is_scaled_by_its_items_deviation():
     panel = make_panel([60])
     panel.values[20:34] = panel.values[20]
     windows = panel_splits(panel, L, H).train
@@ -92,7 +92,7 @@ def test_a_quiet_window_counts_in_deviations_of_its_item():
     np.testing.assert_allclose(item["future_values"], expected, rtol=1e-5)
 
 
-def test_what_never_moves_has_no_target():
+def test_a_constant_item_has_no_targets():
     panel = make_panel([60, 60])
     panel.values[:60] = 3.0
     windows = panel_splits(panel, L, H).train

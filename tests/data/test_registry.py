@@ -1,4 +1,4 @@
-"""Named data sets: look-up, the places where their files are found, the download."""
+"""Named datasets: lookup, the folders searched for their files, and the download."""
 
 import hashlib
 import importlib.util
@@ -13,14 +13,14 @@ from llata_fast.errors import InputError
 
 @pytest.fixture(autouse=True)
 def no_data_folders(monkeypatch, tmp_path):
-    """No LLATA_DATA, an empty cache."""
+    """Unset LLATA_DATA and use an empty cache."""
     monkeypatch.delenv("LLATA_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def hosted(tmp_path):
-    """ETTh1's row with an address that answers: a file with the text "hosted"."""
+    """ETTh1's registry row with the address of a local server, whose file contains the text "hosted"."""
     file = tmp_path / "hosted.csv"
     file.write_text("hosted")
     return replace(DATASETS["ETTh1"], url=file.as_uri(), sha256=hashlib.sha256(b"hosted").hexdigest())
@@ -122,7 +122,7 @@ def test_exchange_is_headerless_and_daily(shared, monkeypatch):
         read_series("Exchange", date_column="date")
 
 
-def test_weather_rows_count_and_its_doubled_timestamp_does_not(tmp_path):
+def test_weather_keeps_rows_with_a_duplicated_timestamp(tmp_path):
     lines = ["date,T (degC),OT", "2020-05-12 05:50:00,1,2", "2020-05-12 06:00:00,3,4", "2020-05-12 06:00:00,5,6"]
     (tmp_path / "weather.csv").write_text("\n".join(lines))
     series = read_series("Weather", data_dir=tmp_path)

@@ -1,4 +1,4 @@
-"""CSV reading: what is taken, and the one line for what is not."""
+"""Reading CSV files: what is accepted, and the one-line errors for the rest."""
 
 import warnings
 
@@ -15,7 +15,7 @@ HOURS = [f"2024-03-01 {hour:02}:00" for hour in range(6)]
 
 @pytest.fixture
 def write(tmp_path):
-    """`write(lines)` makes a CSV; `write.table(dates, values)` one with the columns date and x."""
+    """`write(lines)` writes a CSV; `write.table(dates, values)` writes one with the columns date and x."""
 
     def csv(lines):
         path = tmp_path / "my.csv"
@@ -29,7 +29,7 @@ def write(tmp_path):
 
 
 def refused(path, *words, **options):
-    """Reading `path` fails with one line that names the file and holds all `words`."""
+    """Reading `path` fails with one line that names the file and contains all `words`."""
     with pytest.raises(InputError) as caught:
         read_csv(path, **options)
     message = str(caught.value)
@@ -78,9 +78,9 @@ def test_frequencies(write, step, seasonality):
     "form", ["%d/%m/%Y %H:%M", "%Y/%m/%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S+01:00", "%m/%d/%Y %I:%M %p", "iso"]
 )
 def test_date_formats(write, form):
-    # the first days could be months
+    # the first days could be read as months
     dates = pd.date_range("2024-02-09 12:00", periods=20, freq="12h")
-    # a spreadsheet leaves midnight's time out
+    # a spreadsheet leaves out the time at midnight
     text = [str(date).removesuffix(" 00:00:00") for date in dates] if form == "iso" else dates.strftime(form)
     read = read_csv(write.table(text)).dates
     assert list(read.tz_localize(None)) == list(dates)
@@ -95,19 +95,19 @@ def test_twelve_hour_clocks_from_midnight(write, day, step):
 
 @pytest.mark.parametrize("form", ["%d/%m/%Y %H:%M", "%d.%m.%Y %H:%M", "%m/%d/%Y %H:%M"])
 @pytest.mark.parametrize("step", ["h", "MS", "YS"])
-def test_days_that_pass_for_months(write, form, step):
-    """No day is beyond the twelfth: the reading that makes a regular series is the one that is meant."""
+def test_ambiguous_days_are_resolved_by_the_step(write, form, step):
+    """No day is after the twelfth, so the reading that makes the series regular is taken."""
     dates = pd.date_range("2024-01-01" if step != "h" else "2024-03-05", periods=30, freq=step)
     assert list(read_csv(write.table(dates.strftime(form))).dates) == list(dates)
 
 
-def test_dates_that_are_regular_either_way(write):
+def test_dates_regular_either_way_are_refused(write):
     days = pd.date_range("2024-01-01", periods=10)
     refused(write.table(days.strftime("%d/%m/%Y")), "'01/01/2024'", "day first and month first", "2024-01-31")
     assert read_csv(write.table(days.strftime("%Y-%m-%d"))).frequency == "D"
 
 
-def test_names_lose_the_spaces_around_them(write):
+def test_column_names_are_stripped(write):
     series = read_csv(write([" date , x", *(f"{date}, {i}" for i, date in enumerate(HOURS))]), columns=["x"])
     assert (series.date_column, series.columns) == ("date", ("x",))
     refused(write(["date,x, x", *(f"{date},1,2" for date in HOURS)]), "line 1", "'x' is there twice")
@@ -140,7 +140,7 @@ def test_missing_cells(write, cell):
     np.testing.assert_array_equal(read_csv(path, missing="mask").values[:, 0], [0, np.nan, 2, np.nan, 4, 5])
 
 
-def test_column_without_a_value(write):
+def test_column_without_values(write):
     refused(write.table(HOURS, [""] * 6), "column 'x'", "every value is missing", missing="mask")
 
 
@@ -175,13 +175,13 @@ def test_bad_dates(write, dates, words):
 
 def test_irregular_dates_stay_an_error_under_mask(write):
     refused(write.table([*HOURS[:3], "2024-03-01 03:17"]), "irregular", missing="mask")
-    # a stray year: the grid between would be ten thousand times the file
+    # a stray year: a grid up to it would be ten thousand times as large as the file
     refused(write.table([*HOURS, "2124-03-01 00:00"]), "irregular", missing="mask")
 
 
 @pytest.mark.parametrize("step", ["h", "15min", "D", "B", "MS", "ME", "W-TUE"])
 def test_holes_become_missing_rows(write, step):
-    # offsets, since pandas 2.0 and 2.1 spell the month's end M
+    # an offset, since pandas 2.0 and 2.1 call the month's end M
     offset = pd.offsets.MonthEnd() if step == "ME" else step
     dates = pd.date_range("2021-01-01", periods=60, freq=offset)
     kept = np.delete(np.arange(60), [7, 30, 31, 32])
@@ -216,7 +216,7 @@ def test_bad_files(write, lines, words, options):
     refused(path, *words, **options)
 
 
-def test_file_that_is_none(tmp_path):
+def test_unreadable_files_are_refused(tmp_path):
     refused(tmp_path / "absent.csv", "no such file")
     refused(tmp_path, "is a folder")
     binary = tmp_path / "binary.csv"
@@ -292,8 +292,8 @@ def test_another_step_than_expected_is_a_warning(write, step, frequency, warned)
         assert bool(said) is warned and all(frequency in text for text in said)
 
 
-def test_rows_that_are_trusted(write):
-    """Sessions at their own times, an hour that is there twice: rows one after the other, whatever their dates say."""
+def test_trusted_rows_follow_each_other(write):
+    """With trust_rows, rows follow each other whatever their dates: sessions at odd times, or an hour twice."""
     sessions = [
         f"2024-03-{day:02} {hour:02}:{minute:02}" for day in (4, 5, 7, 8) for hour in (9, 10) for minute in (0, 5, 10)
     ]
@@ -316,7 +316,7 @@ def test_a_grid_that_is_mostly_empty_is_a_warning(write):
     assert len(series) == 76 and "84% of its dates are missing" in said[0] and "--trust_rows" in said[0]
 
 
-def test_what_summer_time_does_to_local_hours(write):
+def test_summer_time_in_local_hours_is_explained(write):
     hours = pd.date_range("2024-10-25", "2024-10-29", freq="h", tz="Europe/Berlin")
     local = hours.tz_localize(None).strftime("%Y-%m-%d %H:%M")
     refused(write.table(local), "2024-10-27 02:00:00 is a duplicate", "summer time", "--trust_rows", "+02:00")
@@ -334,7 +334,7 @@ def test_local_days(write):
     refused(write.table([date.isoformat() for date in days.tz_convert("UTC")]), "days of local time", "2024-03-31")
 
 
-def test_numbers_go_on_as_numbers(write):
+def test_number_indices_continue_as_numbers(write):
     series = read_csv(write.table(range(1500, 2100)))
     assert series.frequency == "1" and series.date_format is None
     assert series.future_dates(2).tolist() == [2100, 2101]

@@ -1,4 +1,4 @@
-"""Steps number the dates of their grid, whatever their kind, and their text names them."""
+"""Steps of every kind number the dates on their grid, and can be parsed from their own text."""
 
 import numpy as np
 import pandas as pd
@@ -35,7 +35,7 @@ MOMENTS = st.integers(-12_000, 60_000).map(lambda hours: np.datetime64("2000-01-
 
 
 def on_grid(step, moment):
-    """A date of the grid that `step` makes near `moment`."""
+    """A date near `moment` on the grid of `step`."""
     if isinstance(step, Months):
         return step.dates(moment, np.array([0]))[0]
     if hasattr(step, "hours"):
@@ -50,7 +50,7 @@ def test_index_and_dates_are_inverse(step, moment, index):
     counted, fits = step.index(dates, origin)
     assert fits.all()
     np.testing.assert_array_equal(counted, index)
-    # each row from an origin of its own, as the items of a table have them
+    # with a separate origin for each row, as for the items of a table
     np.testing.assert_array_equal(step.index(dates, dates)[0], np.zeros(len(index)))
     np.testing.assert_array_equal(
         step.dates(dates, np.ones(len(index), dtype=int)), step.dates(origin, np.array(index) + 1)
@@ -58,7 +58,7 @@ def test_index_and_dates_are_inverse(step, moment, index):
 
 
 @given(step=STEPS, moment=MOMENTS)
-def test_what_lies_between_is_off_the_grid(step, moment):
+def test_dates_between_steps_are_off_the_grid(step, moment):
     origin = on_grid(step, moment)
     dates = step.dates(origin, np.arange(30))
     assert (np.diff(dates) > np.timedelta64(0)).all()
@@ -76,7 +76,7 @@ def test_text_names_the_step(step, moment):
 
 @pytest.mark.parametrize("alias", PANDAS)
 def test_pandas_aliases(alias):
-    """The dates that pandas makes, and its own alias back for them."""
+    """They give the dates that pandas generates, and the same alias is found for these dates."""
     dates = pd.date_range("2021-03-02 05:00", periods=60, freq=alias).to_numpy("M8[us]")
     step = parse_step(alias)
     np.testing.assert_array_equal(step.after(dates[19], 40), dates[20:])
@@ -107,7 +107,7 @@ def test_old_aliases(old, alias):
         ("YS", "1499-01-01", ["1500-01-01", "1501-01-01"]),
     ],
 )
-def test_what_follows(text, last, following):
+def test_dates_that_follow(text, last, following):
     step = parse_step(text)
     np.testing.assert_array_equal(step.after(np.datetime64(last, "us"), 2), np.array(following, dtype="M8[us]"))
 
@@ -123,7 +123,7 @@ def test_whole_numbers():
 @pytest.mark.parametrize(
     "text", ["", "soon", "0h", "-1D", "5M@40", "h@", "h@Mon 9", "7h@", "WOM-9FRI", "0", "1.5h", "h@Fun"]
 )
-def test_no_step(text):
+def test_invalid_steps_are_refused(text):
     with pytest.raises(InputError, match="is no step between rows"):
         parse_step(text)
 

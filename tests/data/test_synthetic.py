@@ -1,4 +1,4 @@
-"""Series that are made up: the same for any number of processes, and of the natures that they are named after."""
+"""Synthetic series: the same for any number of processes, and with the properties their kinds are named after."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def values_of(kind, count, length=256, seed=0, mix=()):
 
 
 def test_any_number_of_processes_writes_the_same_corpus(tmp_path, real, monkeypatch):
-    # several files, of which the last is not full
+    # several files, the last one not full
     monkeypatch.setattr(synthetic, "CHUNK", 7)
     settings = SyntheticSettings(20, 64, seed=3, mix=(real,))
     hashes = set()
@@ -90,7 +90,7 @@ def test_intermittent_series_are_counts_with_many_zeros():
 
 
 def test_composed_series_repeat_shift_and_trend():
-    """Among many there are ones of each nature."""
+    """A large sample contains series of each kind."""
     settings = SyntheticSettings(200, 512, 0, ("composed",))
     series = [make_series(settings, number) for number in range(200)]
     lags = [max(parse_step(one.freq).seasonality, 2) for one in series]
@@ -102,7 +102,7 @@ def test_composed_series_repeat_shift_and_trend():
     assert 1 <= np.count_nonzero(np.diff(shifts)) <= 3
 
 
-def test_noise_keeps_its_variance_when_it_remembers():
+def test_autocorrelated_noise_keeps_its_variance():
     noise = np.random.default_rng(0).normal(size=200_000)
     for memory in (0.3, 0.9):
         colored = synthetic._autoregressive(noise, memory)
@@ -138,7 +138,7 @@ def test_a_series_shorter_than_asked_for_ends_in_missing_values(real):
         ({"num_series": 1, "kinds": ("mixup",)}, "give --mix"),
     ],
 )
-def test_settings_that_make_nothing(settings, message):
+def test_invalid_settings_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         SyntheticSettings(**settings)
 

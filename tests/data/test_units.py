@@ -1,4 +1,4 @@
-"""Windows in units of their own: no unit and no level of a series reaches a model, and none is lost on the way."""
+"""Windows in their own units: neither the unit nor the level of a series reaches the model or is lost on the way."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from llata_fast.data.units import WindowUnits, forecast_windows
 
 UNITS = st.floats(-9, 9).map(lambda exponent: 10.0**exponent)
 LEVELS = st.floats(-1e9, 1e9)
-"""In deviations of the window."""
+"""In standard deviations of the window."""
 L, H, C = 12, 5, 2
 
 
@@ -27,7 +27,7 @@ def draw_windows(seed, gaps):
 WINDOWS = st.builds(
     draw_windows,
     st.integers(0, 10_000),
-    # one observed value at least
+    # leaves at least one observed value
     st.lists(st.tuples(st.integers(1, L - 1), st.integers(0, C - 1)), max_size=8),
 )
 
@@ -51,7 +51,7 @@ def test_units_follow_the_series(windows, k, c):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """Its skip reads no level."""
+    """A model whose linear skip does not use the level."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("llata_fast.kernels._launch.ENABLED", False)
         torch.manual_seed(0)
@@ -89,7 +89,7 @@ def test_squares_neither_overflow_nor_vanish(size):
     torch.testing.assert_close(units.remove(past)[0, :, 0], torch.tensor([-1.0, 0, 1, 0]) * 2**0.5)
 
 
-def test_what_was_never_observed_has_no_forecast(model):
+def test_an_unobserved_channel_has_no_forecast(model):
     past, observed = draw_windows(0, [])
     observed[1, :, 0] = False
     outcome = forecast(model, past, observed).clone()
@@ -98,8 +98,8 @@ def test_what_was_never_observed_has_no_forecast(model):
     assert outcome.isfinite().all()
 
 
-def test_training_and_forecasting_see_the_same_windows(model):
-    """The loss of a batch of windows is that of forecasts in the series' units."""
+def test_training_and_forecasting_use_the_same_windows(model):
+    """The loss of a batch of windows equals that of forecasts in the series' units."""
     from llata_fast.data import WindowDataset
 
     windows = WindowDataset(100 + torch.randn(40, C, dtype=torch.float64).cumsum(0), L, H)

@@ -1,4 +1,4 @@
-"""Windows are slices of the series, splits have the field's borders, the scaler sees the training rows only."""
+"""Windows are slices of the series, splits have the usual borders, and the scaler uses only training rows."""
 
 import importlib.util
 import json
@@ -34,7 +34,7 @@ def make_series(values, split_rows=None):
 
 @pytest.fixture
 def series():
-    """200 rows, 3 channels of different level and spread."""
+    """200 rows, 3 channels with different levels and spreads."""
     return make_series(np.random.randn(200, 3).cumsum(axis=0) * [1, 10, 1000] + [0, 5, -1e5])
 
 
@@ -108,7 +108,7 @@ def test_to_device(device):
 def test_split_borders(series):
     splits = split_windows(series, 12, 6)
     values = torch.from_numpy(splits.scaler.transform(series.values))
-    # 140, 20 and 40 rows; validation and test contexts reach back, their targets do not
+    # 140, 20 and 40 rows; lookbacks of validation and test reach into the split before, their targets do not
     for windows, first_target, rows in zip(splits[:3], (12, 140, 160), (128, 20, 40), strict=True):
         assert len(windows) == rows - 6 + 1
         past, future = windows.stretches([0, len(windows) - 1])
@@ -154,7 +154,7 @@ def test_scaler_leaves_missing_values_out(series):
 
 def test_constant_column_is_scaled_by_one(series):
     values = series.values.copy()
-    # a sum of 0.1s is off by rounding: its standard deviation is no exact 0
+    # sums of 0.1 round, so the standard deviation is not exactly 0
     values[:, 1] = 0.1
     values[5, 1] = np.nan
     with pytest.warns(UserWarning, match="constant in the training rows, scaled by 1: 'c1'"):
@@ -192,7 +192,7 @@ def test_split_without_a_window(series, context, horizon, percent, message):
         split_windows(series, context, horizon, few_shot_percent=percent)
 
 
-def test_values_that_fp32_cannot_compute_with(series):
+def test_values_too_large_for_fp32_are_refused(series):
     with pytest.raises(InputError, match="column 'b': its values are too large to standardise"):
         StandardScaler.fit(np.array([[0.0, 1e300], [1.0, -1e300]]), ["a", "b"])
     far = series.values.copy()
@@ -214,7 +214,7 @@ def test_evaluation_windows_are_the_test_split(series):
     windows, scaler = evaluation_windows(series, 12, 6)
     assert torch.equal(windows.values, splits.test.values)
     assert scaler.to_dict() == splits.scaler.to_dict()
-    # a context that the training rows cannot fill, but the rows before the test targets can
+    # a lookback longer than the training rows, but not longer than the rows before the test targets
     windows, _ = evaluation_windows(series, 150, 6)
     assert len(windows) == 35
     with pytest.raises(InputError, match="toy, test split: 200 rows are too few"):
@@ -238,7 +238,7 @@ def test_a_batch_costs_little_more_than_a_copy_of_its_windows():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        # measured once, before the first batch
+        # warm-up: the first batch measures the windows once
         windows.__getitems__(batches[0])
         pairs = [(_seconds(windows.__getitems__, batches), _seconds(windows.stretches, batches)) for _ in range(10)]
     finally:
@@ -248,7 +248,7 @@ def test_a_batch_costs_little_more_than_a_copy_of_its_windows():
 
 
 def _seconds(make, batches):
-    # of this process alone: the machine may be busy with others
+    # CPU time of this process: the machine may be busy
     start = time.process_time()
     for indices in batches:
         make(indices)

@@ -33,13 +33,13 @@ CASES = {
 
 
 def make_inputs(M, D, F, dtype, device="cpu"):
-    # differences on both sides of smooth_l1's bend
+    # differences on both sides of smooth_l1's kink
     return [torch.randn(n, D, device=device).mul(D**-0.25).to(dtype) for n in (M, M, F, F)]
 
 
 def check(time, text, time_weight, text_weight, kind, steps=0):
     M, F = len(time), len(time_weight)
-    # a mean's gradients shrink with its size: this keeps them above the absolute tolerance
+    # gradients of a mean shrink with its size; this factor keeps them above the absolute tolerance
     dloss = torch.tensor(max(M * F, 1) ** 0.5, device=time.device)
 
     def run(fn, *tensors):
@@ -74,7 +74,7 @@ def test_every_config(config, monkeypatch, device):
     use_config(monkeypatch, config, device)
     use_provider(monkeypatch, "alignment_loss_backward", "triton")
     monkeypatch.setattr(module, "num_multiprocessors", lambda device: 2)
-    # two 128 x 128 tiles for two multiprocessors are many where one a multiprocessor is enough
+    # with one tile per multiprocessor, two 128 x 128 tiles on two multiprocessors count as many
     monkeypatch.setattr(module, "TILES_A_MULTIPROCESSOR", 1)
     rows = 150 if config.shape_class.startswith("many") else 20
     check(*make_inputs(rows, 40, 21, config_dtype(config), device=device), "smooth_l1")
@@ -118,13 +118,13 @@ def test_half_precision_differences_near_its_limit(device):
     ],
     ids=str,
 )
-def test_what_the_backward_keeps(dtype, kind, bytes_an_element, device):
+def test_backward_keeps_only_this_many_bytes(dtype, kind, bytes_an_element, device):
     M, D, F = 33, 8, 21
     tensors = [t.requires_grad_() for t in make_inputs(M, D, F, dtype, device=device)]
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         alignment_loss(*tensors, kind=kind)
-    # inputs are kept too, and cost nothing
+    # inputs are kept too, but take no further memory
     own = [t for t in kept if t.data_ptr() not in {x.data_ptr() for x in tensors}]
     assert sum(t.numel() * t.element_size() for t in own) == bytes_an_element * M * F
 
@@ -143,7 +143,7 @@ LARGE = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("case", LARGE.values(), ids=LARGE)
 def test_shapes_that_matter(case, kind, device):
-    # sums over thousands of rows: a rounding step is large beside the absolute tolerance
+    # sums over thousands of rows: a rounding step is large compared with the absolute tolerance
     check(*make_inputs(*case, torch.bfloat16, device=device), kind, steps=2)
 
 
@@ -153,7 +153,7 @@ def test_features_beyond_two_to_the_31(device):
     M, D, F = 2_800_000, 768, 768
     time, text = (torch.zeros(M, D, device=device, dtype=torch.bfloat16) for _ in range(2))
     assert time.numel() > 2**31
-    # only the last rows differ, hence they alone are what all rows must give
+    # only the last rows differ, so all rows together must give what these give alone
     inputs = make_inputs(rows, D, F, torch.bfloat16, device=device)
     time[-rows:], text[-rows:] = inputs[:2]
     tensors = [t.requires_grad_() for t in (time, text, *inputs[2:])]

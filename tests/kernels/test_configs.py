@@ -1,4 +1,4 @@
-"""The table of launch configs: a row for every target, and the target's own before that for any."""
+"""The table of launch configs has a row for every target, and a target's own row wins over the one for any."""
 
 import csv
 import dataclasses
@@ -23,7 +23,7 @@ def test_no_row_is_written_twice():
         assert len(list(csv.DictReader(file))) == len(configs.TABLE)
 
 
-def test_own_row_or_that_for_any_target(monkeypatch):
+def test_own_row_wins_over_the_one_for_any_target(monkeypatch):
     own = dataclasses.replace(configs.TABLE[(*KEY, "any")], target="sm_90", num_warps=16)
     monkeypatch.setitem(configs.TABLE, (*KEY, "sm_90"), own)
     for target, config in (("sm_90", own), ("sm_120", configs.TABLE[(*KEY, "any")])):
@@ -33,6 +33,6 @@ def test_own_row_or_that_for_any_target(monkeypatch):
         configs.config_for("no such kernel", "any", torch.empty(1))
 
 
-def test_launch_options_are_the_row():
+def test_launch_options_come_from_the_row():
     config = configs.Config("k", "any", "any", {"BLOCK": 64}, num_warps=2, num_stages=3, waves=1, reason="")
     assert config.launch_options() == {"BLOCK": 64, "num_warps": 2, "num_stages": 3, "enable_fp_fusion": True}

@@ -1,4 +1,4 @@
-"""What torch.library asks of the ops, and that torch.compile and CUDA graphs take them whole."""
+"""The ops meet torch.library's requirements, and torch.compile and CUDA graphs capture them without a break."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from llata_fast.kernels import alignment_loss, patch_embed, prototype_attention
 from llata_fast.kernels._launch import INTERPRET
 from torch.utils.flop_counter import FlopCounterMode
 
-# CPU tensors reach the custom ops in the interpreter alone
+# CPU tensors reach the custom ops only in the interpreter
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 B, L, C, P, S, D, A, E, V, F = 2, 12, 3, 4, 4, 16, 2, 8, 5, 6
 
@@ -94,7 +94,7 @@ def test_cuda_graph_and_no_synchronisation():
 
 
 def test_flops_are_counted():
-    """As many as for plain products; a backward of attention computes its scores once more."""
+    """As many as for plain matrix products; attention's backward computes the scores again."""
     x, tensors = torch.randn(B, L, C, device=DEVICE), parameters()
     with FlopCounterMode(display=False) as counter:
         all_three(x, **tensors).backward()

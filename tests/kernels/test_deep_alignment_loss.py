@@ -19,7 +19,7 @@ CASES = {
 
 
 def make_inputs(G, M, D, F, dtype, feature_dtype=None, device="cpu"):
-    # differences on both sides of smooth_l1's bend, and every depth of another size
+    # differences on both sides of smooth_l1's kink, and of another size at every depth
     draw = lambda *shape: torch.randn(shape, device=device) * D**-0.25
     features = [(draw(2 * M, D) * (1 + g / 2)).to(feature_dtype or dtype) for g in range(G)]
     return features, draw(G, F, D).to(dtype), draw(G, F, D).to(dtype)
@@ -28,7 +28,7 @@ def make_inputs(G, M, D, F, dtype, feature_dtype=None, device="cpu"):
 def check(features, time_weight, text_weight, kind, steps=0):
     G, F = time_weight.shape[:2]
     depth_weights = [0.8**g for g in range(G)][::-1]
-    # a mean's gradients shrink with its size: this keeps them above the absolute tolerance
+    # gradients of a mean shrink with its size; this factor keeps them above the absolute tolerance
     dloss = torch.tensor(max(len(features[0]) // 2 * F, 1) ** 0.5, device=time_weight.device)
 
     def run(fn, change):
@@ -41,7 +41,7 @@ def check(features, time_weight, text_weight, kind, steps=0):
 
     out = run(deep_alignment_loss, lambda t: t)
     eager = run(deep_alignment_loss_ref, lambda t: t.contiguous())
-    # features are cast where they are read: that rounding is specified, not an error
+    # features are cast where they are read: that rounding belongs to the specification
     exact = run(deep_alignment_loss_ref, lambda t: t.to(time_weight.dtype).double())
     for name in out:
         assert_close_to_ref(name, out[name], eager[name], exact[name], steps=steps)
@@ -67,8 +67,8 @@ def test_any_shape_and_layout(data, device):
     check(features, *weights, draw(st.sampled_from(kernels.KINDS)), steps=1)
 
 
-def test_wide_features_of_narrow_weights(device):
-    """fp32 features, as a residual stream is under autocast: products in 16 bits, their gradients in fp32."""
+def test_fp32_features_with_16_bit_weights(device):
+    """fp32 features, like the residual stream under autocast: products in 16 bits, gradients of features in fp32."""
     features, *weights = make_inputs(2, 20, 24, 18, torch.float16, torch.float32, device)
     check(features, *weights, "l1")
     weights = [weight.float() for weight in weights]
@@ -81,7 +81,7 @@ def test_wide_features_of_narrow_weights(device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_more_depths_than_a_launch_takes(dtype, monkeypatch, device):
+def test_more_depths_than_one_launch_takes(dtype, monkeypatch, device):
     monkeypatch.setattr(kernels, "DEPTHS_A_LAUNCH", 2)
     # fp32 also recomputes in parts
     monkeypatch.setattr(kernels, "RECOMPUTED_ROWS", 40)
@@ -110,7 +110,7 @@ LARGE = {
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", LARGE.values(), ids=LARGE)
 def test_shapes_that_matter(case, device):
-    # sums over thousands of rows: a rounding step is large beside the absolute tolerance
+    # sums over thousands of rows: a rounding step is large compared with the absolute tolerance
     check(*make_inputs(*case, torch.bfloat16, torch.float32, device=device), "l1", steps=2)
 
 

@@ -39,7 +39,7 @@ def make_inputs(B, H, C, dtype=torch.float32, missing=0.3, device="cpu"):
 def check(normalised, loc, scale, target, insample_scale, task, consistency, steps=0):
     B, H, C = target.shape
     dforecasts = torch.randn(2 * B, H, C, device=target.device)
-    # the gradients of a mean shrink with its size: this keeps them above the absolute tolerance
+    # gradients of a mean shrink with its size; this factor keeps them above the absolute tolerance
     size = target.numel() ** 0.5
 
     def run(fn, change):
@@ -65,7 +65,7 @@ def check(normalised, loc, scale, target, insample_scale, task, consistency, ste
         assert_close_to_ref(name, out[name], eager[name], exact[name], steps=steps)
 
 
-# every kind once as either
+# every kind once as task and once as consistency loss
 PAIRS = list(zip(KINDS, (*KINDS[1:], None), strict=True))
 
 
@@ -108,25 +108,25 @@ def test_one_output_is_enough(index, device):
     torch.testing.assert_close(*grads)
 
 
-def test_a_branch_that_diverged_is_not_missing(device):
+def test_a_diverged_branch_is_not_taken_for_missing(device):
     normalised, *others = make_inputs(2, 5, 3, device=device)
     normalised[2] = torch.nan
     _, task, apart, total = losses(normalised.requires_grad_(), *others)
     assert task.isfinite() and apart.isnan() and total.isnan()
     (grad,) = torch.autograd.grad(total, normalised)
-    # what it reached, and nothing else
+    # the forecasts that it reached, and nothing else
     assert grad[::2].isnan().all() and grad[1::2].isfinite().all()
 
 
-def test_nothing_observed_costs_nothing(device):
+def test_without_observed_targets_the_loss_is_zero(device):
     normalised, *others = make_inputs(2, 5, 3, missing=2.0, device=device)
     _, task, apart, total = losses(normalised.requires_grad_(), *others, consistency=None)
     assert task == total == 0 and apart is None
     assert not torch.autograd.grad(total, normalised)[0].any()
 
 
-def test_smape_of_nothing(device):
-    """Forecast and target 0: no error, in percent of nothing."""
+def test_smape_of_two_zeros_is_zero(device):
+    """Forecast and target 0 give an error of 0, not 0 / 0."""
     normalised, units = torch.zeros(4, 3, 5, device=device, requires_grad=True), torch.zeros(2, 3, device=device)
     _, task, apart, total = forecast_losses(
         normalised, units, units + 1, torch.zeros(2, 5, 3, device=device), task="smape", consistency="smape"

@@ -1,4 +1,4 @@
-"""Which tensors take Triton, in which precision, in how many parts."""
+"""Which tensors use Triton, in which precision, and split into how many parts."""
 
 import subprocess
 import sys
@@ -47,7 +47,7 @@ def restore_precision():
 def test_precision_follows_torch(restore_precision):
     precision = lambda: _launch.dot_options(torch.float32)["INPUT_PRECISION"]
     assert precision() == "ieee"
-    # as the Trainer's --tf32 sets it: the legacy getter raises from here on
+    # as the Trainer's --tf32 sets it; after this the legacy getter raises
     torch.backends.fp32_precision = "tf32"
     assert precision() == "tf32"
     torch.backends.fp32_precision = "ieee"
@@ -74,11 +74,11 @@ def test_splits():
     wanted = 2 * _launch.DEFAULT_MULTIPROCESSORS
     assert splits(programs=1, limit=10**6) == wanted
     assert splits(programs=1, limit=3) == 3
-    # a part more would begin another wave
+    # one more part would begin another wave
     assert splits(programs=wanted // 2, limit=10) == 2
     assert splits(programs=wanted // 2 + 1, limit=10) == 1
     assert splits(programs=wanted, limit=10) == 1
-    # nothing to split and nobody to split for
+    # nothing to split
     assert splits(programs=0, limit=0) == 1
 
 

@@ -41,7 +41,7 @@ def make_inputs(
         observed_mask = torch.rand(B, L, C, device=device) >= missing
         x = x.masked_fill(~observed_mask, float("nan"))
         observed_mask = in_layout(observed_mask, mask_layout)
-    # shares of P keep the tokens of unit size
+    # scaling by P**-0.5 keeps tokens near unit size
     weight = torch.randn(D, P, device=device) * P**-0.5
     return (
         in_layout(x.to(x_dtype), layout),
@@ -77,7 +77,7 @@ def test_matches_reference(case, dtype, missing, device):
 @pytest.mark.parametrize("missing", [0.0, 0.3], ids=["observed", "masked"])
 @pytest.mark.parametrize("case", ["window longer than a block", "patches, oldest values left out", "no windows"])
 @pytest.mark.parametrize("provider", ["triton", "library"])
-def test_by_either_provider(provider, case, missing, monkeypatch, device):
+def test_both_providers_match_reference(provider, case, missing, monkeypatch, device):
     use_provider(monkeypatch, "patch_embed", provider)
     B, L, C, P, S, D = CASES[case]
     check(*make_inputs(B, L, C, P, D, torch.float16, missing=missing, device=device), P, S)
@@ -113,7 +113,7 @@ def test_every_config(config, monkeypatch, device):
 
 
 def test_series_far_from_zero(device):
-    """At 1e6 +- 1 the window's level takes 20 of fp32's 24 bits: only exact differences keep the rest."""
+    """At 1e6 +- 1 the level takes 20 of fp32's 24 bits; only exact differences keep the rest."""
     x, weight, bias, _ = make_inputs(2, 96, 7, 96, 48, torch.float32, device=device)
     x = 1e6 + torch.rand_like(x) * 2 - 1
     dtokens = torch.randn(2, 7, 1, 48, device=device)
@@ -209,7 +209,7 @@ LARGE = {
 @pytest.mark.parametrize("case", LARGE.values(), ids=LARGE)
 def test_shapes_that_matter(case, missing, device):
     B, L, C, P, S, D = case
-    # sums over thousands of rows: a rounding step is large beside the absolute tolerance
+    # sums over thousands of rows: a rounding step is large compared with the absolute tolerance
     check(*make_inputs(B, L, C, P, D, torch.bfloat16, missing=missing, device=device), P, S, steps=2)
 
 
@@ -220,7 +220,7 @@ def test_tokens_beyond_two_to_the_31(device):
     sizes = {"patch_length": 16, "patch_stride": 8}
     tokens, _, _ = patch_embed(x, weight, bias, **sizes)
     assert tokens.numel() > 2**31
-    # only the last window counts, hence its gradients alone are what the whole batch must give
+    # only the last window counts, so the whole batch must give the gradients of this window alone
     expected, _, _ = patch_embed_ref(x[-1:], weight, bias, **sizes)
     torch.testing.assert_close(tokens[-1:], expected, rtol=2e-2, atol=2e-2)
     dtokens = torch.zeros_like(tokens)

@@ -70,21 +70,21 @@ def test_any_shape_layout_and_scale(data, device):
 @pytest.mark.parametrize("config", gpu_configs("prototype_attention"), ids=config_id)
 def test_every_config(config, monkeypatch, device):
     use_config(monkeypatch, config, device)
-    # queries are many for no multiprocessors
+    # with 0 multiprocessors every number of queries counts as many
     monkeypatch.setattr(module, "num_multiprocessors", lambda device: 0 if "many" in config.shape_class else 9)
     head_dim = {"E <= 64": 40, "E <= 128": 96, "E <= 256": 160}[config.shape_class.split(", ")[0]]
     check(*make_inputs(19, 21, 1, head_dim, config_dtype(config), device=device))
 
 
 def test_scores_far_from_zero(device):
-    """All scores near -300 and near +300: beyond V the padded keys have score 0, which must not count."""
+    """All scores are near -300 or near +300; padded keys beyond V have score 0, which must not count."""
     for sign in (-1, 1):
         q = torch.full((18, 1, 16), 5.0, device=device) + torch.randn(18, 1, 16, device=device) * 0.1
         k = sign * 15 + torch.randn(19, 1, 16, device=device) * 0.1
         check(q, k, torch.randn(19, 1, 16, device=device))
 
 
-def test_gradient_without_memory_of_its_own(device):
+def test_expanded_gradient_with_strides_of_0(device):
     """The gradient of a sum is one number, expanded with strides of 0."""
     q, k, v = (t.requires_grad_() for t in make_inputs(18, 5, 2, 16, torch.float32, device=device))
     prototype_attention(q, k, v).sum().backward()
@@ -97,7 +97,7 @@ def test_gradient_without_memory_of_its_own(device):
 
 
 def test_bfloat16(device):
-    # the interpreter cuts bf16 off instead of rounding it: one step of 2^-7
+    # the interpreter truncates bf16 instead of rounding: one step of 2^-7
     q, k, v = make_inputs(18, 21, 2, 16, torch.bfloat16, device=device)
     exact = prototype_attention_ref(q.double(), k.double(), v.double())
     torch.testing.assert_close(prototype_attention(q, k, v).double(), exact, rtol=2**-7, atol=2**-7)
@@ -111,7 +111,7 @@ def test_two_runs_are_bit_equal(device):
 
 
 def test_offsets_beyond_two_to_the_31(tmp_path):
-    """Rows of q so far apart that their distances do not fit 32 bits, in a file with holes instead of memory."""
+    """Rows of q are so far apart that their offsets do not fit in 32 bits; a sparse file provides the memory."""
     distance, rows = 2**30 + 8, 4
     path = tmp_path / "holes"
     with path.open("wb") as file:
@@ -140,7 +140,7 @@ LARGE = {
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", LARGE.values(), ids=LARGE)
 def test_shapes_that_matter(case, device):
-    # sums over thousands of rows: a rounding step is large beside the absolute tolerance
+    # sums over thousands of rows: a rounding step is large compared with the absolute tolerance
     check(*make_inputs(*case, torch.bfloat16, device=device), steps=2)
 
 
@@ -150,7 +150,7 @@ def test_queries_beyond_two_to_the_31(device):
     q, k, v = (t.requires_grad_() for t in make_inputs(2_800_000, 500, 12, 64, torch.bfloat16, device=device))
     assert q.numel() > 2**31
     out = prototype_attention(q, k, v)
-    # only the last rows count, hence their gradients alone are what all queries must give
+    # only the last rows count, so all queries must give the gradients of these rows alone
     dout = torch.zeros_like(out)
     dout[-rows:] = torch.randn_like(dout[-rows:])
     dq, *others = torch.autograd.grad(out, (q, k, v), dout)
@@ -164,7 +164,7 @@ def test_queries_beyond_two_to_the_31(device):
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 def test_few_prototypes_fill_a_gpu(target, monkeypatch):
-    """12 heads times the blocks of 500 prototypes are fewer than an H200's 132 multiprocessors."""
+    """12 heads times the blocks of 500 prototypes are fewer programs than an H200's 132 multiprocessors."""
     grids = []
 
     class Recorder:

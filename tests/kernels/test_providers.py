@@ -1,4 +1,4 @@
-"""The table of providers: a row for every op and shape class, and what the library computes by it."""
+"""The table of providers has a row for every op and shape class, and the library computes what it is given there."""
 
 import csv
 import dataclasses
@@ -32,9 +32,9 @@ def test_every_shape_class_has_a_provider():
         if op is None:
             without.add(kernel)
         elif shape_class != "any":
-            # configs may tell more inputs apart
+            # configs may distinguish more classes
             assert (op, shape_class.split(", ")[0]) in provided, (kernel, shape_class)
-    # it serves every op
+    # every op uses it
     assert without == {"reduce_sum_splits"}
 
 
@@ -43,7 +43,7 @@ def test_no_row_is_written_twice():
         assert len(list(csv.DictReader(file))) == len(providers.TABLE)
 
 
-def test_own_row_or_that_for_any_target(monkeypatch):
+def test_own_row_wins_over_the_one_for_any_target(monkeypatch):
     row = providers.TABLE[(*KEY, "any")]
     monkeypatch.setitem(providers.TABLE, (*KEY, "any"), dataclasses.replace(row, provider=providers.TRITON))
     own = dataclasses.replace(row, target="sm_90", provider=providers.LIBRARY)
@@ -55,7 +55,7 @@ def test_own_row_or_that_for_any_target(monkeypatch):
         providers.by_library("no such op", "any", torch.empty(1))
 
 
-def test_the_library_computes_what_the_table_gives_it(monkeypatch):
+def test_the_library_computes_the_ops_assigned_to_it(monkeypatch):
     q, features, weight = torch.randn(3, 2, 8), [torch.randn(6, 8)], torch.randn(1, 4, 8)
     norm, target, units = torch.ones(8), torch.randn(2, 5, 3), torch.ones(2, 3)
     losses = {"task": "l1", "consistency": "l1"}

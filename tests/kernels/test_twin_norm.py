@@ -40,7 +40,7 @@ def make_inputs(M, D, dtype, kind, update_dtype=None, weight_dtype=torch.float32
     weights = [(0.5 + draw(D)).to(weight_dtype), draw(D).to(weight_dtype)]
     biases = [draw(D).to(weight_dtype) if kind == "layer" else None for _ in range(2)]
     update = None if update_dtype is None else draw(M, D).to(update_dtype)
-    # a level that rows must lose
+    # a level that the norm must remove
     return (3 + 2 * draw(M, D)).to(dtype), weights[0], biases[0], weights[1], biases[1], update
 
 
@@ -130,7 +130,7 @@ LARGE = {"ETT": (2 * 256 * 7, 768), "ECL": (2 * 32 * 321, 768), "large backbone"
 def test_shapes_that_matter(case, variant, device):
     M, D = case
     inputs = make_inputs(M, D, torch.float32, variant["kind"], torch.bfloat16, device=device)
-    # sums over thousands of rows: a rounding step is large beside the absolute tolerance
+    # sums over thousands of rows: a rounding step is large compared with the absolute tolerance
     check(*inputs, num_time_rows=M // 2, out_dtype=torch.bfloat16, **variant, steps=2)
 
 
