@@ -1,4 +1,4 @@
-"""The study of covariates: what it reads from the wheels, and its three runs."""
+"""The covariate study: the tables it reads from wheels, and its three runs."""
 
 import importlib.util
 import lzma
@@ -25,7 +25,7 @@ def bench():
 
 @pytest.fixture
 def orders(bench, tmp_path):
-    """A wheel with orders of two items in every week and of one that sells too seldom; a return and a free item."""
+    """A wheel of orders: two items sold every week, one sold too seldom, a return, and a free item."""
     days = pd.date_range("2010-01-04 10:00", periods=120, freq="7D")
     rng = np.random.default_rng(0)
     tables = [
@@ -64,7 +64,7 @@ def test_the_three_runs(bench, orders, tmp_path, monkeypatch, capsys):
     assert len(list((tmp_path / "work").glob("retail_llata_2021_*/metrics.json"))) == 3
 
 
-def test_a_wheel_is_asked_for(bench, monkeypatch, capsys):
+def test_a_missing_wheel_is_requested(bench, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["covariates.py", "--data", "sales", "--work", "work"])
     with pytest.raises(SystemExit) as ended:
         bench.main()

@@ -1,4 +1,4 @@
-"""The GPU suite costs a broken part that part alone, keeps what it measured, and says what came of every part."""
+"""In the GPU suite a broken part loses only that part; finished measurements are kept and every outcome is reported."""
 
 import importlib.util
 import json
@@ -19,7 +19,7 @@ print('{"ms": 1.5}')
 print("chatter {")
 print('{"headline": "1.5 ms"}')
 """
-# a child of its own keeps writing
+# its child process keeps writing
 HANGS = """
 import subprocess, sys, time
 print('{"ms": 1.5}')
@@ -32,7 +32,7 @@ BREAKS = "print('one'); raise SystemExit('CUDA error: an illegal memory access w
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """run(program, seconds, **fields) -> the outcome of a part that is that program."""
+    """`run(program, seconds, **fields)` returns the outcome of a part that runs this program."""
     monkeypatch.setattr(suite, "LEAST_SECONDS", 0)
 
     def call(program, seconds=60, **fields):
@@ -57,7 +57,7 @@ def test_part_that_breaks(run):
     assert "lacks" in run("print(1)").headline and run("print(1)").status == "failed"
 
 
-def test_part_that_hangs_goes_with_what_it_started_and_keeps_its_results(run, tmp_path):
+def test_part_that_hangs_is_killed_with_its_children_and_keeps_its_results(run, tmp_path):
     outcome = run(HANGS, seconds=3)
     assert outcome.status == "failed" and "stopped after 3 s" in outcome.headline
     assert outcome.results == [{"ms": 1.5}] and outcome.seconds < 20

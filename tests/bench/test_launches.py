@@ -1,4 +1,4 @@
-"""A training step and a forecast stay within their bound of launches, counted on fake tensors."""
+"""A training step and a forecast stay within their limits of kernel launches, counted on fake tensors."""
 
 import importlib
 import json
@@ -12,9 +12,9 @@ BOUNDS = {"training_step": 260, "forecast": 100}
 
 @pytest.fixture(scope="module")
 def counted(launch, tmp_path_factory):
-    """Totals, and launches by (phase, part, operation)."""
+    """Totals by phase, and launches by (phase, part, operation)."""
     folder = tmp_path_factory.mktemp("launches")
-    # a process of its own: the interpreter is another target
+    # a separate process: the interpreter is another target
     output = launch("python", "bench/launches.py", "--write", folder)
     rows = [line.split(",") for line in (folder / "launches.csv").read_text().splitlines()[1:]]
     return json.loads(output.splitlines()[-1]), {tuple(row[:3]): int(row[3]) for row in rows}
@@ -26,11 +26,11 @@ def test_bound(counted):
     assert not over, f"launches beyond the bound: {over}; python bench/launches.py says where"
 
 
-def test_nothing_is_left_out(counted):
+def test_every_launch_is_counted(counted):
     totals, rows = counted
     for phase in ("forward", "backward", "optimizer", "forecast"):
         assert totals[phase] == sum(number for key, number in rows.items() if key[0] == phase) > 0
-    # every kernel of ours by its own name, every block's attention and activation once a pass
+    # our kernels under their own names; attention and activation of every block once per pass
     kernels = {operation for _, _, operation in rows}
     assert {"patch_embed_fwd", "patch_embed_bwd", "prototype_attention_bwd_dkv", "alignment_loss_fwd"} <= kernels
     assert rows["forward", "activation", "gelu"] == rows["backward", "activation", "gelu_backward"] == 6
@@ -49,7 +49,7 @@ def counts_of(launches, call):
     return {key[2]: number for key, number in counter.counts.items() if number}
 
 
-def test_views_are_free_and_writes_are_not(launches):
+def test_views_launch_nothing_and_writes_do(launches):
     x = torch.zeros(4, 4)
     assert not counts_of(launches, lambda: x.t()[1:].reshape(-1, 2, 2).unsqueeze(0))
     assert counts_of(launches, lambda: x.t().reshape(16)) == {"clone": 1}
@@ -57,7 +57,7 @@ def test_views_are_free_and_writes_are_not(launches):
     assert counts_of(launches, lambda: torch.empty(3) + x[:, :3]) == {"add": 1}
 
 
-def test_multi_tensor_kernels_are_cut_by_tensors_and_blocks(launches):
+def test_multi_tensor_kernels_are_split_by_tensors_and_blocks(launches):
     count = launches.multi_tensor_launches
     small, large = torch.zeros(8), torch.empty(320 * 65536)
     assert count([[small] * 110]) == 1 and count([[small] * 111]) == 2

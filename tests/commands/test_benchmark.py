@@ -1,4 +1,4 @@
-"""`python -m llata_fast benchmark`: every protocol end to end on made-up data, resumed, refused, and told honestly."""
+"""`python -m llata_fast benchmark`: every protocol end to end on synthetic data; resuming, refusals and notes."""
 
 import json
 import math
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("plain_ops")
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """Hourly ETT series of the right length but few rows' worth of training, and M4's yearly files."""
+    """Hourly ETT series of the right length but little training, and M4's yearly files."""
     folder = tmp_path_factory.mktemp("data")
     for name, seed in (("ETTh1", 0), ("ETTh2", 1)):
         path = write_series(folder / f"{name}.csv", rows=14400, channels=7, seed=seed)
@@ -35,13 +35,13 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def bench(data_dir, tmp_path, monkeypatch):
-    """`bench(*argv)` runs it on a tiny backbone for one step and returns the table of all results."""
+    """`bench(*argv)` runs the benchmark on a tiny backbone for one step and returns the table of all results."""
     small = {
         "backbone": random_backbone(tmp_path),
         "num_layers": 1,
         "num_prototypes": 5,
         "intermediate_size": 8,
-        # the paper's tables take 96 whatever a preset prefers
+        # the paper's tables use 96, whatever the preset
         "context_length": 48,
         "batch_size": 4,
         "max_steps": 1,
@@ -91,8 +91,8 @@ def test_long_term_and_zero_shot(bench):
     assert len(again) == 6, "a row that is there is not done again"
 
 
-def test_the_skip_left_out(bench, monkeypatch):
-    """A row whose command says so."""
+def test_a_run_without_the_linear_skip(bench, monkeypatch):
+    """The row's command turns the skip off."""
     monkeypatch.setattr(presets, "TUNED", presets.TUNED | {"linear_skip": True})
     few = ("--datasets", "ETTh1", "--horizons", "96", "--seeds", "1")
     table = bench("long_term", *few, "--models", "llata", "no_skip", "linear_per_channel").set_index("model")
@@ -105,7 +105,7 @@ def test_the_skip_left_out(bench, monkeypatch):
     assert 0 <= written["learned"]["share"] <= 1
 
 
-def test_where_nothing_is_kept_a_run_is_its_linear_start(bench, monkeypatch):
+def test_with_a_share_of_zero_a_run_is_its_linear_start(bench, monkeypatch):
     monkeypatch.setattr(presets, "TUNED", presets.TUNED | {"linear_skip": True})
     monkeypatch.setattr("llata_fast.training.learned_share._best_share", lambda blocks: 0.0)
     few = ("--datasets", "ETTh1", "--horizons", "96", "--seeds", "1")
@@ -123,7 +123,7 @@ def test_reference_protocol_drops_the_last_batch_and_says_so(bench):
     assert table["command"].item().endswith("--reference_protocol")
 
 
-def test_few_shot_says_what_cannot_be_trained(bench):
+def test_few_shot_notes_horizons_that_cannot_be_trained(bench):
     table = bench(
         "few_shot", "--datasets", "ETTh1", "--percents", "5", "--horizons", "192", "720", "--seeds", "1",
         "--models", "llata", "dlinear",
@@ -140,7 +140,7 @@ def test_short_term(bench):
     assert list(scores.index) == ["llata", "naive2", "seasonal_naive", "linear", "dlinear"]
     assert scores.loc["naive2", "owa"] == 1
     assert scores[["smape", "mase", "owa"]].notna().all(axis=None)
-    # m is 1: the seasonal-naive forecast is Naive2's
+    # with m = 1 the seasonal naive forecast equals Naive2's
     assert scores.loc["seasonal_naive", "owa"] == pytest.approx(1)
 
 

@@ -1,4 +1,4 @@
-"""Every module of `commands/` is a command, and says in a line what it does."""
+"""Every module of `commands/` is a command with a one-line summary."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`python -m llata_fast doctor`: what is there, what would be used, a DeepSpeed configuration without its "auto"."""
+"""`python -m llata_fast doctor`: what is installed and would be used, and DeepSpeed configs with "auto" resolved."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def doctor(capsys, backbone, *argv):
     return capsys.readouterr().out
 
 
-def test_names_versions_device_and_attention(tmp_path, capsys):
+def test_prints_versions_device_and_attention(tmp_path, capsys):
     output = doctor(capsys, random_backbone(tmp_path), "--num_tokens", 5)
     rows = dict(line.split("  ", 1) for line in output.splitlines())
 

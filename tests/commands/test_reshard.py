@@ -1,4 +1,4 @@
-"""`reshard` writes into the checkpoint that it is given and the best one beside it, and into no other run."""
+"""`reshard` writes to the given checkpoint and to the best one beside it, and never to another run."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from llata_fast.durable import find_damage, read_manifest, write_manifest
 
 @pytest.fixture
 def copy(tmp_path, monkeypatch):
-    """A copy of a run with two checkpoints, the first the best; resharding is writing one file."""
+    """A copy of a run with two checkpoints, the first of them the best; resharding is faked by writing one file."""
 
     def reshard(checkpoint, trust):
         (checkpoint_path := tmp_path / checkpoint).joinpath("universal").touch()
@@ -27,7 +27,7 @@ def copy(tmp_path, monkeypatch):
     return shutil.copytree(tmp_path / "run", tmp_path / "copy")
 
 
-def test_a_copy_is_resharded_itself(copy, tmp_path):
+def test_a_copy_is_resharded_and_not_its_original(copy, tmp_path):
     written = read_manifest(copy / "checkpoint-1")["written"]
     main(["reshard", str(copy / "checkpoint-2")])
     for step in (1, 2):
@@ -35,13 +35,13 @@ def test_a_copy_is_resharded_itself(copy, tmp_path):
         assert (checkpoint / "universal").exists() and not (
             tmp_path / "run" / f"checkpoint-{step}" / "universal"
         ).exists()
-        # what was added is vouched for, and the best one is no later than it was
+        # the manifest covers what was added, and the time of the best one does not change
         assert "universal" in read_manifest(checkpoint)["files"] and find_damage(checkpoint) is None
     assert read_manifest(copy / "checkpoint-1")["written"] == written
     assert not list((tmp_path / "run").rglob("universal")), "the run that it is a copy of"
 
 
-def test_a_damaged_checkpoint_is_not_vouched_for_anew(copy, capsys):
+def test_a_damaged_checkpoint_gets_no_new_manifest(copy, capsys):
     (copy / "checkpoint-2" / "trainer_state.json").write_text("{}")
     with pytest.raises(SystemExit) as exit:
         main(["reshard", str(copy / "checkpoint-2")])

@@ -1,4 +1,4 @@
-"""Every line of the page on covariates runs, at a small size."""
+"""Every line of the covariates page runs, at a small size."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The kernels' page: its code runs, it has every op, and the example of one in another model learns."""
+"""The kernels page: its code runs, it lists every op, and the model in the example learns."""
 
 import re
 import sys
@@ -20,7 +20,7 @@ def test_code_runs():
     assert names["tokens"].shape == (8, 7, 11, 64) and names["memory"].grad.any()
 
 
-def test_every_op_has_its_contract():
+def test_every_op_has_a_contract():
     ops = {name for name in llata_fast.kernels.__all__ if not name.endswith("_ref")}
     table = PAGE.partition("## One alone")[0]
     assert ops == set(

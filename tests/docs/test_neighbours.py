@@ -1,4 +1,4 @@
-"""The page of neighbours is true: its code runs where the packages are, the model file trains as its host would."""
+"""The page on other libraries: its code runs where they are installed; the model file trains as its host would."""
 
 import argparse
 import importlib.util
@@ -29,7 +29,7 @@ NEEDS = {"PEFT": "peft", "ONNX": "onnxruntime", "sktime": "sktime", "gluonts": N
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A run on a long table, and the table."""
+    """A folder with a long table and a run on it."""
     folder = tmp_path_factory.mktemp("neighbours")
     days = pd.date_range("2024-01-01", periods=90)
     quantities = {name: 20 + scale * np.sin(np.arange(90) / 2) for name, scale in (("A-1", 5), ("B-2", 9))}
@@ -62,7 +62,7 @@ def test_block_runs(title, folder, monkeypatch):
 
 @pytest.fixture
 def model(tmp_path):
-    """The model file's class, built as Time-Series-Library builds it."""
+    """The model file's class, constructed as Time-Series-Library does it."""
     names: dict = {}
     exec(compile(BLOCKS["Time-Series-Library"], "models/LLaTA.py", "exec"), names)
     sizes = {"task_name": "long_term_forecast", "seq_len": 12, "pred_len": 5, "label_len": 6, "enc_in": 3}
@@ -78,7 +78,7 @@ def test_model_file_trains_as_time_series_library_trains(model):
     make, configs = model
     network = make(configs).float().train()
     past, future = window(8)
-    # its decoder's input: the labels, then zeros in place of what is to be forecast
+    # its decoder's input: the labels, then zeros in place of the horizon
     marks, decoder = torch.zeros(8, 12, 4), torch.cat((past[:, -6:], torch.zeros(8, 5, 3)), 1)
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
     losses = []
@@ -89,7 +89,7 @@ def test_model_file_trains_as_time_series_library_trains(model):
         losses[-1].backward()
         optimiser.step()
     assert losses[-1] < losses[0]
-    # the task alone does not reach what only the losses between the branches train
+    # the task loss alone does not reach weights that only the losses between the branches train
     assert network.forecaster.cross_attention.q_proj.weight.grad.abs().sum() > 0
     assert network.forecaster.alignment.time_weight.grad.abs().sum() > 0
     network.eval()
@@ -97,7 +97,7 @@ def test_model_file_trains_as_time_series_library_trains(model):
         assert network(past, marks, decoder, marks).shape == (8, 5, 3)
 
 
-def test_model_file_s_gradients_are_the_method_s(model):
+def test_model_file_gives_the_gradients_of_the_method(model):
     make, configs = model
     torch.manual_seed(0)
     network = make(configs).train()

@@ -1,4 +1,4 @@
-"""The manual's code runs at a small size, its command lines are taken, and its pages are in the table of contents."""
+"""The manual: its code runs at a small size, its command lines parse, its links work, and its contents are complete."""
 
 import re
 import shlex
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 FOLDERS = (".", "docs", "ds_configs", "kernels", "bench/results/*")
 PAGES = [page for folder in FOLDERS for page in sorted(ROOT.glob(f"{folder}/*.md"))]
-# what makes a documented training small
+# settings that make a documented training small
 TINY = (
     "max_steps=2, batch_size=8, backbone=BACKBONE, num_layers=1, num_prototypes=9, intermediate_size=20, "
     'report_to="none", disable_tqdm=True'
@@ -48,7 +48,7 @@ def test_first_steps_run(page, tmp_path, monkeypatch):
     assert len(table) == 2 * 7
     if page.stem == "quickstart":
         assert {"MASE", "WQL"} <= set(names["scores"])
-        # the run of the one page is what the other forecasts with
+        # the second page forecasts with the first one's run
         for block in python_blocks(DOCS / "forecasting.md"):
             exec(compile(block, "forecasting.md", "exec"), names)
         assert list(names["wide_interval"].columns[-2:]) == ["0.05", "0.95"] and len(names["days"]) == 2 * 3
@@ -63,25 +63,25 @@ def command_lines():
 
 
 @pytest.mark.parametrize("line", list(command_lines()))
-def test_command_lines_are_taken(line):
+def test_command_lines_parse(line):
     words = shlex.split(line.replace(" ...", ""), comments=True)
     if "train.py" in words:
-        # an unknown option ends the program
+        # an unknown option exits the program
         given_flags(words[words.index("train.py") + 1 :])
     elif words[0] == "llata-fast" or "llata_fast" in words:
-        # behind an interpreter or a launcher
+        # after an interpreter or a launcher
         command, *options = words[1:] if words[0] == "llata-fast" else words[words.index("llata_fast") + 1 :]
         command_parser(command).parse_args(options)
     else:
         script = ROOT / words[1]
         assert words[0] in ("python", "pytest") and script.exists()
-        # its parser is not to be had without running it
+        # its parser can only be reached by running it
         if words[0] == "python" and "ArgumentParser" in script.read_text():
             assert all(f'"{word}"' in script.read_text() for word in words[2:] if word.startswith("--"))
 
 
 def anchors(page):
-    """What GitHub and the manual make of a page's headings."""
+    """The anchors that GitHub and the manual generate from a page's headings."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 

@@ -1,4 +1,4 @@
-"""The commands and the code of docs/pretraining.md, at toy size, in their order."""
+"""The commands and the code of docs/pretraining.md, run in order at toy size."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from llata_fast.__main__ import main
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "pretraining.md").read_text()
 COMMANDS = re.findall(r"^    ((?:llata-fast|python) .*)$", PAGE, re.MULTILINE)
-# what a page shows with a real backbone, and what a toy needs instead
+# what the page shows with a real backbone -> what a toy needs instead
 TOY = {
     "--context_length": 32,
     "--prediction_length": 8,
@@ -40,7 +40,7 @@ _SMALL = {"1000": "40", "meta-llama/Llama-3.1-70B": "gpt2", "80": "2"}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the page's commands are typed: its tables and its mixture are there."""
+    """The folder for the page's commands, with its tables and its mixture."""
     folder = tmp_path_factory.mktemp("page")
     write_series(folder / "load.csv", rows=300)
     rng = np.random.default_rng(0)
@@ -53,7 +53,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def typed(folder):
-    """The page's commands, all typed, in the folder; what was printed is not kept."""
+    """The folder after all of the page's commands have run in it."""
     before, options = Path.cwd(), [str(part) for pair in TOY.items() for part in pair]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("llata_fast.kernels._launch.ENABLED", False)
@@ -65,7 +65,7 @@ def typed(folder):
                     main([_SMALL.get(part, part) for part in arguments])
                     continue
                 if "--init" in arguments:
-                    # its model comes with the weights
+                    # the weights bring their model's settings
                     arguments += ["--max_steps", "1", "--precision", "fp32", "--use_cpu", "true", "--report_to", "none"]
                 else:
                     arguments += [*options, "--backbone", random_backbone(folder)]
@@ -80,7 +80,7 @@ def test_the_page_has_commands():
     assert len(COMMANDS) == 10
 
 
-def test_its_commands_leave_what_they_promise(typed):
+def test_its_commands_write_the_promised_files(typed):
     assert {path.name for path in (typed / "corpora").iterdir()} == {"load", "sales", "made_up"}
     assert (typed / "made_up.png").is_file()
     assert len(pd.read_csv(typed / "forecast.csv")) == TOY["--prediction_length"]

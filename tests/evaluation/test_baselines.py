@@ -1,4 +1,4 @@
-"""What a forecaster must beat, and how it is scored."""
+"""The baselines, and how they are scored."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ L, H, C = 8, 3, 2
 def test_seasonal_naive_repeats_the_last_period(seasonality, horizon):
     past = torch.arange(2.0 * L * C).reshape(2, L, C)
     forecast = seasonal_naive(seasonality, horizon)(past, torch.ones_like(past, dtype=torch.bool))
-    # a period longer than the context is all of it
+    # a period longer than the lookback is cut to it
     period = past[:, -min(seasonality, L) :].numpy()
     np.testing.assert_array_equal(forecast.numpy(), np.tile(period, (1, horizon, 1))[:, :horizon])
 

@@ -1,4 +1,4 @@
-"""The picture of a benchmark: errors as shares of the linear map's of the same table and horizon."""
+"""The plot of a benchmark: errors relative to the linear map's in the same table at the same horizon."""
 
 import pytest
 
@@ -30,7 +30,7 @@ def results(tmp_path):
 def test_errors_are_shares_of_the_linear_maps(results):
     rows = relative_errors(summary(results))
     shares = {(row.table, row.model): row.relative for row in rows.itertuples()}
-    # seeds are one point, and the horizon without a linear map is none
+    # all seeds give one point; a horizon without a linear map gives none
     assert len(rows) == 4
     assert shares[("long_term: ETTh1", "llata")] == pytest.approx(0.5 / 0.4)
     assert shares[("long_term: ETTh1", "no_llm")] == pytest.approx(10)
@@ -44,7 +44,7 @@ def test_picture(results, tmp_path):
     assert (tmp_path / "costs.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_no_picture_of_nothing(tmp_path):
+def test_without_results_there_is_no_picture(tmp_path):
     pytest.importorskip("matplotlib")
     table = Results(tmp_path / "results.csv")
     table.add(run(), mse=0.5, mae=0.5, seconds=1, trained_parameters=1)

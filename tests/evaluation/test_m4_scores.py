@@ -1,4 +1,4 @@
-"""M4's scores and Naive2: by hand, and on the competition's own Hourly data, whose Naive2 scores are published."""
+"""M4's scores and Naive2: by hand, and on the competition's Hourly data, whose Naive2 scores are published."""
 
 import numpy as np
 import pytest
@@ -21,8 +21,8 @@ def test_mase_by_hand():
     assert scoring.mase(forecast, actual, insample, 2) == pytest.approx((2.5 / 4 + 15 / 20) / 2)
 
 
-def test_naive2_knows_an_exact_season():
-    """Level times factors: decomposition finds the factors, and the forecast goes on with them."""
+def test_naive2_repeats_an_exact_season():
+    """Level times seasonal factors: the decomposition finds the factors, and the forecast repeats them."""
     factors = np.array([0.5, 1.0, 1.5, 1.0])
     values = 40 * np.tile(factors, 5)[:-1]
     assert scoring.is_seasonal(values, 4)
@@ -31,7 +31,7 @@ def test_naive2_knows_an_exact_season():
 
 
 def test_odd_season_and_trend_by_hand():
-    # m 3: the trend is a plain mean of three, exact on a line; the ratios average to 1, 1, 1
+    # m = 3: the trend is the mean of three values, exact on a line; the ratios average to 1, 1, 1
     np.testing.assert_allclose(scoring.seasonal_indices(np.arange(3.0, 15.0), 3), np.ones(3))
 
 
@@ -47,13 +47,13 @@ def test_odd_season_and_trend_by_hand():
     ],
     ids=["no season", "under three seasons", "noise", "constant", "beyond the lags"],
 )
-def test_naive2_is_naive_where_there_is_no_season(values, seasonality):
+def test_naive2_is_naive_without_a_season(values, seasonality):
     assert not scoring.is_seasonal(values, seasonality)
     assert scoring.naive2(values, 3, seasonality).tolist() == [values[-1]] * 3
 
 
 def test_seasonality_limit_by_hand():
-    """At m 2 the limit is 1.645 / sqrt(n) * sqrt(1 + 2 r1^2)."""
+    """At m = 2 the limit is 1.645 / sqrt(n) * sqrt(1 + 2 r1^2)."""
     rng = np.random.default_rng(1)
     decisions = set()
     for _ in range(200):
@@ -66,7 +66,7 @@ def test_seasonality_limit_by_hand():
     assert decisions == {True, False}
 
 
-def test_naive2_scores_on_hourly_are_the_published_ones(shared):
+def test_naive2_scores_on_hourly_match_the_published_ones(shared):
     m4 = read_m4("Hourly", shared("data"))
     scores = scoring.m4_scores(scoring.naive2_forecasts(m4), m4)
     assert round(scores["smape"], 3) == 18.383
@@ -78,7 +78,7 @@ def test_owa_is_the_mean_of_both_ratios():
     values = np.array([2.0, 4.0, 3.0, 5.0, 4.0, 6.0, 5.0, 7.0])
     future = np.full((1, 6), 8.0)
     m4 = M4Set(M4_SPECS["Yearly"], ("Y1",), (values,), future)
-    # Naive2 repeats 7: sMAPE 200 / 15, error 1; the forecast 10: 400 / 18, error 2
+    # Naive2 repeats 7: sMAPE 200 / 15, error 1; the forecast is 10: sMAPE 400 / 18, error 2
     scores = scoring.m4_scores(np.full((1, 6), 10.0), m4)
     assert scores["smape"] == pytest.approx(400 / 18)
     assert scores["mase"] == pytest.approx(2 / np.abs(np.diff(values)).mean())

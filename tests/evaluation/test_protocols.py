@@ -1,4 +1,4 @@
-"""Lists of runs, and a table that is written row by row and read back."""
+"""The protocols' lists of runs, and the table of results that is written row by row and read back."""
 
 import pandas as pd
 import pytest
@@ -12,7 +12,7 @@ def run(**fields):
     return Run(**given | {"model": "llata", "recipe": "tuned", "seed": 1} | fields)
 
 
-def test_baselines_run_once_and_models_once_a_seed():
+def test_baselines_run_once_and_models_once_per_seed():
     runs = plan("long_term", ["A"], horizons=[96, 192], models=["llata", "linear"], seeds=[1, 2], recipe="tuned")
     assert len(runs) == len(set(runs)) == 2 * (2 + 1)
     assert {(item.model, item.seed, item.recipe) for item in runs} == {
@@ -25,12 +25,12 @@ def test_baselines_run_once_and_models_once_a_seed():
     assert len({item.folder for item in zero}) == 1, "one training serves every target"
 
 
-def test_folders_differ_where_trainings_do():
+def test_different_trainings_have_different_folders():
     variants = [run(), run(seed=2), run(percent=10.0), run(model="no_llm"), run(horizon=192), run(recipe="paper")]
     assert len({item.folder for item in variants}) == len(variants)
 
 
-def test_a_row_is_there_for_good(tmp_path):
+def test_written_rows_are_kept(tmp_path):
     path = tmp_path / "out" / "results.csv"
     results = Results(path)
     rows = [run(), run(percent=10.0), run(model="linear", recipe="", seed=None)]
@@ -44,7 +44,7 @@ def test_a_row_is_there_for_good(tmp_path):
     assert pd.read_csv(path)["note"][0] == 'a "note", with a comma'
 
 
-def test_another_scoring_is_another_row(tmp_path):
+def test_another_scoring_adds_a_row(tmp_path):
     path = tmp_path / "results.csv"
     whole, untrainable = run(), run(percent=0.1)
     Results(path).add(whole, mse=0.5)
@@ -90,7 +90,7 @@ def test_average_over_horizons_of_models_that_have_them_all(tmp_path):
     assert "not trainable" in text
 
 
-def test_tables_read_by_horizon_and_the_method_first(tmp_path):
+def test_tables_are_sorted_by_horizon_with_the_method_first(tmp_path):
     path = tmp_path / "results.csv"
     results = Results(path)
     for horizon in (720, 96):

@@ -1,4 +1,4 @@
-"""MASE and WQL over sets, held against their definitions step by step."""
+"""MASE and WQL over datasets, compared step by step with their definitions."""
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ def by_definition(windows):
     return np.mean(mase), loss / size
 
 
-def test_scores_are_those_of_their_definitions(sets):
+def test_scores_match_their_definitions(sets):
     scores = score_sets(last_value, sets, batch_size=4)
     for windows in sets:
         mase, wql = by_definition(windows)
@@ -67,11 +67,11 @@ def test_scores_are_those_of_their_definitions(sets):
         assert scores[f"relative_{name}"] == pytest.approx(np.sqrt(np.prod(ratios)))
 
 
-def test_seasonal_naive_itself_is_at_one(sets):
+def test_seasonal_naive_scores_one(sets):
     def naive(past, observed):
         return past[:, -7:-2], None
 
-    # no gap where it looks
+    # without gaps in the season that it repeats
     scores = score_sets(naive, [make_set_without_gaps(sets)])
     assert scores["relative_mase"] == pytest.approx(1, rel=1e-5)
     assert scores["relative_wql"] == pytest.approx(1, rel=1e-5)
@@ -86,7 +86,7 @@ def make_set_without_gaps(sets):
     return windows
 
 
-def test_a_set_without_a_defined_score_is_left_out_of_the_means(sets, tmp_path):
+def test_a_set_without_a_defined_score_is_excluded_from_the_means(sets, tmp_path):
     constant = make_set(tmp_path / "c", [np.zeros(80)])
     alone = score_sets(last_value, sets)
     both = score_sets(last_value, [*sets, constant])
@@ -95,7 +95,7 @@ def test_a_set_without_a_defined_score_is_left_out_of_the_means(sets, tmp_path):
     assert np.isnan(score_sets(last_value, [constant])["relative_mase"])
 
 
-def test_batch_sizes_do_not_show(sets):
+def test_scores_do_not_depend_on_the_batch_size(sets):
     assert score_sets(last_value, sets, batch_size=1)["per_set"]["a"] == pytest.approx(
         score_sets(last_value, sets, batch_size=100)["per_set"]["a"], rel=1e-9
     )

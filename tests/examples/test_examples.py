@@ -58,7 +58,7 @@ def test_panel_with_intervals(tmp_path, capsys):
     assert "coverage" in scores.to_string()
 
 
-def test_large_backbone_prints_a_command_that_is_taken(tmp_path, capsys):
+def test_large_backbone_prints_a_command_that_parses(tmp_path, capsys):
     backbone = random_backbone(tmp_path, "gpt2")
     example("large_backbone")(backbone, "1", "2", "h100-80g", "--dataset", "my.csv")
     launcher, _, ranks, script, *options = capsys.readouterr().out.split()
@@ -66,8 +66,8 @@ def test_large_backbone_prints_a_command_that_is_taken(tmp_path, capsys):
     assert given_flags(options)["backbone"] == backbone and options[-2:] == ["--dataset", "my.csv"]
 
 
-def test_many_gpus_goes_on_under_another_stage(tmp_path, free_port):
-    """One CPU rank each: other numbers of ranks are resumed in tests/training/test_distributed.py."""
+def test_many_gpus_resumes_under_another_stage(tmp_path, free_port):
+    """On one CPU rank; tests/training/test_distributed.py resumes with other numbers of ranks."""
     given = toy(tmp_path) | {"dataset": write_series(tmp_path / "load.csv"), "context_length": 24}
     del given["max_steps"]
     given |= {"prediction_length": 8, "recipe": "paper"}

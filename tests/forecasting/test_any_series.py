@@ -1,4 +1,4 @@
-"""A pre-trained model on series that it has never seen: any step, any channels, any length, any horizon."""
+"""A pre-trained model forecasts unseen series: any step, any channels, any length, any horizon."""
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ L, H = 32, 8
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of two steps on made-up series."""
+    """A run of two steps on synthetic series."""
     folder = tmp_path_factory.mktemp("any")
     synthesize(SyntheticSettings(20, 120), folder / "made")
     settings = {"context_length": L, "prediction_length": H, "patch_length": 8, "patch_stride": 8, "num_layers": 1}
@@ -76,7 +76,7 @@ def test_arrays_of_any_number_of_channels(run, channels):
     points, quantiles = forecaster.predict(arrays)
     assert [part.shape for part in points] == [(H, channels)] * 3
     assert [part.shape for part in quantiles] == [(H, channels, 9)] * 3
-    # a channel is a series of its own
+    # every channel is forecast as a separate series
     alone, _ = forecaster.predict([arrays[0][:, -1]])
     np.testing.assert_allclose(points[0][:, -1:], alone[0], atol=1e-5)
     with pytest.raises(InputError, match="array 1 must be"):
@@ -94,17 +94,17 @@ def test_any_csv(run, rows, every, tmp_path):
     assert {"c0", "c1", "c2", "c3"} <= set(out.columns)
     values = out[["c0", "c1", "c2", "c3"]].to_numpy()
     assert np.isfinite(values).all()
-    # around the levels of the channels, which are 100 to 400
+    # near the channels' levels, 100 to 400
     np.testing.assert_allclose(values.mean(0), [100, 200, 300, 400], atol=60)
 
 
-def test_a_set_that_it_has_not_seen_is_scored(run, tmp_path, capsys):
+def test_an_unseen_set_is_scored(run, tmp_path, capsys):
     source = write_series(tmp_path / "any.csv", rows=400, channels=2)
     main(["evaluate", run, "--dataset", str(source)])
     assert "seasonal_naive" in capsys.readouterr().out
 
 
-def test_a_panel_is_fitted_from_it(run, tmp_path):
+def test_fine_tuning_on_a_panel_starts_from_it(run, tmp_path):
     panel = Panel.from_df(frame([90, 80], "D"), **COLUMNS)
     how = {"output_dir": tmp_path / "tuned", "max_steps": 1, "precision": "fp32", "use_cpu": True, "report_to": "none"}
     still = {"learning_rate": 0.0, "projection_learning_rate": 0.0}

@@ -1,4 +1,4 @@
-"""Memory of a forecast is bounded by tokens and values, whatever a series is like."""
+"""A limit on tokens and values bounds the memory of a forecast for any series."""
 
 import tracemalloc
 
@@ -17,7 +17,7 @@ from llata_fast.run_folder import Preprocessor
 @pytest.mark.parametrize("patches", [{}, {"patch_length": 4, "patch_stride": 2}], ids=["variates", "patches"])
 @pytest.mark.parametrize("num_channels", [1, 7, 862, 3000, 10_000])
 @pytest.mark.parametrize("paths", [1, 10])
-def test_the_bound(patches, num_channels, paths, backbone):
+def test_batches_respect_the_limit(patches, num_channels, paths, backbone):
     config = tiny_config(backbone, **patches)
     number = windows_at_once(config, num_channels, 50, paths)
     tokens = num_channels * (1 if not patches else config.num_patches) * paths
@@ -25,7 +25,7 @@ def test_the_bound(patches, num_channels, paths, backbone):
     assert number == 1 or (
         number * tokens <= TOKENS_PER_BATCH and number * num_channels * 50 * paths <= VALUES_PER_BATCH
     )
-    # nor is it smaller than it has to be
+    # and it is the largest batch within the limit
     assert (number + 1) * tokens > TOKENS_PER_BATCH or (number + 1) * num_channels * 50 * paths > VALUES_PER_BATCH
 
 
@@ -54,7 +54,7 @@ def test_many_channels_are_forecast_a_few_rows_at_a_time(backbone, plain_ops, mo
 
 
 def test_memory_does_not_grow_with_the_windows(backbone, plain_ops):
-    """Of what Python and numpy hold: thirty times the forecasts, the same peak."""
+    """Thirty times the forecasts have the same peak of Python's and numpy's memory."""
     series, peaks = wide_series(9_000, 40), []
     for every in (60, 2):
         ready = forecaster(backbone, series)

@@ -1,4 +1,4 @@
-"""Calibration by several witnesses: what a window is measured in, whose errors count, and what is kept of it."""
+"""Calibration on validation and other origins: the unit of a window's errors, whose errors count, what is saved."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ SEASON, L, H, C = 4, 24, 3, 2
 
 
 class Lookbacks:
-    """Validation windows of lookbacks [N, L, C] and errors of a forecast of their mean."""
+    """Validation windows with lookbacks [N, L, C], and the errors when their mean is the forecast."""
 
     def __init__(self, past, errors):
         self.past, self.errors = past, errors
@@ -33,7 +33,7 @@ def by_the_mean(inputs):
 
 
 def lookbacks(generator, number):
-    """Windows that differ in how much of their moves is seasonal."""
+    """Lookbacks that vary in how seasonal they are."""
     noise = torch.randn(number, L, C, generator=generator).double()
     season = torch.randn(number, SEASON, C, generator=generator).double().repeat(1, L // SEASON, 1)
     share = torch.rand(number, 1, C, generator=generator).double()
@@ -41,7 +41,7 @@ def lookbacks(generator, number):
 
 
 def calibrated(errors_of, groups=4, number=600):
-    """Calibrated on validation and `groups` - 1 origins whose errors are `errors_of(past)` times normal ones."""
+    """Calibrate on validation and `groups` - 1 origins; errors are `errors_of(past)` times normal noise."""
     generator = torch.Generator().manual_seed(5)
     parts = []
     for _ in range(groups):
@@ -59,7 +59,7 @@ def move(past):
     return (past[:, SEASON:] - past[:, :-SEASON]).square().mean(1, keepdim=True).sqrt()
 
 
-def test_a_season_is_measured_in_deviations():
+def test_seasonal_moves_are_measured_in_deviations():
     past = lookbacks(torch.Generator().manual_seed(0), 50)
     everything = torch.ones_like(past, dtype=torch.bool)
     ratio = season_ratio(past, everything, SEASON)
@@ -67,7 +67,7 @@ def test_a_season_is_measured_in_deviations():
     torch.testing.assert_close(season_ratio(1e6 * past - 5, everything, SEASON), ratio)
     repeated = torch.arange(SEASON).repeat(L // SEASON).double()[None, :, None]
     assert season_ratio(repeated, repeated > -1, SEASON).item() == pytest.approx(0.05)
-    # pairs with a gap are left out; without one, or in a constant window, nothing is known
+    # pairs with a gap are left out; with no pair at all, or in a constant window, the ratio is unknown
     gaps = everything.clone()
     gaps[:, 5:9] = False
     assert season_ratio(past.masked_fill(~gaps, torch.nan), gaps, SEASON).isfinite().all()
@@ -76,8 +76,8 @@ def test_a_season_is_measured_in_deviations():
 
 
 @pytest.mark.parametrize("unit, power", [(deviation, 0.0), (move, 1.0)])
-def test_the_unit_is_what_errors_grow_with(unit, power):
-    # were the mixes the same in all groups, no unit would be better by its coverage
+def test_the_unit_is_the_one_that_errors_scale_with(unit, power):
+    # if all groups had the same mix, no unit would have better coverage than another
     generator = torch.Generator().manual_seed(1)
     parts = []
     for place in range(4):
@@ -88,7 +88,7 @@ def test_the_unit_is_what_errors_grow_with(unit, power):
     behind = [Behind(past, errors, torch.arange(H)) for past, errors in parts[1:]]
     calibration = Calibration.of(by_the_mean, Lookbacks(*parts[0]), None, behind=behind, season=SEASON)
     assert calibration.power == power
-    # and intervals of new windows cover as much of any mix
+    # intervals for new windows have the same coverage for any mix
     for past, errors in parts:
         units = WindowUnits.of(past)
         quantiles = calibrated_quantiles(units, past, by_the_mean({"past_values": past}), None, calibration, [0.1, 0.9])
@@ -98,7 +98,7 @@ def test_the_unit_is_what_errors_grow_with(unit, power):
 
 
 def test_origins_count_as_much_as_validation():
-    """Errors of validation are four times those behind the origins: the interval is of both together."""
+    """Validation errors are four times those at the origins; the interval reflects both together."""
     generator = torch.Generator().manual_seed(2)
     past = [lookbacks(generator, 400) for _ in range(3)]
     errors = [
@@ -115,7 +115,7 @@ def test_origins_count_as_much_as_validation():
     assert alone.offsets[0, 0, LEVELS.index(0.9)] > offset + 0.2
 
 
-def test_more_windows_of_validation_than_of_origins_are_not_taken():
+def test_validation_uses_no_more_windows_than_the_origins():
     generator = torch.Generator().manual_seed(3)
     past, few = lookbacks(generator, 300), lookbacks(generator, 100)
     behind = [Behind(few, torch.zeros(100, H, C).double(), torch.arange(H))]
@@ -123,7 +123,7 @@ def test_more_windows_of_validation_than_of_origins_are_not_taken():
     assert Calibration.of(by_the_mean, windows, None, behind=behind, season=SEASON).num_windows == 200
 
 
-def test_the_unit_is_kept(tmp_path):
+def test_the_unit_is_saved(tmp_path):
     calibration = calibrated(move)
     calibration.power = 0.5
     calibration.save(tmp_path / "calibration.npz")

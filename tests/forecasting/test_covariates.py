@@ -1,4 +1,4 @@
-"""Covariates from tables to forecasts: what they tell is used, what nobody can know is not, and what lacks is said."""
+"""Covariates from tables to forecasts: known values are used, unknowable ones are not, missing ones are named."""
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,7 @@ LENGTHS = {"prediction_length": H, "context_length": L}
 
 
 def driven(seed=0, items=3, rows=ROWS + 2 * H):
-    """Noise that a number and a category drive; visits and store say nothing."""
+    """Noise plus the effects of a number and a category; visits and store have no effect."""
     draws, parts = np.random.default_rng(seed), []
     for item in range(items):
         x, promo = draws.normal(size=rows).round(3), draws.random(rows) < 0.3
@@ -87,7 +87,7 @@ def score(forecaster, table, roles):
     ].item()
 
 
-def test_the_gain_is_there_and_gone_with_the_covariate_shuffled(f, df, folder):
+def test_a_covariate_helps_until_it_is_shuffled(f, df, folder):
     without = score(fitted(folder, df, "without", {}), df, {})
     shuffled = df.copy()
     order = np.random.default_rng(5).permutation(len(df))
@@ -96,7 +96,7 @@ def test_the_gain_is_there_and_gone_with_the_covariate_shuffled(f, df, folder):
     of_shuffled = score(fitted(folder, shuffled, "shuffled", ROLES), shuffled, ROLES)
     assert score(f, df, ROLES | {"calendar": "weekday"}) < 0.3 * without
     assert of_shuffled == pytest.approx(without, rel=0.1)
-    # a run that has learned the effect is misled, not helped
+    # a run that has learned the effect gets worse
     assert score(f, shuffled, ROLES | {"calendar": "weekday"}) > without
 
 
@@ -110,7 +110,7 @@ def test_predict_df_takes_the_future(f, df):
     truth = out.merge(df, on=["item_id", "timestamp"], validate="one_to_one")
     assert len(truth) == 3 * H
     assert (truth["predictions"] - truth["target"]).abs().mean() < 1.0
-    # whatever the order of rows, the kind of table, and the items at a time
+    # for any order of rows, kind of table and number of items
     panel = Panel.from_df(before, **ROLES, calendar="weekday")
     others = [
         f.predict_df(panel, future_df=known),
@@ -120,11 +120,11 @@ def test_predict_df_takes_the_future(f, df):
     for again in others:
         merged = out.merge(again, on=list(out)[:3], suffixes=("", " again"))
         np.testing.assert_allclose(merged["predictions"], merged["predictions again"], rtol=1e-5)
-    # one item's covariates are its own
+    # an item's covariates affect only that item
     known.loc[known["item_id"] == "i1", "x"] += 1
     moved = f.predict_df(before, future_df=known)["predictions"] - out["predictions"]
     assert (moved[out["item_id"] != "i1"] == 0).all()
-    # an effect of 3 in the mean, learned and applied in deviations of a lookback
+    # the effect is 3 on average; it is learned and applied in units of the lookback's deviation
     assert moved[out["item_id"] == "i1"].mean() == pytest.approx(3, abs=1)
 
 
@@ -135,7 +135,7 @@ def test_no_window_sees_what_comes_after_its_cutoff(f, df):
     spoiled.loc[spoiled["timestamp"] >= cut, "target"] = -1e3
     tables = [f.cross_validation(table, n_windows=1).drop(columns="target") for table in (df, spoiled)]
     pd.testing.assert_frame_equal(*tables)
-    # nor a horizon that goes on beyond the trained one
+    # nor does a horizon longer than the trained one
     panels = [Panel.from_df(table, **ROLES, calendar="weekday").until(2 * H) for table in (df, spoiled)]
     with pytest.warns(InputWarning, match="forecasts are made of forecasts"):
         pd.testing.assert_frame_equal(*(f.predict_df(panel, prediction_length=2 * H) for panel in panels))
@@ -152,7 +152,7 @@ def test_a_longer_horizon_takes_a_longer_future(f, df):
         f.predict_df(past(df), future_df=future(df), prediction_length=2 * H)
 
 
-def test_the_folder_holds_all_that_a_forecast_takes(f, df, folder):
+def test_the_folder_contains_all_that_a_forecast_needs(f, df, folder):
     f.save_pretrained(folder / "saved")
     again = Forecaster.from_pretrained(folder / "saved").predict_df(past(df), future_df=future(df))
     pd.testing.assert_frame_equal(again, f.predict_df(past(df), future_df=future(df)))
@@ -171,7 +171,7 @@ def test_methods_take_the_runs_own_roles(f, df):
     assert (again["predictions"] - again["target"]).abs().mean() < 1.0
 
 
-def test_what_is_not_there_is_said_in_one_line(f, df, folder):
+def test_missing_covariates_are_named_in_one_line(f, df, folder):
     plain = fitted(folder, df, "plain", {}, max_steps=1)
     before, known = past(df), future(df)
     cases = [
@@ -214,7 +214,7 @@ def test_commands(df, folder, capsys):
     assert "ridge_covariates" in said and "--future FUTURE" in said
     settings = yaml.safe_load((run / "run.yaml").read_text())
     assert settings["calendar"] == ["weekday", "month"] and settings["held_out_ids"] == ["i2"]
-    # nothing was learned from what is held out
+    # nothing was learned from held-out items
     assert RunFolder(run).read_preprocessor().covariates["categories"]["store"] == ["s0", "s1"]
 
     predict = ["predict", run, "--input", folder / "sales.csv", "--output", folder / "f.csv"]

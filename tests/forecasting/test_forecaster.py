@@ -21,7 +21,7 @@ from llata_fast.run_folder import Preprocessor, RunFolder
 ROOT = Path(__file__).resolve().parents[2]
 L, H, ROWS = 12, 5, 60
 
-# forecasts 2,000 windows, then 20,000, in one process: how much the second adds to the peak
+# forecasts 2,000 windows and then 20,000 in one process; prints how much the second adds to the peak, in MiB
 GROWTH = """
 import resource, sys
 from llata_fast.__main__ import main
@@ -34,7 +34,7 @@ print("growth", peaks[1] - peaks[0])
 
 
 def make_run(folder, horizon=H, **fields):
-    """A run's folder as training leaves it, but for the training; `fields` of the configuration."""
+    """A run's folder as training leaves it, without training; `fields` of the model's configuration."""
     path = write_series(folder / "series.csv", ROWS + horizon)
     series = read_csv(path)
     config = tiny_config(random_backbone(folder), context_length=L, prediction_length=horizon, **fields)
@@ -66,14 +66,14 @@ def predict(run, series, output, *argv):
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "skip"])
 def linear_run(tmp_path_factory, request):
-    """A run with a linear skip, which reads the level of its input or not."""
+    """A run with a linear skip that does or does not use the level of its input."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("llata_fast.kernels._launch.ENABLED", False)
         yield make_run(tmp_path_factory.mktemp("linear"), linear_skip=request.param)
 
 
 def rescaled(path, k, c):
-    """The series of a CSV times k, plus c standard deviations of each column."""
+    """The series of a CSV, multiplied by k and shifted by c standard deviations of each column."""
     table = pd.read_csv(path)
     values = table.iloc[:, 1:]
     table.iloc[:, 1:] = k * values + c * k * values.std()
@@ -82,8 +82,8 @@ def rescaled(path, k, c):
 
 
 @pytest.mark.parametrize("k, c", [(1e-3, 0.0), (1.0, 1e9), (1e9, -1e6), (1e-9, 3.0)])
-def test_predict_and_evaluate_know_no_unit_and_no_level(linear_run, tmp_path, k, c):
-    """A file in another unit has the same forecasts in that unit, which score as `evaluate` says."""
+def test_predict_and_evaluate_do_not_depend_on_unit_or_level(linear_run, tmp_path, k, c):
+    """A file in another unit has the same forecasts in that unit, and `evaluate` gives their scores."""
     path = write_series(tmp_path / "series.csv", ROWS)
     other, k, shift = rescaled(path, k, c)
     plain, moved = (
@@ -97,7 +97,7 @@ def test_predict_and_evaluate_know_no_unit_and_no_level(linear_run, tmp_path, k,
         main(["evaluate", str(linear_run), "--dataset", str(file), "--output", str(tmp_path / "scores.json")])
         scores.append(json.loads((tmp_path / "scores.json").read_text())["llata"]["mse"])
     assert scores[1] == pytest.approx(scores[0], rel=1e-4)
-    # the same windows, from what predict wrote
+    # the same windows, scored from the file that predict wrote
     series = read_csv(other)
     windows, scaler = evaluation_windows(series, L, H)
     rows = ROWS - len(windows.values) + np.arange(len(windows))[:, None] + L + np.arange(H)
@@ -106,7 +106,7 @@ def test_predict_and_evaluate_know_no_unit_and_no_level(linear_run, tmp_path, k,
     assert np.square(errors).mean() == pytest.approx(scores[1], rel=1e-4)
 
 
-def test_a_channel_without_a_value_in_the_context_stays_empty(run, tmp_path, capsys):
+def test_a_channel_without_values_in_the_context_stays_empty(run, tmp_path, capsys):
     table = pd.read_csv(write_series(tmp_path / "series.csv", ROWS))
     table.loc[ROWS - L :, "c1"] = np.nan
     table.to_csv(tmp_path / "series.csv", index=False)
@@ -189,12 +189,12 @@ def test_an_interrupted_table_leaves_nothing(run, tmp_path, monkeypatch):
     monkeypatch.setattr(wide_module.WideForecaster, "__call__", interrupted)
     with pytest.raises(SystemExit):
         predict(run, path, output, "--every", 1, "--batch_size", 5)
-    # it was being written elsewhere meanwhile
+    # it was written under another name
     assert len(calls[-1]) == 3 and output.read_text() == "the one before\n"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["all.csv", "series.csv"]
 
 
-def test_table_appears_when_it_is_whole(tmp_path):
+def test_a_table_appears_once_complete(tmp_path):
     rows = pd.DataFrame({"a": [1, 2]})
     with open_table(tmp_path / "table.csv") as write:
         write(rows)
@@ -211,12 +211,12 @@ def test_memory_does_not_grow_with_the_number_of_windows(launch, tmp_path):
     growth = float(output.split()[-1])
     with open(f"{series[1]}.out") as file:
         assert sum(1 for _ in file) == 1 + 20_000 * 48
-    # MiB; the forecasts and dates of the second would be 35, a table of them more
+    # MiB; the second run's forecasts and dates take 35, a table of them more
     assert growth < 20
 
 
-def test_nonnegative_is_a_bound_that_is_asked_for(run, tmp_path):
-    """Of points and quantiles, in every way to forecast; the rest stays as it was."""
+def test_nonnegative_bounds_forecasts_only_on_request(run, tmp_path):
+    """It bounds points and quantiles in every way of forecasting, and leaves other values alone."""
     table = pd.read_csv(run.parent / "series.csv")
     channels = list(table.columns[1:])
     table[channels] -= table[channels].mean()
@@ -236,8 +236,8 @@ def test_nonnegative_is_a_bound_that_is_asked_for(run, tmp_path):
     pd.testing.assert_frame_equal(bound.drop(columns="predictions"), free.drop(columns="predictions"))
 
 
-def test_dates_are_one_format_whatever_the_batches(run, tmp_path):
-    """Batches of one forecast, whose origins are at midnight now and then."""
+def test_dates_have_one_format_in_all_batches(run, tmp_path):
+    """Batches of one forecast each, some of them at midnight."""
     table = pd.read_csv(run.parent / "series.csv")
     for batch_size in (1, 5, 1024):
         output = tmp_path / f"{batch_size}.csv"

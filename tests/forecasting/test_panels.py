@@ -1,4 +1,4 @@
-"""The three lines of a panel, and every other line that the API and the command line promise, on EIA's weekly data."""
+"""The README's three lines and everything else the API and the commands promise for panels, on EIA's weekly data."""
 
 import numpy as np
 import pandas as pd
@@ -81,12 +81,12 @@ def test_predict_df(f, df):
     first = out.groupby("item_id", sort=False)["timestamp"].min()
     assert (pd.to_datetime(first) - pd.to_datetime(last) == pd.Timedelta(days=7)).all()
     assert (np.diff(out[QUANTILES].to_numpy(), axis=1) >= 0).all()
-    # the run knows its columns, and takes a panel
+    # the run knows its columns, and accepts a panel
     for again in (f.predict_df(df), f.predict_df(Panel.from_df(df, **COLUMNS))):
         pd.testing.assert_frame_equal(again, out)
 
 
-def test_an_item_is_forecast_alike_alone_and_among_others(f, df):
+def test_an_item_has_the_same_forecast_alone_and_among_others(f, df):
     out = f.predict_df(df)
     shuffled = df.sample(frac=1, random_state=0)
     for frame, batch_size in ((df, 1), (shuffled, 4)):
@@ -101,7 +101,7 @@ def test_an_item_is_forecast_alike_alone_and_among_others(f, df):
 
 
 @pytest.mark.parametrize("k, c", [(1e-9, 0.0), (1e9, -3.0), (1.0, 1e9)])
-def test_no_unit_and_no_level_shows(f, df, k, c):
+def test_forecasts_do_not_depend_on_unit_or_level(f, df, k, c):
     spread = df.groupby("item_id", sort=False)["target"].transform("std")
     moved = f.predict_df(df.assign(target=k * df["target"] + c * k * spread))
     plain = f.predict_df(df)
@@ -128,14 +128,14 @@ def test_cross_validation(f, df):
     assert len(cv) == 3 * 9 * H and cv["cutoff"].nunique() == 3
     truth = cv.merge(df, on=["item_id", "timestamp"], suffixes=("", " of the frame"))
     np.testing.assert_array_equal(truth["target"], truth["target of the frame"])
-    # nothing behind the cutoff is seen
+    # nothing after the cutoff is used
     name, cutoff = cv["item_id"].iloc[0], cv["cutoff"].unique()[1]
     known = df[(df["item_id"] == name) & (df["timestamp"] <= cutoff)]
     window = cv[(cv["item_id"] == name) & (cv["cutoff"] == cutoff)]
     np.testing.assert_allclose(f.predict_df(known)["0.9"], window["0.9"], rtol=1e-5)
 
 
-def test_cross_validation_refits_on_nothing_but_the_past(f, df):
+def test_cross_validation_refits_only_on_the_past(f, df):
     cut = sorted(df["timestamp"].unique())[-H]
     changed = df.assign(target=df["target"].where(df["timestamp"] < cut, 1e6))
     one, other = (f.cross_validation(frame, n_windows=1, refit=True, **COLUMNS) for frame in (df, changed))
@@ -195,7 +195,7 @@ def test_horizons(f, df):
         ({"quantile_levels": [0.9, 0.1]}, "quantile_levels must rise"),
     ],
 )
-def test_arguments_that_are_none(f, df, change, words):
+def test_invalid_arguments_are_refused(f, df, change, words):
     with pytest.raises(InputError, match=words):
         f.predict_df(df, **change)
 
@@ -208,7 +208,7 @@ def test_another_frequency_than_the_runs_is_refused(f, df):
         f.predict_df(days)
 
 
-def test_an_item_without_a_value_stays_empty(f, df):
+def test_an_item_without_values_stays_empty(f, df):
     name = df["item_id"].iloc[0]
     with pytest.warns(InputWarning, match="1 items have no value in the context.*Minnesota"):
         out = f.predict_df(df.assign(target=df["target"].where(df["item_id"] != name)))
@@ -217,7 +217,7 @@ def test_an_item_without_a_value_stays_empty(f, df):
 
 
 def test_commands(folder, df, capsys):
-    """The block of commands, line for line."""
+    """The README's block of commands, line by line."""
     small = [f"--{name}={value}" for name, value in SMALL.items()]
     backbone = next(folder.glob("*.json"))
     line = f"fit {folder}/sales.parquet --id_column item_id --target target --prediction_length 8"
@@ -245,13 +245,13 @@ print([name for name in ("deepspeed", "transformers.trainer", "llata_fast.experi
 """
 
 
-def test_a_forecast_loads_no_trainer(folder, launch):
+def test_a_forecast_does_not_import_the_trainer(folder, launch):
     line = f"predict {folder}/run --input {folder}/sales.csv --quantile_levels .5 --output {folder}/g.csv"
     assert launch("python", "-c", "import llata_fast\n" + LOADED, *line.split()).splitlines()[-1] == "[]"
 
 
 def test_train_py_takes_a_panel(folder, launch, free_port):
-    """On one rank, and by DeepSpeed's launcher on two, which train the same."""
+    """One rank, and two ranks under DeepSpeed's launcher, train the same."""
     small = [f"--{name}={value}" for name, value in (SMALL | {"dropout": 0.0, "learning_rate": 1e-2}).items()]
     backbone = next(folder.glob("*.json"))
     line = f"--dataset {folder}/sales.parquet --id_column item_id --target target --prediction_length 8"
@@ -285,7 +285,7 @@ def test_two_ranks_write_what_one_does(folder, launch, free_port):
 
 
 def test_a_wide_file_is_a_panel_of_one_item(tmp_path):
-    """A run of a wide series, without a quantile head: calibrated, it has quantiles, too."""
+    """A run on a wide series without a quantile head has quantiles once it is calibrated."""
     path = write_series(tmp_path / "series.csv", 200)
     model = LlataForPrediction.from_backbone(
         tiny_config(random_backbone(tmp_path), context_length=L, prediction_length=H)
@@ -309,7 +309,7 @@ def test_a_wide_file_is_a_panel_of_one_item(tmp_path):
 
 @pytest.mark.parametrize("levels", [None, [0.2, 0.7]], ids=["points", "head"])
 def test_calibrated_intervals_cover_what_they_should(tmp_path, levels):
-    """Whatever a model forecasts: on exchangeable windows each quantile covers its level of the truth."""
+    """For any forecast, on exchangeable windows, each quantile covers its level of the truth."""
     config = tiny_config(random_backbone(tmp_path), context_length=L, prediction_length=3, quantile_levels=levels)
     model = LlataForPrediction.from_backbone(config)
     perturb(model)
@@ -329,7 +329,7 @@ def test_calibrated_intervals_cover_what_they_should(tmp_path, levels):
         assert (cv["target"] <= cv[f"{level:g}"]).mean() == pytest.approx(level, abs=0.035)
 
 
-def test_calibration_is_the_order_statistic():
+def test_calibration_takes_the_order_statistic():
     draws = np.random.default_rng(0)
     past, errors = draws.normal(size=(19, L, 1)), draws.normal(size=(19, 1, 1))
 
@@ -346,6 +346,6 @@ def test_calibration_is_the_order_statistic():
     )
     offsets = dict(zip(LEVELS, calibration.offsets[0, 0].tolist(), strict=True))
     ranked = np.sort(errors.ravel())
-    # of 19 the k-th lies above a new one with probability k / 20
+    # the k-th of 19 errors is above a new one with probability k / 20
     for level, rank in ((0.05, 1), (0.1, 2), (0.5, 10), (0.9, 18), (0.95, 19), (0.99, 19), (0.01, 1)):
         assert offsets[level] == pytest.approx(ranked[rank - 1], rel=1e-5)

@@ -1,4 +1,4 @@
-"""No name is mathematics, and no picture fails a run."""
+"""Names in pictures are never read as formulas, and a failing picture never fails a run."""
 
 import warnings
 
@@ -21,7 +21,7 @@ def draw(path, columns, index, title="", names=("forecast",)):
 @pytest.mark.parametrize(
     "name", ["revenue ($$)", "spread $bid-$ask", r"a$\frac$b", "50 %", "$", "a_b^c", "", "{x}", r"\alpha", "$$$"]
 )
-def test_names_are_drawn_as_they_are(tmp_path, name):
+def test_names_are_drawn_literally(tmp_path, name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         drawn = draw(tmp_path / "a.png", [name, "b"], pd.date_range("2024-01-01", periods=20), name, (f"x {name}",))

@@ -1,4 +1,4 @@
-"""What a table looks like is settled once, for the whole, however it comes in pieces."""
+"""A table's format is decided once for the whole table, whatever pieces it is written in."""
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,7 @@ def lines_of(path, table, form, sizes):
     sizes=st.lists(st.integers(1, 9), max_size=12),
 )
 @settings(deadline=None, max_examples=60)
-def test_pieces_are_written_as_the_whole(tmp_path_factory, step, hours, zone, sizes):
+def test_pieces_are_written_like_the_complete_table(tmp_path_factory, step, hours, zone, sizes):
     folder = tmp_path_factory.mktemp("table")
     start = np.datetime64("1980-01-01", "us") + np.timedelta64(hours // 24 * 24 if "@" in step else hours, "h")
     dates = pd.DatetimeIndex(parse_step(step).after(start, 30), tz=zone)

@@ -1,12 +1,13 @@
-"""Trains once for each case of a list and writes what it moved and held: `measured_cases.py CASES.json`.
+"""Trains once for each case of a list and measures communication and memory: `measured_cases.py CASES.json`.
 
-CASES.json maps the name of a case to arguments of `train.py`, or to those of `train_published`. <name>.measured beside
-it then says, of rank 0 and one optimizer step after the first (in which ZeRO-3 records its order of modules):
+CASES.json maps the name of a case to arguments of `train.py` or of `train_published`. The result is <name>.measured
+beside it, for rank 0. Messages and shards are those of one optimizer step; the first step is left out, since ZeRO-3
+records the order of modules in it.
 
-    messages       bytes that DeepSpeed's communication logger counted, by collective; DDP's buckets by a hook of theirs
-    frozen_shards  of the all-gathers' bytes those of weights that are not trained, seen where ZeRO-3 asks for them
-    trained_shards the others'
-    peak           bytes of resident memory that the training added to what the process held before
+    messages       bytes by collective, from DeepSpeed's communication logger; for DDP, from a hook on its buckets
+    frozen_shards  bytes of all-gathers for frozen weights, counted where ZeRO-3 requests them
+    trained_shards bytes of all-gathers for trained weights
+    peak           bytes of resident memory that the training added to the process
 """
 
 # must come first; llata_fast/__init__.py says why
@@ -41,11 +42,11 @@ STEPS = 3
 
 
 class TrainedError(Exception):
-    """Ends a run after its training: what follows is not measured."""
+    """Ends a run after its training, since the rest is not measured."""
 
 
 class Meter(TrainerCallback):
-    """Counts all steps but the first."""
+    """Counts every step but the first."""
 
     def __init__(self):
         gc.collect()
@@ -60,7 +61,7 @@ class Meter(TrainerCallback):
         self.buckets = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        # the peak of loading is another matter
+        # forget the peak of loading
         Path("/proc/self/clear_refs").write_text("5")
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -89,7 +90,7 @@ class Meter(TrainerCallback):
         return allreduce_hook(state, bucket)
 
     def watching(self):
-        """Within it trainers report here, and so do DDP and ZeRO-3."""
+        """Context in which trainers, DDP and ZeRO-3 report to this meter."""
         init, wrap, gather = ForecastTrainer.__init__, DistributedDataParallel.__init__, self._gather
 
         def watched_init(trainer, *args, **kwargs):
@@ -132,7 +133,7 @@ def train_published(
     config = GPT2Config(**backbone)
     width, channels, windows = config.n_embd, 3, 4
     settings = json.loads(Path(zero_file).read_text())
-    # what transformers fills in for "auto"
+    # the values that transformers fills in for "auto"
     settings["zero_optimization"] |= {
         "reduce_bucket_size": width * width,
         "stage3_prefetch_bucket_size": int(0.9 * width * width),

@@ -1,6 +1,6 @@
-"""The planner's memory and bytes on the wire against trainings on two CPU ranks; the twin pass's against others'.
+"""The planner's memory and bytes on the wire, against trainings on two CPU ranks; the twin pass against two passes.
 
-One launch runs all (`measured_cases.py`); it takes most of this file's time.
+One launch runs all trainings (`measured_cases.py`) and takes most of this file's time.
 """
 
 import json
@@ -18,10 +18,10 @@ from llata_fast.settings import ModelSettings
 ROOT = Path(__file__).resolve().parents[2]
 RANKS, CHANNELS = 2, 7
 
-# no weight stays until it is used again, as those of a base of many billions cannot
+# no weight stays gathered until its next use, as with a base of many billions of parameters
 LARGE = {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
 
-# name -> stage, further flags, further fields of zero_optimization
+# name -> (stage, more flags, more fields of zero_optimization)
 WIRE = {
     "ddp": ("ddp", [], {}),
     "zero1": ("zero1", [], {}),
@@ -31,13 +31,13 @@ WIRE = {
     "zero3, large": ("zero3", [], LARGE),
     "zero3, large, two_pass": ("zero3", ["--backbone_pass", "two_pass"], LARGE),
 }
-# the twin pass over GPT-2, and the published two copies of it, by stage3 fields
+# the twin pass over GPT-2 and the published model's two copies, for each choice of stage3 fields
 PUBLISHED = {"": {}, ", large": LARGE}
 GPT2 = {"n_embd": 128, "n_layer": 3, "n_head": 2, "n_positions": 16, "vocab_size": 80}
 HELD = {f"{stage}, 1 GiB": (stage, [], {}) for stage in ("ddp", "zero1", "zero2", "zero3")}
 SMALL_FIELDS = {"context_length": 12, "prediction_length": 6, "num_layers": 3, "num_prototypes": 9}
 LARGE_FIELDS = {"context_length": 96, "prediction_length": 24, "num_layers": 10, "num_prototypes": 100}
-# glibc returns every larger buffer at once; what it keeps else moves a peak by 7 % from run to run
+# makes glibc return every buffer above this size at once; otherwise peaks vary by 7 % between runs
 RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
@@ -58,14 +58,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small(folder):
-    """Settings of the model whose messages are counted."""
+    """Settings for the model whose messages are counted."""
     backbone = random_backbone(folder, "llama", hidden_size=96, intermediate_size=256, head_dim=24)
     return {"backbone": backbone, "intermediate_size": 20, **SMALL_FIELDS}
 
 
 @pytest.fixture(scope="module")
 def heavy(folder):
-    """Settings of a model that needs more than a GiB on a rank."""
+    """Settings for a model that needs more than 1 GiB per rank."""
     place = folder / "heavy"
     place.mkdir()
     sizes = {"hidden_size": 1024, "intermediate_size": 4096, "head_dim": 64, "num_hidden_layers": 10}
@@ -75,7 +75,7 @@ def heavy(folder):
 
 @pytest.fixture(scope="module")
 def measured(folder, small, heavy, launch, free_port):
-    """Name of a case -> what it measured."""
+    """{name of a case: its measurements}."""
     series = write_series(folder / "series.csv", 160, 3)
     wide = write_series(folder / "wide.csv", 300, CHANNELS)
     common = {"max_steps": 3, "precision": "fp32", "use_cpu": True, "eval_strategy": "no", "save_strategy": "no"}
@@ -86,8 +86,8 @@ def measured(folder, small, heavy, launch, free_port):
         zero = [] if stage == "ddp" else ["--deepspeed", zero_file(folder, stage, fields)]
         return [*(f"--{key}={value}" for key, value in named.items()), *zero, *more]
 
-    # the heavy ones first: a process that has trained before holds on to memory. DDP goes before DeepSpeed, which
-    # accelerate does not forget
+    # Heavy cases come first, since a process that has trained keeps some memory. DDP comes before DeepSpeed, because
+    # accelerate keeps DeepSpeed's state.
     cases = {"ddp": flags("ddp", small | {"batch_size": 8}, series, "ddp", [], {})}
     cases |= {name: flags(name, heavy | {"batch_size": 2 * RANKS}, wide, *case) for name, case in HELD.items()}
     cases |= {
@@ -106,7 +106,7 @@ def measured(folder, small, heavy, launch, free_port):
 
 
 def total(measured):
-    """All that the logger counted in a step."""
+    """All bytes that the logger counted in a step."""
     return sum(measured["messages"].values())
 
 
@@ -142,14 +142,14 @@ def test_memory(case, measured, heavy):
 
 
 @pytest.mark.parametrize("case", [name for name in WIRE if name.startswith("zero3")])
-def test_shards_are_what_the_logger_counted(case, measured):
-    """But for small weights, which are gathered together after the optimizer's step."""
+def test_shards_add_up_to_what_the_logger_counted(case, measured):
+    """Except for small weights, which are gathered together after the optimizer's step."""
     shards = measured[case]["frozen_shards"] + measured[case]["trained_shards"]
     assert shards == pytest.approx(measured[case]["messages"]["all_gather_into_tensor"], rel=0.05)
 
 
 def test_twin_pass_gathers_half_of_two_calls(measured):
-    """A base too large to stay: one copy called twice is gathered twice as often."""
+    """If the base cannot stay gathered, calling one copy twice gathers it twice as often."""
     twin, two_pass = measured["zero3, large"], measured["zero3, large, two_pass"]
     assert 0 < twin["frozen_shards"] <= 0.55 * two_pass["frozen_shards"]
     assert twin["messages"]["all_gather_into_tensor"] < two_pass["messages"]["all_gather_into_tensor"]
@@ -157,10 +157,10 @@ def test_twin_pass_gathers_half_of_two_calls(measured):
 
 @pytest.mark.parametrize("case", PUBLISHED)
 def test_twin_pass_gathers_half_of_the_published_copies(case, measured):
-    """Two copies of a base, each as large as the only one."""
+    """The published model has two copies of the base, each as large as the single one here."""
     twin, published = measured[f"twin{case}"], measured[f"published{case}"]
     assert 0 < twin["frozen_shards"] <= 0.55 * published["frozen_shards"]
-    # both train as much, so the copies are all the difference between the steps
+    # both train equally many weights, so the steps differ only by the copies
     assert twin["trained_shards"] == pytest.approx(published["trained_shards"], rel=0.01)
     whole = [step["messages"]["all_gather_into_tensor"] for step in (twin, published)]
     assert whole[1] - whole[0] == pytest.approx(published["frozen_shards"] - twin["frozen_shards"], rel=0.02)

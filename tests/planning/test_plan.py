@@ -1,4 +1,4 @@
-"""The planner against the model itself: parameters, FLOPs, published sizes, and what it recommends."""
+"""The planner against the model itself: parameters, FLOPs, published sizes, and recommendations."""
 
 import json
 
@@ -21,7 +21,7 @@ from llata_fast.planning.trace import LiveMemory, Workload, trace_step
 from llata_fast.settings import ModelSettings
 from llata_fast.training.parameters import parameter_counts
 
-# of the whole language models, as their publishers count them
+# parameters of the complete language models, as published
 PARAMETERS = {
     "meta-llama/Llama-2-7b": 6_738_415_616,
     "meta-llama/Llama-2-13b": 13_015_864_320,
@@ -114,8 +114,8 @@ PATCHES = {"patch_length": 4, "dropout": 0.1, "lora_dropout": 0.1}
 
 
 @pytest.mark.parametrize(("family", "fields"), [("gpt2", {}), ("llama", PATCHES), ("gemma2", {})])
-def test_flops_and_parameters_are_the_models(family, fields, tmp_path, plain_ops):
-    """Six blocks, of which the planner traces three, against the count of a real step."""
+def test_flops_and_parameters_match_the_model(family, fields, tmp_path, plain_ops):
+    """Six blocks, of which the planner traces three, against the count for a real step."""
     layers = {"n_layer" if family == "gpt2" else "num_hidden_layers": 6, "layer_types": None}
     backbone = random_backbone(tmp_path, family, **layers)
     config = config_of(backbone, 6, **fields)
@@ -124,7 +124,7 @@ def test_flops_and_parameters_are_the_models(family, fields, tmp_path, plain_ops
     measured = count_flops(lambda: model(past, future).loss.backward())
     traced = trace_step(config, Workload(4, 3, on_gpu=False))
     assert traced.flops == pytest.approx(measured, rel=0.02)
-    # the kernels' count of a GPU's step: the same products
+    # the kernels' count for a step on a GPU: the same products
     assert trace_step(config, Workload(4, 3, "bf16")).flops == pytest.approx(measured, rel=0.02)
     counts = parameter_counts(model)
     weights = weigh(config, "fp32")
@@ -143,10 +143,10 @@ def test_checkpointing_computes_blocks_twice(tmp_path, plain_ops):
     assert traced.flops == pytest.approx(measured, rel=0.02)
 
 
-# garbage that is not collected yet counts as alive
+# garbage that has not been collected counts as live memory
 @pytest.mark.parametrize(("checkpointing", "share"), [(False, 0.02), (True, 0.1)])
-def test_activations_of_a_deep_model_are_those_of_real_tensors(checkpointing, share, tmp_path, plain_ops):
-    """Twelve blocks, of which the planner traces two cuts of at most five."""
+def test_activations_of_a_deep_model_match_real_tensors(checkpointing, share, tmp_path, plain_ops):
+    """Twelve blocks; the planner traces two models of at most five blocks."""
     backbone = random_backbone(tmp_path, "llama", num_hidden_layers=12)
     model = tiny_model(backbone, num_layers=12)
     if checkpointing:
@@ -163,8 +163,8 @@ def test_activations_of_a_deep_model_are_those_of_real_tensors(checkpointing, sh
     assert traced.step_bytes == pytest.approx(memory.peak, rel=share)
 
 
-def test_gradients_take_no_less_than_nothing():
-    """So wide that few blocks peak by their gradients and many by their activations."""
+def test_memory_of_gradients_is_never_negative():
+    """A model so wide that gradients set the peak of few blocks, and activations that of many."""
     fields = {"backbone": "meta-llama/Llama-3.1-70B", "num_layers": 80, "context_length": 96}
     trace = trace_step(model_config(ModelSettings(**fields)), Workload(32, 7, "bf16"))
     assert trace.step_bytes >= trace.activation_bytes + trace.gradient_bytes > trace.activation_bytes
@@ -198,21 +198,21 @@ def test_more_gpus_need_less_memory_each():
 
 
 @pytest.mark.parametrize("stage", ["zero2", "zero3"])
-def test_what_leaves_a_gpu_is_in_its_hosts_memory(stage):
+def test_offloaded_memory_is_counted_on_the_host(stage):
     config = model_config(ModelSettings(backbone="Qwen/Qwen2.5-7B", num_layers=28))
     request = Request(gpus=16, batch_size=128, checkpointing=False)
     plan = make_plan(config, request, (stage, f"{stage}_offload"))
     kept, moved = plan.stages
     left = sum(kept.memory[part] - moved.memory[part] for part in ("weights", "optimizer"))
-    # the step's gradients in fp32, which on a GPU take the room of what is gone by then
+    # the step's fp32 gradients; on a GPU they reuse memory that is free by then
     gradients = 4 * plan.weights.trained / request.gpus
-    # eight GPUs a node
+    # eight GPUs per node
     assert moved.host_bytes == pytest.approx(8 * (left + gradients)) and left > 2**26
     assert kept.host_bytes == 0
 
 
 @pytest.mark.parametrize(("precision", "element"), [("fp32", 4), ("bf16", 2)])
-def test_prototypes_have_keys_and_values_where_there_is_a_textual_branch(precision, element):
+def test_prototypes_have_keys_and_values_only_with_a_textual_branch(precision, element):
     request = Request(gpus=2, batch_size=16, checkpointing=False, precision=precision)
     for ablation, tensors in (("none", 2), ("no_text_branch", 0), ("no_llm", 0)):
         config = model_config(ModelSettings(backbone="gpt2", num_layers=2, context_length=96, ablation=ablation))
@@ -222,7 +222,7 @@ def test_prototypes_have_keys_and_values_where_there_is_a_textual_branch(precisi
 
 @pytest.mark.parametrize(("precision", "size"), [("int8", 1.0), ("int4", 0.52)])
 def test_quantised_base(precision, size):
-    """A base of 70 billion parameters on one GPU, without the stages that would partition it."""
+    """A base of 70 billion parameters on one GPU, without the stages that partition it."""
     fields = {"backbone": "meta-llama/Llama-3.1-70B", "num_layers": 80, "context_length": 96}
     config = model_config(ModelSettings(**fields, base_precision=precision))
     plan = make_plan(config, Request("h200", 1, 8, checkpointing=False))
@@ -234,7 +234,7 @@ def test_quantised_base(precision, size):
 
 
 def test_collectives():
-    """alpha-beta: nothing alone, bytes and starts add up, another node is slower."""
+    """The alpha-beta model: one rank sends nothing, bytes and latencies add up, another node is slower."""
     device = DEVICES["h100-80g"]
     assert collective_seconds(device, 1, 1e9, 10) == 0
     small, large = (collective_seconds(device, 8, sent, 1) for sent in (1e9, 2e9))
@@ -298,7 +298,7 @@ def test_covariates_are_tokens_and_parameters(tmp_path, capsys, patches, more_to
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_one_stage_on_one_gpu(tmp_path, capsys, stage):
-    """It is what was asked for, although nobody is there to share with."""
+    """The stage that was asked for is planned, although there is no other rank to share with."""
     backbone = random_backbone(tmp_path, "llama")
     main(["plan", "--backbone", backbone, "--num_layers", "1", "--num_prototypes", "9", "--stage", stage])
     assert f"Take {stage}: " in capsys.readouterr().out

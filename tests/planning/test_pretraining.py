@@ -1,4 +1,4 @@
-"""What a pre-training costs follows from its steps and from the plan of one."""
+"""The cost of a pre-training follows from its steps and the plan of one step."""
 
 import json
 
@@ -14,7 +14,7 @@ def test_a_pass_forecasts_every_step_once(capsys):
     main([*PLAN, "--corpus_steps", "27e9", "--json"])
     plan = json.loads(capsys.readouterr().out)
     cost, stage = plan["pretraining"], plan["stages"][plan["recommended"]]
-    # 96 targets a window, 16 patches of its context
+    # a window has 96 targets, and 16 patches in its lookback
     assert cost["windows"] * 96 == pytest.approx(27e9)
     assert cost["tokens"] == pytest.approx(cost["windows"] * 16)
     assert cost["training_steps"] == pytest.approx(cost["windows"] / 512)

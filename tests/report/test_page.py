@@ -1,4 +1,4 @@
-"""A run's report: one page, readable anywhere, nothing fetched, no name taken for markup."""
+"""A run's report is one self-contained page: nothing is fetched, and names are never read as markup."""
 
 import html
 import json
@@ -40,7 +40,7 @@ TINY = {
     "save_steps": 2,
     "batch_size": 8,
     "report_to": "none",
-    # a forecast is computed in fp32: the scores are to agree
+    # as forecasts are computed in fp32, so that the scores agree
     "precision": "fp32",
     "disable_tqdm": True,
 }
@@ -62,7 +62,7 @@ def page(run):
 
 
 class Elements(HTMLParser):
-    """Every tag with its attributes."""
+    """All tags with their attributes."""
 
     def __init__(self, text):
         super().__init__()
@@ -90,7 +90,7 @@ def test_page_has_every_section(page):
     assert all(f"The {label} window" in page for label in ("best", "median", "worst"))
 
 
-def test_scores_are_those_of_the_run(run, page):
+def test_scores_match_the_run(run, page):
     metrics = json.loads((run / METRICS).read_text())
     for scores in (metrics["test"], *metrics["baselines"].values()):
         assert f"{scores['mse']:.4f}" in page and f"{scores['mae']:.4f}" in page
@@ -105,12 +105,12 @@ def test_names_are_text(page):
 def test_nothing_is_fetched(page):
     for tag, attributes in Elements(page).tags:
         for name in ("src", "href", "xlink:href", "action", "data"):
-            # within the page, or nothing at all
+            # a link within the page, or none
             assert attributes.get(name, "#")[:1] == "#" or attributes[name] == "data:,", (tag, attributes)
     assert "@import" not in page and "url(http" not in page
 
 
-def test_chromium_shows_it_without_a_complaint(run, page, tmp_path):
+def test_chromium_shows_it_without_errors(run, page, tmp_path):
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no Chromium here")
@@ -126,7 +126,7 @@ def test_chromium_shows_it_without_a_complaint(run, page, tmp_path):
 
 @pytest.fixture(scope="module")
 def panel(tmp_path_factory):
-    """A run on a long table of three items with a known covariate, its table and the page of a backtest."""
+    """A run on a long table of three items with a known covariate, the table, and the page of a backtest."""
     folder = tmp_path_factory.mktemp("panel")
     hours = np.arange(60)
     items = {
@@ -150,7 +150,7 @@ def panel(tmp_path_factory):
     return folder
 
 
-def test_backtest_s_page(panel):
+def test_page_of_a_backtest(panel):
     text = (panel / "backtest.html").read_text(encoding="utf-8")
     headings = " ".join(re.findall(r"<h2>(.*?)</h2>", text))
     assert all(title in headings for title in ("Scores", "Error by step", "Error by item", "Calibration", "Forecasts"))
@@ -160,12 +160,12 @@ def test_backtest_s_page(panel):
     assert html.escape(ITEMS[0]) in text and not [tag for tag, _ in Elements(text).tags if tag == "script"]
 
 
-def test_panel_s_report_shows_what_training_has_not_seen(panel):
+def test_report_of_a_panel_shows_unseen_windows(panel):
     text = write_report(panel / "run", panel / "report.html").read_text(encoding="utf-8")
     assert "nothing was held back for a test" in text and "Error by item" in text and "prototypes" in text
 
 
-def test_panel_s_errors_by_hand(panel):
+def test_errors_of_a_panel_by_hand(panel):
     table = Panel.from_csv(panel / "sales.csv", id_column="sku", target="qty", known_covariates=["price"])
     forecaster = Forecaster.from_pretrained(panel / "run")
     errors = measures.panel_errors(forecaster, table, 2)
@@ -186,7 +186,7 @@ def test_panel_s_errors_by_hand(panel):
     )
 
 
-def test_data_that_is_gone_is_said(run, tmp_path):
+def test_missing_data_is_mentioned(run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     moved = run.parent / "series.csv"
@@ -198,7 +198,7 @@ def test_data_that_is_gone_is_said(run, tmp_path):
     assert "The test windows are not shown" in text and "<h2>Scores</h2>" in text
 
 
-def test_pre_training_s_report_has_a_row_for_each_set(run, tmp_path):
+def test_report_of_a_pre_training_has_a_row_per_set(run, tmp_path):
     folder = RunFolder(shutil.copytree(run, tmp_path / "run"))
     scores = {"windows": 1200, "mase": 0.9, "wql": 0.1, "naive_mase": 1.25, "naive_wql": None}
     metrics = folder.read_metrics() | {"test": {"relative_mase": 0.72, "per_set": {NAMES[0]: scores}}}
@@ -224,7 +224,7 @@ def test_errors_by_step_average_to_the_score(run):
     assert best < median < worst
 
 
-def test_only_a_finished_run_has_one(tmp_path):
+def test_an_unfinished_run_has_no_report(tmp_path):
     with pytest.raises(InputError, match="not the folder of a finished run"):
         write_report(tmp_path, tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()

@@ -1,4 +1,4 @@
-"""kernels/RESOURCES.md is what the compiler makes of these sources: no spill, tensor cores, full waves."""
+"""kernels/RESOURCES.md matches what the compiler gives for the sources: no spills, tensor cores, full waves."""
 
 import dataclasses
 import os
@@ -30,7 +30,7 @@ def table_compiler() -> str:
     return re.search(r"compiled without a GPU by Triton (\S+)\.\n", compile_only.TABLE.read_text())[1]
 
 
-def test_table_is_of_these_sources():
+def test_table_matches_the_sources():
     digest = re.search(r"^Sources: `(\w+)`$", compile_only.TABLE.read_text(), re.MULTILINE)[1]
     assert digest == compile_only.source_digest(), "kernels/RESOURCES.md is stale: run `make resources`"
 
@@ -42,14 +42,14 @@ def test_table_has_every_config():
     assert written == {key for key in configs.TABLE if key[2] in {"any", *compile_only.TARGETS}}
 
 
-def test_no_config_is_at_fault():
+def test_no_config_has_a_fault():
     faults = {str(row): row.faults() for row in compile_only.read_table() if row.faults()}
     assert not faults
 
 
 @pytest.mark.parametrize("target", compile_only.TARGETS)
 def test_every_kernel_compiles(target):
-    """A sample, compiled here and now: all of it takes minutes, which `make resources` spends after every change."""
+    """Compiles a sample. Compiling everything takes minutes, which `make resources` does after every change."""
     rows = compiled(target, "--sample")
     assert {row.kernel for row in rows} == {key[0] for key in configs.TABLE}
     assert not [row for row in rows if row.faults()]
@@ -57,7 +57,7 @@ def test_every_kernel_compiles(target):
         key = attrgetter("kernel", "shape_class", "variant", "target", "config")
         table = {key(row): row for row in compile_only.read_table()}
         for row in [row for row in rows if row.target in {target for *_, target, _ in table}]:
-            # the table holds the worst of a config's launches, the sample one of them
+            # the table contains the worst launch of a config, the sample one of its launches
             worst = table[key(row)]
             for fact in ("registers", "spill_bytes", "shared_bytes"):
                 assert getattr(row, fact) <= getattr(worst, fact), (row, worst)
@@ -67,16 +67,16 @@ def test_every_kernel_compiles(target):
 def test_waves_are_full():
     waves = compile_only.parse_waves(compile_only.TABLE.read_text())
     assert {row.shape for row in waves} == set(kernel_launches.NAMED)
-    # the least is twin_norm_fwd's at ETT and Weather: 3,584 and 2,688 programs in four and three waves of 1,056
+    # the lowest is twin_norm_fwd's at ETT and Weather: 3,584 and 2,688 programs in four and three waves of 1,056
     idle = [row for row in waves if row.waves >= 1 and row.efficiency < 0.848]
     assert not idle
 
 
 def test_splits_fit_what_is_resident():
-    """`waves` of a config that splits its work is the number of programs that a multiprocessor holds."""
+    """For a config that splits its work, `waves` is the number of programs that a multiprocessor holds."""
     waves = compile_only.parse_waves(compile_only.TABLE.read_text())
     split = [row for row in waves if row.kernel in ("prototype_attention_bwd_dkv", "patch_embed_bwd")]
-    # blocks of keys times heads are several waves there, and nothing is split
+    # there blocks of keys times heads fill several waves, so nothing is split
     split = [row for row in split if row.shape != "large backbone"]
     assert split
     for row in split:
@@ -85,9 +85,9 @@ def test_splits_fit_what_is_resident():
 
 
 def test_waves_by_hand():
-    # 168 registers a thread are 5,376 a warp: three programs of four warps in 65,536
+    # 168 registers per thread are 5,376 per warp: three programs of four warps fit in 65,536
     assert assembly.Multiprocessor().resident(168, 66_560, 4) == (3, "registers")
-    # 229,376 bytes and 1,024 reserved are 230,400 of 233,472
+    # 229,376 bytes plus 1,024 reserved are 230,400 of 233,472
     assert assembly.Multiprocessor().resident(32, 229_376, 4) == (1, "shared memory")
     assert assembly.Multiprocessor().resident(16, 0, 32) == (2, "threads")
     assert assembly.Multiprocessor().resident(16, 0, 1) == (32, "programs")
@@ -123,7 +123,7 @@ def test_a_loop_without_copies_waits_for_none():
     assert facts == {"waits": "-", "in_flight": "-", "load_bytes": "2"}
 
 
-def test_faults_are_seen():
+def test_faults_are_detected():
     facts = 255, 0, 227 * 1024, 1, "3", "2", "4-16"
     good = compile_only.Resources("k", "E <= 64, 16-bit", "", "sm_90", "any", *facts)
     assert not good.faults()

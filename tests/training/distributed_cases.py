@@ -1,6 +1,6 @@
 """Runs `train.py` once for each case of a list, in one launch of several ranks: `distributed_cases.py CASES.json`.
 
-A launch takes many times as long as three steps of a tiny model. CASES.json holds lists of arguments of `train.py`.
+A launch takes many times as long as three steps of a tiny model. CASES.json contains lists of arguments for `train.py`.
 """
 
 import json
@@ -18,13 +18,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def train(arguments: list[str]) -> dict[str, list[str]]:
-    """`python train.py ...` in this process. Returns what passed through: name -> kinds of tensors."""
+    """`python train.py ...` in this process. Returns the kinds of tensors that passed through, by name."""
     seen = {name: set() for name in ("past_values", "future_values", "targets", "forecasts")}
     forward, update = LlataForPrediction.forward, ForecastMetrics.update
 
     def watched_forward(self, past_values, future_values=None, **kwargs):
         if past_values.is_meta:
-            # FLOPs are counted, there are no values
+            # FLOPs are being counted on tensors without values
             return forward(self, past_values, future_values, **kwargs)
         seen["past_values"].add(_kind(past_values))
         if future_values is not None:
@@ -47,7 +47,7 @@ def train(arguments: list[str]) -> dict[str, list[str]]:
 
 
 def _kind(values: torch.Tensor) -> str:
-    """Precision of what is in a tensor: a series that went through bf16 is no fp32 series any more."""
+    """The precision of a tensor's values: an fp32 tensor that was rounded to bf16 counts as bf16."""
     rounded = torch.equal(values, values.bfloat16().to(values.dtype))
     return f"{values.dtype} of bf16 values" if rounded else str(values.dtype)
 

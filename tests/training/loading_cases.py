@@ -1,7 +1,7 @@
-"""Loads a model for training on every rank and notes what it took: `loading_cases.py CASES.json`.
+"""Loads a model for training on every rank and measures its memory: `loading_cases.py CASES.json`.
 
-CASES.json holds a list of {"arguments": [...], "output": path without rank}; the arguments are those of `train.py`.
-What a rank writes is {"share", "peak"}, in bytes of anonymous memory: the pages of a mapped file are not its own.
+CASES.json contains a list of {"arguments": [...], "output": path without rank}, with arguments for `train.py`.
+A rank writes {"share", "peak"} in bytes of anonymous memory, which excludes the pages of mapped files.
 """
 
 import json
@@ -27,7 +27,7 @@ def anonymous_bytes() -> int:
 
 
 class Peak:
-    """Largest growth of anonymous memory while the context is open, looked at every few milliseconds."""
+    """Peak growth of anonymous memory while the context is open, sampled every few milliseconds."""
 
     def __enter__(self):
         self.start = self.largest = anonymous_bytes()
@@ -52,13 +52,13 @@ class Peak:
 
 
 def held_bytes(model: torch.nn.Module) -> int:
-    """What a rank holds of a model: of partitioned parameters its part."""
+    """Bytes of a model on this rank; of partitioned parameters only this rank's part counts."""
     held = [getattr(parameter, "ds_tensor", parameter) for parameter in model.parameters()] + list(model.buffers())
     return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
 def marks(model: torch.nn.Module) -> dict[str, list[float]]:
-    """First and last element of what a rank holds of every frozen projection."""
+    """First and last element of this rank's part of every frozen projection."""
     found = {}
     for name, parameter in model.backbone.named_parameters():
         if re.search(r"_proj\.(base\.)?weight$", name):

@@ -1,4 +1,4 @@
-"""The command line: what wins over what, what is refused in one line, and what a run writes down."""
+"""The command line: which source of a setting wins, which options are refused in one line, what a run records."""
 
 import os
 from dataclasses import fields
@@ -32,7 +32,7 @@ def config_file(tmp_path):
 
 @pytest.fixture
 def refused(capsys):
-    """`refused(*argv)` is the one line that the program ends with; its exit code is 2."""
+    """`refused(*argv)` returns the one line of an error; the exit code must be 2."""
 
     def run(*argv):
         with pytest.raises(SystemExit) as exit:
@@ -62,7 +62,7 @@ def test_defaults_then_file_then_flags(config_file):
     assert (model.prediction_length, training.seed) == (ModelSettings.prediction_length, TrainingSettings.seed)
 
 
-def test_a_preset_lies_below_file_and_flags(config_file, monkeypatch):
+def test_file_and_flags_win_over_a_preset(config_file, monkeypatch):
     monkeypatch.setattr(presets, "TUNED", {"num_layers": 3, "lora_r": 5, "learning_rate": 0.5})
     model, _, training = parse_arguments(
         ["--config", config_file(dataset="etth1", learning_rate=0.25), "--num_layers", "4"]
@@ -71,7 +71,7 @@ def test_a_preset_lies_below_file_and_flags(config_file, monkeypatch):
     assert parse_arguments(["--dataset", "my.csv"])[0].lora_r == 5, "one preset for every series"
 
 
-def test_a_flag_wins_though_it_repeats_a_default(config_file, monkeypatch):
+def test_a_flag_wins_even_if_it_repeats_a_default(config_file, monkeypatch):
     monkeypatch.setattr(presets, "TUNED", {"lora_r": 5})
     monkeypatch.setitem(presets.PAPER, "ETTh1", {"lora_r": 6})
     path = config_file(dataset="ETTh1", recipe="paper", seed=7)
@@ -82,8 +82,8 @@ def test_a_flag_wins_though_it_repeats_a_default(config_file, monkeypatch):
     assert data.dataset == "Metro" and model.lora_r == ModelSettings.lora_r, "the paper has none for it"
 
 
-def test_epochs_that_are_asked_for_are_trained():
-    """Where a preset counts steps, the Trainer would not look at them."""
+def test_requested_epochs_win_over_steps_of_a_preset():
+    """Even if the preset sets max_steps, which the Trainer prefers."""
     assert parse_arguments(["--dataset", "ETTh1"])[2].max_steps > 0
     training = parse_arguments(["--dataset", "ETTh1", "--num_train_epochs", "2"])[2]
     assert (training.num_train_epochs, training.max_steps) == (2, -1)
@@ -147,7 +147,7 @@ def test_wrong_types_in_the_file(refused, config_file, name, value):
     assert "config.yaml: " in refused("--config", config_file(**{name: value}))
 
 
-def test_null_in_the_file_is_no_value(config_file):
+def test_null_in_the_file_means_unset(config_file):
     model, data, training = parse_arguments(
         ["--config", config_file(num_heads=None, columns=None, save_total_limit=None)]
     )
@@ -155,14 +155,14 @@ def test_null_in_the_file_is_no_value(config_file):
 
 
 def test_numbers_in_the_file_may_be_written_as_text(config_file, tmp_path):
-    """YAML reads 1e-3, without a dot, as text."""
+    """YAML reads 1e-3 without a dot as text."""
     path = tmp_path / "config.yaml"
     path.write_text("learning_rate: 1e-3\nlora_alpha: 16\n")
     model, _, training = parse_arguments(["--config", str(path)])
     assert training.learning_rate == 1e-3 and model.lora_alpha == 16.0
 
 
-def test_batch_size_is_the_global_one(refused, monkeypatch):
+def test_batch_size_is_global(refused, monkeypatch):
     def per_device(*argv):
         training = parse_arguments(list(argv))[2]
         return training.per_device_train_batch_size, training.gradient_accumulation_steps
@@ -215,14 +215,14 @@ def test_compiled_steps_are_cuda_graphs_on_a_gpu(dynamic):
     assert settled(use_cpu=True) == settled(deepspeed="zero2.json") == (True, None)
 
 
-def test_compiled_by_default_where_launches_bound_a_step(dynamic, monkeypatch):
+def test_compiled_by_default_where_launches_limit_a_step(dynamic, monkeypatch):
     auto = partial(settled, torch_compile=None)
-    # until a GPU has shown that it pays, nowhere
+    # nowhere, until measurements on a GPU show that it pays
     assert auto() == settled(torch_compile=False) == (False, None) and dynamic() is None
     monkeypatch.setattr(arguments, "COMPILED_BELOW", 9)
     assert auto() == (True, "reduce-overhead")
     assert auto(per_device_train_batch_size=9) == auto(use_cpu=True) == auto(deepspeed="zero2.json") == (False, None)
-    # what names a mode asks for it
+    # naming a mode turns compilation on
     assert auto(torch_compile_mode="default", use_cpu=True) == (True, "default")
 
 
@@ -240,7 +240,7 @@ def test_checkpointing_is_non_reentrant(refused, name):
     assert "non-reentrant" in refused(f"--{name}", f"--{name}_kwargs", '{"use_reentrant": true}')
 
 
-def test_evaluation_keeps_the_best_epoch_if_there_is_one():
+def test_the_best_epoch_is_kept_if_there_is_validation():
     training = parse_arguments([])[2]
     assert training.load_best_model_at_end and training.metric_for_best_model == "mse"
     assert not parse_arguments(["--eval_strategy", "no"])[2].load_best_model_at_end
@@ -258,7 +258,7 @@ def test_evaluation_keeps_the_best_epoch_if_there_is_one():
     ids=["defaults", "bf16", "patches", "checkpointing"],
 )
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing")
-def test_settings_go_back_in(config_file, argv):
+def test_recorded_settings_can_be_read_back(config_file, argv):
     settings = settings_of(*argv, "--output_dir", "somewhere")
     again = settings_of("--config", config_file(**settings))
     assert again == settings
@@ -269,17 +269,17 @@ def test_settings_go_back_in(config_file, argv):
         assert read[2].to_dict()[name] == value, name
 
 
-def test_settings_hold_no_noise():
+def test_recorded_settings_are_ours_and_those_given():
     own = {item.name for kind in (ModelSettings, DataSettings) for item in fields(kind)}
     own |= TrainingSettings.__annotations__.keys()
-    # what names one run is not what it was made with
+    # these name a run; they do not say how it was made
     own -= {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "trust_checkpoint"}
     assert settings_of("--output_dir", "x").keys() == own
     assert settings_of("--warmup_steps", "5", "--max_grad_norm", "2").keys() == own | {"warmup_steps", "max_grad_norm"}
 
 
 def test_our_option_names():
-    """Scripts and configuration files rest on them."""
+    """Scripts and configuration files depend on them."""
     trainers = {item.name for item in fields(TrainingArguments)}
     ours = [item.name for kind in (ModelSettings, DataSettings) for item in fields(kind)]
     ours += [name for name in TrainingSettings.__annotations__ if name not in trainers]

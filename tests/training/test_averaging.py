@@ -1,4 +1,4 @@
-"""The running average: what it is, where it is shown, and that training goes on from the weights."""
+"""The running average of weights: its values, when the model holds it, and training that continues without it."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ def control(**flags):
 
 
 def walk(average, model, steps, shown_at=()):
-    """Add 1 to the weight each step; returns what the model shows after every step."""
+    """Add 1 to the weight in each step; returns the model's weight after every step."""
     shown = []
     for step in range(1, steps + 1):
         average.on_step_begin()
@@ -35,7 +35,7 @@ def model():
 
 def test_average_by_hand(model):
     walk(WeightAverage(model, 0.9), model, 2, shown_at=(2,))
-    # decays 2/11 and 3/12: 1 * 9/11, then that * 1/4 + 2 * 3/4
+    # with decays 2/11 and 3/12: first 1 * 9/11, then that * 1/4 + 2 * 3/4
     assert model.weight.item() == pytest.approx(9 / 11 / 4 + 2 * 3 / 4)
 
 
@@ -44,12 +44,12 @@ def test_decay_is_at_most_the_one_given(model):
     assert model.weight.item() == pytest.approx((0.9 * 0.1) + 2 * 0.9)
 
 
-def test_training_goes_on_from_the_weights(model):
+def test_training_continues_from_the_weights(model):
     shown = walk(WeightAverage(model, 0.99), model, 4, shown_at=(2,))
     assert shown[0] == 1 and shown[1] < 2 and shown[2:] == [3, 4]
 
 
-def test_shown_once_however_often_it_is_asked_for(model):
+def test_showing_the_average_twice_is_harmless(model):
     average = WeightAverage(model, 0.9)
     walk(average, model, 2, shown_at=(2,))
     once = model.weight.item()
@@ -58,8 +58,8 @@ def test_shown_once_however_often_it_is_asked_for(model):
     assert walk(average, model, 1) == [3]
 
 
-def test_a_checkpoint_holds_both(model, tmp_path):
-    """The average is the model's file; the weights come back with the first step, if there is one."""
+def test_a_checkpoint_contains_both(model, tmp_path):
+    """The model's file contains the average; the trained weights return with the first step after a resume."""
     whole, state = WeightAverage(model, 0.9), SimpleNamespace(global_step=2)
     walk(whole, model, 2, shown_at=(2,))
     shown = model.weight.item()

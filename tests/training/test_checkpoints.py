@@ -1,4 +1,4 @@
-"""Checkpoints under kills, damage, moves and full disks: a resumed run ends with the weights of one that was not."""
+"""Kills, damage, moves and full disks: a resumed run ends with the weights of an uninterrupted one."""
 
 import json
 import resource
@@ -37,7 +37,7 @@ def settings(tmp_path_factory):
         "average_decay": 0.9,
         "patience": 0,
         "learning_rate": 1e-2,
-        # so that the best is an early one
+        # makes an early checkpoint the best
         "greater_is_better": True,
         "precision": "fp32",
         "report_to": "none",
@@ -51,7 +51,7 @@ def run(settings, folder, **more):
 
 @pytest.fixture(scope="module")
 def whole(settings, tmp_path_factory):
-    """A run that nothing happened to, and its weights; its best checkpoint is not its last."""
+    """An uninterrupted run and its weights; its best checkpoint is not its last."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("llata_fast.kernels._launch.ENABLED", False)
@@ -66,11 +66,11 @@ def equal(weights, others):
 
 
 class Killed(BaseException):
-    """The process ends here."""
+    """The process is killed here."""
 
 
 def kill_at(patch, number):
-    """End at the `number`-th event of writing: a file is synced, a name is given, a folder is deleted."""
+    """Kill at the `number`-th event: a file is synced, a path is renamed, or a folder is deleted."""
     events = []
 
     def event(original):
@@ -90,7 +90,7 @@ def kill_at(patch, number):
 
 @pytest.mark.parametrize("number", [8, 34])
 def test_a_kill_while_writing_changes_nothing(settings, whole, tmp_path, number):
-    """Of two checkpoints kept, the newest is half-written, or the one before is half-deleted."""
+    """At most two checkpoints are kept: the newest is half-written or the previous one half-deleted."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         kill_at(patch, number)
         run(settings, tmp_path / "run")
@@ -98,7 +98,7 @@ def test_a_kill_while_writing_changes_nothing(settings, whole, tmp_path, number)
         RunFolder(tmp_path / "run").last_checkpoint()
         resume = {"resume_from_checkpoint": "last"}
     except Exception:
-        # nothing was promised yet
+        # no checkpoint was complete yet
         assert number <= 20
         resume = {"overwrite_output_dir": True}
     assert equal(run(settings, tmp_path / "run", **resume), whole[1])
@@ -115,7 +115,7 @@ def copied(whole, tmp_path, *without):
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "unaveraged.safetensors"])
-def test_what_a_checkpoint_lacks_is_named_and_an_older_one_taken(settings, whole, tmp_path, capfd, name):
+def test_an_incomplete_checkpoint_is_named_and_an_older_one_used(settings, whole, tmp_path, capfd, name):
     folder = copied(whole, tmp_path, "model.safetensors", "checkpoint-4")
     (folder / "checkpoint-3" / name).unlink()
     with pytest.raises(SystemExit) as exit:
@@ -136,7 +136,7 @@ def test_a_flipped_bit_is_noticed(settings, whole, tmp_path, capfd):
 
 
 def test_a_moved_run_keeps_its_own_best_weights(settings, whole, tmp_path, capfd):
-    """Resumed at its end, with another run where it was trained."""
+    """It is resumed at its end, while another run is in the folder where it was trained."""
     folder, weights, best = whole
     moved = copied(whole, tmp_path, "model.safetensors")
     assert equal(run(settings, moved, resume_from_checkpoint="last"), weights)
@@ -150,15 +150,15 @@ def test_a_moved_run_keeps_its_own_best_weights(settings, whole, tmp_path, capfd
     assert exit.value.code == 2 and f"lacks checkpoint-{best}, the best up to checkpoint-4" in capfd.readouterr().err
 
 
-def test_a_run_that_goes_on_elsewhere_takes_its_best_along(settings, whole, tmp_path):
+def test_a_run_resumed_in_another_folder_copies_its_best_checkpoint(settings, whole, tmp_path):
     folder = copied(whole, tmp_path, "model.safetensors", "checkpoint-4")
     elsewhere = tmp_path / "elsewhere"
     assert equal(run(settings, elsewhere, resume_from_checkpoint=folder / "checkpoint-3"), whole[1])
     assert find_damage(elsewhere / f"checkpoint-{whole[2]}") is None
 
 
-def test_a_checkpoint_without_its_average_goes_on_from_its_weights(settings, whole, tmp_path):
-    """Averaging may be given up on resume: then training goes on from the weights, not from what was shown of them."""
+def test_a_checkpoint_without_its_average_resumes_from_its_weights(settings, whole, tmp_path):
+    """Averaging may be turned off on resume: training then continues from the weights, not from their average."""
     folder = copied(whole, tmp_path, "model.safetensors", "checkpoint-4")
     plain = run(settings, tmp_path / "plain", average_decay=0, load_best_model_at_end=False)
     resume = {"average_decay": 0, "load_best_model_at_end": False, "resume_from_checkpoint": "last"}
@@ -167,7 +167,7 @@ def test_a_checkpoint_without_its_average_goes_on_from_its_weights(settings, who
 
 @pytest.mark.parametrize("kilobytes", [30])
 def test_a_file_size_limit_is_one_line(settings, whole, tmp_path, capfd, kilobytes):
-    """As a full disk would: older checkpoints stay, nothing half-written stays, and the run can be resumed."""
+    """As with a full disk, older checkpoints stay, half-written files do not, and the run can be resumed."""
     folder = copied(whole, tmp_path, "model.safetensors", "checkpoint-4")
     before = {path.name for path in folder.iterdir()}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -200,8 +200,8 @@ def test_an_output_folder_that_became_a_file_is_one_line(settings, tmp_path, cap
     assert exit.value.code == 2 and "cannot write" in capfd.readouterr().err
 
 
-def test_a_checkpoint_that_nobody_vouches_for(settings, whole, tmp_path, capfd):
-    """As the version before wrote them."""
+def test_a_checkpoint_without_a_manifest_is_refused(settings, whole, tmp_path, capfd):
+    """Older versions wrote no manifest."""
     folder = copied(whole, tmp_path, "model.safetensors")
     for path in folder.glob("checkpoint-*/manifest.json"):
         path.unlink()
@@ -211,8 +211,8 @@ def test_a_checkpoint_that_nobody_vouches_for(settings, whole, tmp_path, capfd):
     write_manifest(folder / "checkpoint-4")
 
 
-def test_another_measure_finds_the_best_anew(settings, whole, tmp_path, capfd):
-    """What was the highest until then is no yardstick for the lowest."""
+def test_another_metric_chooses_the_best_again(settings, whole, tmp_path, capfd):
+    """The best value of a metric to maximise is no bound for one to minimise."""
     folder, weights, best = whole
     moved = copied(whole, tmp_path, "model.safetensors")
     log = json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
@@ -220,7 +220,7 @@ def test_another_measure_finds_the_best_anew(settings, whole, tmp_path, capfd):
     lowest = min(scores, key=scores.__getitem__)
     assert lowest != best
     again = run(settings, moved, resume_from_checkpoint="last", greater_is_better=False, metric_for_best_model="mae")
-    # what of the learned part is kept is weighed afterwards
+    # the share of the learned part is chosen afterwards
     kept, name = load_file(folder / f"checkpoint-{lowest}" / "model.safetensors"), "alignment.text_weight"
     assert torch.equal(again[name], kept[name]) and not torch.equal(again[name], weights[name])
     line = f"the best checkpoint by the lowest mae is checkpoint-{lowest}; by the highest mse it was checkpoint-{best}"
@@ -228,7 +228,7 @@ def test_another_measure_finds_the_best_anew(settings, whole, tmp_path, capfd):
     assert RunFolder(moved).read_metrics()["validation"]["step"] == lowest
 
 
-def test_another_measure_needs_no_checkpoint_of_the_first(settings, whole, tmp_path, capfd):
+def test_another_metric_needs_no_best_checkpoint_of_the_first(settings, whole, tmp_path, capfd):
     _, _, best = whole
     moved = copied(whole, tmp_path, "model.safetensors", *(f"checkpoint-{step}" for step in (1, 2, 3)))
     run(settings, moved, resume_from_checkpoint="last", greater_is_better=False)

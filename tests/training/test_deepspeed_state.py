@@ -1,4 +1,4 @@
-"""What a checkpoint of DeepSpeed's is left as; conversions themselves are tested on real ones, in test_distributed."""
+"""Interrupted conversions of DeepSpeed checkpoints; test_distributed.py tests conversions of real ones."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from llata_fast.training import deepspeed_state
 
 
 def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
-    """Its half would be taken for a checkpoint that is resharded already."""
+    """A half-converted checkpoint would be taken for a resharded one."""
     source = tmp_path / "global_step1"
     source.mkdir()
     (source / "rank_0_optim_states.pt").touch()

@@ -1,7 +1,7 @@
-"""The same training however it is spread: ranks, accumulation, ZeRO stages, checkpointing, interruption.
+"""Training is the same for any ranks, accumulation steps, ZeRO stage, activation checkpointing or interruption.
 
-Two ranks on the CPU, in one launch for all cases (`distributed_cases.py`), against one process at the same global
-batch.
+All cases run on two CPU ranks in one launch (`distributed_cases.py`) and are compared with one process at the same
+global batch size.
 """
 
 import json
@@ -28,10 +28,10 @@ pytestmark = pytest.mark.usefixtures("plain_ops_throughout")
 
 ROOT = Path(__file__).resolve().parents[2]
 L, H, STEPS = 12, 6, 3
-# 62 + H rows of the test split: 63 windows, which neither 2 ranks nor batches of 4 divide
+# the test split has 62 + H rows, that is 63 windows, which neither 2 ranks nor batches of 4 divide
 ROWS = 340
 
-# name -> flags beside the common ones; plain runs come first, for accelerate does not forget that DeepSpeed was there
+# name -> flags added to the common ones; plain runs come first, because accelerate keeps DeepSpeed's state
 CASES = {
     "ddp": [],
     "ddp, accumulation": ["--gradient_accumulation_steps", "2"],
@@ -46,7 +46,7 @@ CASES = {
     "zero2_offload": ["--deepspeed", "zero2_offload"],
     "zero3_offload": ["--deepspeed", "zero3_offload"],
 }
-# of a panel whose numbers and categories are known, seen or static
+# on a panel whose numbers and categories are known, past or static covariates
 COVARIATES = {f"{name}, covariates": CASES[name] for name in ("zero2", "zero3, checkpointing")}
 RESUMED = ["ddp", "zero2", "zero3"]
 BF16 = ZERO = ["zero2", "zero3"]
@@ -55,7 +55,7 @@ ALL = [*CASES, *(f"{case}, bf16" for case in BF16)]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where all runs go; it holds a series with gaps, unevenly spread over windows and ranks."""
+    """The folder of all runs; contains a series whose gaps are spread unevenly over windows and ranks."""
     folder = tmp_path_factory.mktemp("distributed")
     table = pd.read_csv(write_series(folder / "series.csv", ROWS))
     table.iloc[np.random.default_rng(0).integers(ROWS, size=20), 1] = np.nan
@@ -69,7 +69,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def panel_settings(folder, settings):
-    """As `settings`, of a panel with covariates."""
+    """Like `settings`, for a panel with covariates."""
     names = {"dataset": str(folder / "panel.parquet"), "id_column": "item", "target": "target"}
     roles = {"known_covariates": "week", "past_covariates": "c1", "static_covariates": "item_name"}
     return settings | names | roles
@@ -77,7 +77,7 @@ def panel_settings(folder, settings):
 
 @pytest.fixture(scope="module")
 def settings(folder):
-    """Settings of a training of three steps, each logged, checkpointed and validated, on 8 windows a step."""
+    """Settings for three training steps of 8 windows, each logged, checkpointed and validated."""
     return {
         "dataset": str(folder / "series.csv"),
         "missing": "mask",
@@ -101,7 +101,7 @@ def settings(folder):
         "save_steps": 1,
         "save_total_limit": 5,
         "per_device_eval_batch_size": 4,
-        # its own steps decide, not the linear start
+        # no linear start, so that only training steps decide
         "recipe": "paper",
         "report_to": "none",
         "disable_tqdm": True,
@@ -122,7 +122,7 @@ def single_panel(folder, panel_settings):
 
 @pytest.fixture(scope="module")
 def single(folder, settings):
-    """One process, one micro-batch a step, all evaluation windows in one batch: what all others must equal."""
+    """The reference: one process, one micro-batch per step, all evaluation windows in one batch."""
     train(flags(settings | {"per_device_eval_batch_size": 256}, folder / "single"))
     train(flags(settings, folder / "single, accumulation", "--gradient_accumulation_steps", "2"))
     return folder / "single"
@@ -133,12 +133,12 @@ def run_cases(folder, cases, num_ranks, launch, free_port):
     path.write_text(json.dumps(cases))
     script = ROOT / "tests" / "training" / "distributed_cases.py"
     output = launch("deepspeed", "--num_gpus", num_ranks, "--master_port", free_port, script, path, timeout=580)
-    # torch's warning of a search in every step for parameters without a gradient
+    # torch warns if every step searches for parameters without a gradient
     assert "find_unused_parameters" not in output
 
 
 def resharded(run):
-    """A copy of a run's first checkpoint that any ranks can read; the run itself is for other tests."""
+    """A resharded copy of a run's first checkpoint, so that other tests can use the run itself."""
     checkpoint = run.with_name(f"{run.name}, resharded") / "checkpoint-1"
     shutil.copytree(run / "checkpoint-1", checkpoint)
     reshard(checkpoint)
@@ -147,7 +147,7 @@ def resharded(run):
 
 @pytest.fixture(scope="module")
 def alone(folder, settings, launch, free_port):
-    """Folder of runs under DeepSpeed on one rank, with their first checkpoints resharded."""
+    """Folder of DeepSpeed runs on one rank, with their first checkpoints resharded."""
     run_cases(
         folder,
         [flags(settings, folder / f"{stage}, alone", "--deepspeed", stage) for stage in ZERO],
@@ -162,7 +162,7 @@ def alone(folder, settings, launch, free_port):
 
 @pytest.fixture(scope="module")
 def fewer(ranks, settings, launch, free_port):
-    """Folder of runs that two ranks began and one went on with, under the same stage and the other."""
+    """Folder of runs begun on two ranks and resumed on one, under the same and the other ZeRO stage."""
     cases = []
     for before in ZERO:
         checkpoint = resharded(ranks / before)
@@ -193,7 +193,7 @@ def ranks(folder, settings, panel_settings, alone, launch, free_port):
 
 
 def history(run, *names, steps=STEPS):
-    """[steps, names] of what the Trainer logged while it trained."""
+    """Values [steps, names] that the Trainer logged in training."""
     state = json.loads(Path(run, f"checkpoint-{steps}", "trainer_state.json").read_text())
     return np.array([[entry[name] for name in names] for entry in state["log_history"] if names[0] in entry])
 
@@ -221,7 +221,7 @@ def test_accumulation_in_one_process(single, folder):
 
 
 def test_accumulation_of_a_batch_that_is_not_full(folder, settings):
-    """The 220 training windows make four steps of an epoch, the last one of 28 windows: 16 and 12."""
+    """An epoch of 220 training windows has four steps; the last one has 28 windows, 16 and 12."""
     assert len(split_windows(series_of(folder), L, H).train) == 220
     epoch = settings | {"batch_size": 64, "max_steps": 4}
     train(flags(epoch, folder / "epoch"))
@@ -232,8 +232,8 @@ def test_accumulation_of_a_batch_that_is_not_full(folder, settings):
     np.testing.assert_allclose(parts, whole, rtol=1e-5)
 
 
-def test_what_is_compared_is_not_trivial(single):
-    """Losses fall, all three of them count, and the gradient is not clipped to a constant."""
+def test_the_reference_training_is_not_trivial(single):
+    """Losses fall, all three contribute, and gradients are not clipped to a constant."""
     loss, task, alignment, norm = history(single, "loss", "task_loss", "alignment_loss", "grad_norm").T
     assert loss[0] > loss[-1] and (loss > 1.001 * task).all() and (alignment > 0).all()
     assert len(set(norm.tolist())) == STEPS
@@ -255,8 +255,8 @@ def test_two_ranks_train_covariates_as_one(case, ranks, single_panel):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_scores_know_neither_ranks_nor_batches(case, ranks, single):
-    """63 windows by two ranks in batches of 4, or by one process in one batch."""
+def test_scores_do_not_depend_on_ranks_or_batches(case, ranks, single):
+    """63 windows on two ranks in batches of 4, or in one process in one batch."""
     assert len(split_windows(series_of(ranks), L, H).test) == 63
     ours, theirs = scores(ranks / case), scores(single)
     for name in ("mse", "mae"):
@@ -266,34 +266,34 @@ def test_scores_know_neither_ranks_nor_batches(case, ranks, single):
 
 
 @pytest.mark.parametrize("case", ALL)
-def test_the_run_that_was_saved_is_the_one_that_was_scored(case, ranks, single):
+def test_the_saved_run_is_the_scored_one(case, ranks, single):
     saved, expected = (load_file(run / "model.safetensors") for run in (ranks / case, single))
     assert {name: tensor.shape for name, tensor in saved.items()} == {
         name: tensor.shape for name, tensor in expected.items()
     }
-    # prototypes are made before ZeRO-3 takes the weights apart
+    # prototypes are computed before ZeRO-3 partitions the weights
     prototypes = expected["prototypes"]
     assert prototypes.abs().max() > 0
     if case in CASES:
         assert torch.equal(saved["prototypes"], prototypes)
-    # of bf16 runs, the values that the optimizer keeps
+    # bf16 runs save the optimizer's fp32 values
     assert all(tensor.dtype == torch.float32 for tensor in saved.values())
     rounded = [torch.equal(tensor, tensor.bfloat16().float()) for name, tensor in saved.items() if "lora_a" in name]
     assert rounded and not any(rounded)
-    # a weight that was lost on the way shows in the forecasts
+    # a lost weight would show in the forecasts
     test = split_windows(series_of(ranks), L, H).test
     again = score(Forecaster.from_pretrained(ranks / case), test, ["c0", "c1", "c2"])
     assert again["mse"] == pytest.approx(scores(ranks / case)["mse"], rel=1e-5 if case in CASES else 0.02)
 
 
 def trained_steps(run):
-    """Steps whose loss this very training has logged, not the one that it goes on from."""
+    """Steps whose loss this training logged itself, without those of the run it resumed."""
     return [record["step"] for record in RunFolder(run).read_log() if "loss" in record]
 
 
 @pytest.mark.parametrize("case", RESUMED)
 def test_resumed_training_repeats_every_loss(case, ranks):
-    """From the checkpoint of the first step on, to the last bit."""
+    """Bit for bit, from the first step's checkpoint."""
     names = ("loss", "grad_norm", "learning_rate")
     assert np.array_equal(history(ranks / f"{case}, resumed", *names), history(ranks / case, *names))
     assert scores(ranks / f"{case}, resumed") == scores(ranks / case)
@@ -303,8 +303,8 @@ def test_resumed_training_repeats_every_loss(case, ranks):
 @pytest.mark.parametrize("change", ["1 to 2", "2 to 1"])
 @pytest.mark.parametrize("after", ZERO)
 @pytest.mark.parametrize("before", ZERO)
-def test_other_ranks_and_stages_go_on(before, after, change, ranks, fewer, single):
-    """From the checkpoint of the first step on; the projections' rate is not the others'."""
+def test_resuming_works_with_other_ranks_and_stages(before, after, change, ranks, fewer, single):
+    """From the first step's checkpoint; the projections' learning rate differs from the others'."""
     run = ranks / f"{before} to {after}, {change}"
     assert_equal_training(run, single)
     assert all(step > 1 for step in trained_steps(run)), "it began anew"
@@ -326,8 +326,8 @@ def test_nothing_to_reshard(ranks, tmp_path):
 
 
 @pytest.mark.parametrize("case", ZERO)
-def test_checkpoints_are_of_what_is_trained(case, ranks):
-    """Neither in DeepSpeed's files nor in ours is there a weight of the base."""
+def test_checkpoints_contain_only_trained_weights(case, ranks):
+    """Neither DeepSpeed's files nor ours contain a weight of the base."""
     checkpoint = ranks / case / "checkpoint-3"
     trained = load_file(checkpoint / "model.safetensors").keys()
     for path in checkpoint.glob("*/*_model_states.pt"):
@@ -339,14 +339,14 @@ def test_checkpoints_are_of_what_is_trained(case, ranks):
 def test_series_and_targets_stay_fp32(case, ranks):
     seen = json.loads((ranks / case / "seen.json").read_text())
     assert seen["past_values"] == seen["future_values"] == ["torch.float32"]
-    # a test's scores are taken of forecasts in the series' float64 units, too
+    # test scores also use forecasts in the series' float64 units
     for name in ("targets", "forecasts"):
         assert {"torch.float32"} <= set(seen[name]) <= {"torch.float32", "torch.float64"}
 
 
 @pytest.mark.parametrize("case", BF16)
-def test_bf16_is_near(case, ranks, single):
-    """DeepSpeed's bf16 is one of weights, too; and it was bf16 that ran."""
+def test_bf16_training_stays_close(case, ranks, single):
+    """DeepSpeed's bf16 also casts the weights. The pass must really have run in bf16."""
     ours, theirs = (history(run, "loss") for run in (ranks / f"{case}, bf16", single))
     np.testing.assert_allclose(ours, theirs, rtol=0.05)
     assert not np.allclose(ours, theirs, rtol=1e-5)
@@ -354,7 +354,7 @@ def test_bf16_is_near(case, ranks, single):
 
 
 def train_and_resume(folder, settings, name, step=1, steps=STEPS):
-    """Run it whole, then once more from the checkpoint of a step on; returns what both logged."""
+    """Train without interruption, then resume from the checkpoint of `step`; returns what both logged."""
     settings = settings | {"max_steps": steps}
     train(flags(settings, folder / name))
     checkpoint = str(folder / name / f"checkpoint-{step}")
@@ -368,21 +368,21 @@ def train_and_resume(folder, settings, name, step=1, steps=STEPS):
     "noise", [{"dropout": 0.3, "lora_dropout": 0.3}, {"average_decay": 0.9}], ids=["dropout", "average"]
 )
 def test_the_rest_of_the_state_resumes(noise, folder, settings):
-    """The random numbers, and the weights behind an average: both are part of a checkpoint."""
+    """A checkpoint includes the random state and, with averaging, the weights that are averaged."""
     whole, resumed = train_and_resume(folder, settings | noise, "-".join(noise))
     for names in (("loss", "grad_norm"), ("eval_mse", "eval_mae")):
         assert np.array_equal(history(whole, *names), history(resumed, *names))
     assert scores(whole) == scores(resumed)
 
 
-def test_a_finished_run_is_not_trained_on(folder, settings):
+def test_a_finished_run_is_not_trained_further(folder, settings):
     whole, resumed = train_and_resume(folder, settings | {"average_decay": 0.9}, "finished", step=STEPS)
     assert not trained_steps(resumed)
     assert scores(whole) == scores(resumed)
 
 
 def test_patience_resumes(folder, settings):
-    """Nothing is learned: the second evaluation that is no better ends both runs, of which a checkpoint saw one."""
+    """Nothing is learned, so the second evaluation without progress ends both runs; the checkpoint had counted one."""
     still = {"learning_rate": 0, "projection_learning_rate": 0, "patience": 2}
     runs = train_and_resume(folder, settings | still, "patience", step=2, steps=6)
     for run in runs:
@@ -391,7 +391,7 @@ def test_patience_resumes(folder, settings):
 
 
 def test_plain_python(folder, settings, single, launch):
-    """The program as a user starts it, by a file of settings."""
+    """The program as a user starts it, with a settings file."""
     path = folder / "plain.yaml"
     path.write_text(yaml.safe_dump(settings))
     output = launch("python", "train.py", "--config", path, "--output_dir", folder / "plain")
@@ -401,14 +401,14 @@ def test_plain_python(folder, settings, single, launch):
 
 
 def test_the_literal_deepspeed_command(folder, settings, single, launch, free_port):
-    """`deepspeed train.py --deepspeed ds_configs/zero2.json`, made small by a file and kept off others' port."""
+    """`deepspeed train.py --deepspeed ds_configs/zero2.json` with small settings and a free port."""
     path = folder / "literal.yaml"
     settings = {name: value for name, value in settings.items() if name != "use_cpu"}
     path.write_text(yaml.safe_dump(settings | {"output_dir": str(folder / "literal")}))
     command = ("deepspeed", "--master_port", free_port, "train.py", "--deepspeed", "ds_configs/zero2.json")
     compiled = folder / "compiled"
     launch(*command, "--config", path, env={"TORCH_EXTENSIONS_DIR": str(compiled)})
-    # what DeepSpeed would compile for the meeting of CPU ranks takes a minute, and is locked by whoever dies at it
+    # compiling DeepSpeed's communication extension for CPU ranks takes a minute, and a killed build leaves its lock
     assert torch.cuda.is_available() or not compiled.exists()
-    # where there is a GPU it is the GPU's arithmetic
+    # on a GPU the arithmetic differs from the CPU's
     assert_equal_training(folder / "literal", single, relative=1e-3)

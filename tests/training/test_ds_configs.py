@@ -1,4 +1,4 @@
-"""The DeepSpeed configurations say what their names say, and nothing that DeepSpeed would silently ignore."""
+"""The DeepSpeed configurations do what their names say, and contain no key that DeepSpeed silently ignores."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[2] / "ds_configs"
 NAMES = ["zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
 
-# DeepSpeed refuses an unknown key inside a section, but takes any at the top: "zero_optimisation" would be stage 0
+# DeepSpeed refuses unknown keys inside a section but accepts any at the top: "zero_optimisation" would mean stage 0
 TOP_LEVEL = {
     "train_batch_size",
     "train_micro_batch_size_per_gpu",
@@ -19,7 +19,7 @@ TOP_LEVEL = {
     "zero_optimization",
     "zero_force_ds_cpu_optimizer",
 }
-# what TrainingArguments decide: a literal that disagrees ends the run
+# TrainingArguments decide these: a literal that disagrees ends the run
 OWNED_BY_THE_TRAINER = [
     ("train_batch_size",),
     ("train_micro_batch_size_per_gpu",),
@@ -34,7 +34,7 @@ def read(name):
     return json.loads((FOLDER / f"{name}.json").read_text())
 
 
-def test_all_are_tested():
+def test_every_configuration_is_tested():
     assert sorted(path.stem for path in FOLDER.glob("*.json")) == NAMES
 
 
@@ -52,8 +52,8 @@ def test_configuration(name):
     offloaded = {key for key in zero if key.startswith("offload_")}
     expected = {"offload_optimizer"} if "offload" in name else set()
     assert offloaded == expected | ({"offload_param"} if name == "zero3_offload" else set())
-    # else DeepSpeed compiles an optimizer of its own, with nvcc on a GPU
+    # otherwise DeepSpeed compiles its own optimizer, which needs nvcc on a GPU
     assert config.get("zero_force_ds_cpu_optimizer", True) != bool(offloaded)
-    # a checkpoint would hold empty tensors
-    # it would gather the frozen base, too
+    # a checkpoint would contain empty tensors
+    # it would also gather the frozen base
     assert "stage3_gather_16bit_weights_on_model_save" not in zero

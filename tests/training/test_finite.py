@@ -1,4 +1,4 @@
-"""A training that leaves the finite numbers ends with a line, keeps its last finite weights, and can be looked at."""
+"""A training that is no longer finite ends with one line, keeps its last finite weights, and can be replayed."""
 
 import json
 import math
@@ -36,7 +36,7 @@ def settings(tmp_path):
         "eval_steps": 1,
         "save_steps": 1,
         "precision": "fp32",
-        # its own steps decide, not the linear start
+        # no linear start, so that only training steps decide
         "recipe": "paper",
         "report_to": "none",
     }
@@ -47,7 +47,7 @@ def run(settings, **more):
 
 
 def fails(settings, capfd, **more):
-    """The line that the training ends with, exit code 2; no weights of it are left that are not finite."""
+    """The line that the training ends with (exit code 2); it must leave only finite weights."""
     with pytest.raises(SystemExit) as exit:
         run(settings, **more)
     assert exit.value.code == 2
@@ -59,7 +59,7 @@ def fails(settings, capfd, **more):
 
 
 def losing(monkeypatch, steps, term="task_loss"):
-    """At these steps, counted from 1, a term of the loss is NaN."""
+    """Make a term of the loss NaN at these steps, counted from 1."""
     forward, calls = LlataForPrediction.forward, []
 
     def lost(self, *args, **kwargs):
@@ -85,12 +85,12 @@ def losing(monkeypatch, steps, term="task_loss"):
     ],
     ids=["plain", "average", "accumulation", "no clipping", "skip"],
 )
-def test_a_training_that_diverges_is_no_success(settings, capfd, options):
+def test_a_diverging_training_fails(settings, capfd, options):
     line = fails(settings, capfd, learning_rate=1e30, projection_learning_rate=1e30, weight_decay=0, **options)
     assert "finite" in line or "is inf" in line or "is nan" in line, line
 
 
-def test_the_step_can_be_run_again(settings, capfd, monkeypatch):
+def test_the_step_can_be_replayed(settings, capfd, monkeypatch):
     with monkeypatch.context() as patch:
         losing(patch, {3})
         line = fails(settings, capfd)
@@ -99,14 +99,14 @@ def test_the_step_can_be_run_again(settings, capfd, monkeypatch):
     report = json.loads((folder / "nonfinite.json").read_text())
     (batch,) = report["batches"]
     assert report["step"] == 3 and len(batch["windows"]) == 8 and batch["terms"]["task_loss"] == "nan"
-    # the weights are those before the step: of the second's checkpoint
+    # the weights are those before the step, that is in the second step's checkpoint
     before = load_file(settings["output_dir"] / "checkpoint-2" / "model.safetensors")
     kept = load_file(folder / "model" / "model.safetensors")
     assert all(torch.equal(before[name], value) for name, value in kept.items())
     main(["replay", str(settings["output_dir"])])
     lines = capfd.readouterr().out.splitlines()
     assert lines[0] == "step 3, rank 0, micro-step 0"
-    # what was lost was lost outside of the model
+    # the NaN was made outside the model
     values = {}
     for line in lines:
         if ", in training " in line:
@@ -121,8 +121,8 @@ def test_the_step_can_be_run_again(settings, capfd, monkeypatch):
     ]
 
 
-def test_what_is_replayed_is_what_happened(settings, capfd):
-    """Weights that are too large: their layer is named, and the loss is as it was."""
+def test_a_replay_repeats_the_step(settings, capfd):
+    """With weights that are too large, their layer is named and the loss is the same."""
     fails(settings, capfd, learning_rate=1e30, projection_learning_rate=1e30, weight_decay=0, max_grad_norm=0)
     main(["replay", str(settings["output_dir"])])
     output = capfd.readouterr().out
@@ -135,7 +135,7 @@ def test_nothing_to_replay(tmp_path, capfd):
     assert exit.value.code == 2 and "has no nonfinite/" in capfd.readouterr().err
 
 
-def test_steps_are_left_out_as_many_as_are_tolerated(settings, capfd, monkeypatch, caplog):
+def test_at_most_the_tolerated_number_of_steps_is_skipped(settings, capfd, monkeypatch, caplog):
     with monkeypatch.context() as patch:
         losing(patch, {2, 4})
         run(settings, skip_nonfinite=2)
@@ -149,7 +149,7 @@ def test_steps_are_left_out_as_many_as_are_tolerated(settings, capfd, monkeypatc
         assert "step 4: loss is nan" in fails(settings, capfd, skip_nonfinite=1)
 
 
-def test_a_step_that_is_left_out_changes_nothing(settings, monkeypatch):
+def test_a_skipped_step_changes_nothing(settings, monkeypatch):
     with monkeypatch.context() as patch:
         losing(patch, {3})
         run(settings, skip_nonfinite=1, save_total_limit=6)
@@ -158,7 +158,7 @@ def test_a_step_that_is_left_out_changes_nothing(settings, monkeypatch):
 
 
 def test_weights_that_are_not_finite_are_not_saved(settings, capfd, monkeypatch):
-    """Whatever lets them come about."""
+    """Whatever made them so."""
     monkeypatch.setattr(FiniteGuard, "_check", lambda *args: True)
     line = fails(settings, capfd, learning_rate=1e38, projection_learning_rate=1e38, max_grad_norm=0)
     assert "is not finite, and is not saved" in line

@@ -1,4 +1,4 @@
-"""What is kept of what was learned: nothing that validation does not bear out, all that it does."""
+"""How much of the learned part a run keeps: all that validation supports, and nothing else."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ L, H, C = 12, 5, 3
 
 @pytest.fixture
 def trainer(tmp_path):
-    """What has learned `trainer.learned`, a function of past and future values that stands for a head's forecast."""
+    """A trainer whose learned forecast is `trainer.learned`, a function of past and future values."""
     values = torch.randn(600, C, dtype=torch.float64).cumsum(0) / 10
     train, validation = (WindowDataset(part, L, H) for part in values.split((400, 200)))
     model = tiny_model(random_backbone(tmp_path), linear_skip=True, num_channels=C)
@@ -37,7 +37,7 @@ def trainer(tmp_path):
     return trainer
 
 
-def test_what_helps_everywhere_is_kept_whole(trainer):
+def test_what_helps_everywhere_is_kept_fully(trainer):
     trainer.learned = lambda start, future, _: start.lerp(future.to(start), 0.5)
     learned = weigh_learned_part(trainer, seconds=3.0)
     assert learned.share == trainer.model.skip.learned_share.item() == 1
@@ -46,7 +46,7 @@ def test_what_helps_everywhere_is_kept_whole(trainer):
     assert "language model helped" in told[1] and "+300.0 % and +100.0 %" in told[1] and "3 s of training" in told[1]
 
 
-def test_the_language_model_is_held_against_the_same_training_without_it(trainer):
+def test_the_language_model_is_compared_with_the_same_training_without_it(trainer):
     trainer.learned = lambda start, future, _: start.lerp(future.to(start), 0.5)
     learned = weigh_learned_part(trainer, seconds=30.0)
     better = replace(learned, mse=0.98 * learned.mse, mae=0.99 * learned.mae, seconds=10.0, trained_parameters=7)
@@ -55,17 +55,17 @@ def test_the_language_model_is_held_against_the_same_training_without_it(trainer
     assert f"{learned.trained_parameters - 7:,} trained parameters and 20 s of training" in told
     worse = replace(better, mse=1.05 * learned.mse, mae=learned.mae)
     assert "language model helped" in learned.lines(True, worse)[1]
-    # by less than half a percent, it did not
+    # a gain below half a percent does not count
     assert "did not help" in learned.lines(True, replace(learned, mse=1.008 * learned.mse))[1]
 
 
-def test_too_long_a_step_is_cut(trainer):
+def test_too_large_a_correction_is_scaled_down(trainer):
     trainer.learned = lambda start, future, _: start + 2 * (future.to(start) - start)
     assert weigh_learned_part(trainer, seconds=0.0).share == pytest.approx(0.5)
 
 
-def test_what_helps_but_not_everywhere_is_left(trainer):
-    """Better in most of validation by far, worse at its end."""
+def test_what_helps_only_in_part_of_validation_is_dropped(trainer):
+    """Much better in most of validation, worse at its end."""
     border = len(trainer.splits.val) * (BLOCKS - 1) // BLOCKS
 
     def learned(start, future, seen):
@@ -78,11 +78,11 @@ def test_what_helps_but_not_everywhere_is_left(trainer):
     assert "did not help" in learned.lines(language_model=True)[1]
 
 
-def test_what_diverged_is_left(trainer):
+def test_what_diverged_is_dropped(trainer):
     trainer.learned = lambda start, future, _: start + torch.nan
     assert weigh_learned_part(trainer, seconds=0.0).share == 0
 
 
-def test_a_model_without_a_skip_is_left_alone(trainer, tmp_path):
+def test_a_model_without_a_skip_is_unchanged(trainer, tmp_path):
     trainer.model = tiny_model(random_backbone(tmp_path))
     assert weigh_learned_part(trainer, seconds=0.0) is None

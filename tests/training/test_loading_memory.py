@@ -1,4 +1,4 @@
-"""Loading a base of 2 GiB for training takes a rank its share of it and little more, ZeRO-3 or not."""
+"""Loading a base of 2 GiB for training takes little more memory than a rank's share, with and without ZeRO-3."""
 
 import json
 import re
@@ -22,7 +22,7 @@ SHAPES = {
 
 
 def mark(layer: int, index: int) -> float:
-    """Of a projection's first element; the negative one is of its last. Exact in bf16."""
+    """Value of a projection's first element; its negative is that of the last. Exact in bf16."""
     return float(8 * layer + index + 1)
 
 
@@ -31,7 +31,7 @@ def bf16(value: float) -> bytes:
 
 
 def write_shard(path: Path, tensors: dict[str, tuple[tuple[int, ...], float]]) -> int:
-    """A safetensors file in bf16: zeros (which take no disk) but for first and last elements. Returns its size."""
+    """A bf16 safetensors file: zeros (sparse on disk) except for first and last elements. Returns its size in bytes."""
     header, marks, end = {}, {}, 0
     for name, (shape, value) in tensors.items():
         start, end = end, end + 2 * shape[0] * (shape[1] if len(shape) > 1 else 1)
@@ -50,7 +50,7 @@ def write_shard(path: Path, tensors: dict[str, tuple[tuple[int, ...], float]]) -
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Folder of a Llama of 18 layers in 9 shards, and the size of one."""
+    """Folder of a Llama with 18 layers in 9 shards, and the size of a shard in bytes."""
     folder = tmp_path_factory.mktemp("base")
     LlamaConfig(
         hidden_size=D,
@@ -73,20 +73,20 @@ def checkpoint(tmp_path_factory):
         size = write_shard(folder / f"model-{shard}.safetensors", tensors)
         files |= dict.fromkeys(tensors, f"model-{shard}.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
-    # a rank that read more than it needs would miss it
+    # a rank that reads more than it needs fails without it
     (folder / f"model-{SHARDS - 1}.safetensors").unlink()
     yield folder, size
     for path in folder.iterdir():
         path.unlink()
 
 
-# stage -> layers used of those that are there
+# stage -> number of layers used
 STAGES = {"zero3": USED, "zero2": 4}
 
 
 @pytest.fixture(scope="module")
 def loaded(checkpoint, launch, free_port, tmp_path_factory):
-    """What both ranks noted, by stage."""
+    """The measurements of both ranks, by stage."""
     folder = tmp_path_factory.mktemp("noted")
     arguments = ["--backbone", str(checkpoint[0]), "--num_prototypes", "4", "--precision", "bf16"]
     arguments += ["--use_cpu", "true", "--output_dir", str(folder / "run")]
@@ -109,19 +109,19 @@ def test_the_base_is_large(checkpoint):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_rank_takes_its_share_and_a_shard(stage, loaded, checkpoint):
+def test_a_rank_needs_its_share_and_one_shard(stage, loaded, checkpoint):
     _, shard = checkpoint
     base = shard * STAGES[stage] // 2
     for rank in loaded[stage]:
         share = base / 2 if stage == "zero3" else base
-        # what is trained comes on top
+        # trained weights come on top
         assert share <= rank["share"] <= 1.5 * share + shard
         assert rank["peak"] <= 1.3 * rank["share"] + shard
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_projection_is_where_it_belongs(stage, loaded):
-    """A rank's first and last value of each: the tensor's own ends, or under ZeRO-3 one of them."""
+    """A rank's part begins and ends with the ends of the tensor; under ZeRO-3 it has one of them."""
     names = [name for name in SHAPES if "_proj" in name]
     for number, rank in enumerate(loaded[stage]):
         expected = {}

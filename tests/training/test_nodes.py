@@ -1,4 +1,4 @@
-"""Two launchers on one machine that meet on loopback, as two nodes would, train what one process trains."""
+"""Two launchers that meet on loopback, like two nodes, train what one process trains."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +29,7 @@ def flags(tmp_path_factory):
         "eval_strategy": "no",
         "save_strategy": "steps",
         "save_steps": STEPS,
-        # its own steps decide, not the linear start
+        # no linear start, so that only training steps decide
         "recipe": "paper",
         "report_to": "none",
     }
@@ -37,7 +37,7 @@ def flags(tmp_path_factory):
 
 
 def outcome(run):
-    """Loss and gradient norm of each step, the test errors, and the weights."""
+    """Loss and gradient norm of every step, the test errors, and the weights."""
     state = json.loads((run / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())
     steps = [(entry["loss"], entry["grad_norm"]) for entry in state["log_history"] if "loss" in entry]
     test = json.loads((run / "metrics.json").read_text())["test"]
@@ -58,7 +58,7 @@ def test_two_nodes_train_what_one_process_trains(launcher, single, launch, flags
     if launcher == "torchrun":
         command, stage = ["torchrun", "--nnodes", 2, "--nproc_per_node", 1, *meeting], []
     else:
-        # without ssh nobody looks the names up
+        # without ssh the names are never looked up
         hosts = tmp_path / "hostfile"
         hosts.write_text("node-0 slots=1\nnode-1 slots=1\n")
         command = ["deepspeed", "--no_ssh", "--hostfile", hosts, *meeting]
@@ -77,5 +77,5 @@ def test_two_nodes_train_what_one_process_trains(launcher, single, launch, flags
     assert weights.keys() == single[2].keys()
     for name, expected in single[2].items():
         assert (weights[name] - expected).abs().max() < 1e-3, name
-    # one of them reports
+    # only one of them reports
     assert sorted("to forecast:" in output for output in outputs) == [False, True]

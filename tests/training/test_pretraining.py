@@ -1,4 +1,4 @@
-"""Training on a mixture of corpora: the same on any number of ranks, under ZeRO, and after an interruption."""
+"""Training on a mixture of corpora is the same on any number of ranks, under ZeRO, and after an interruption."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ RESUMED = ["zero2"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A mixture of made-up series, of short ones with gaps, and of a set that is held out whole."""
+    """A mixture of synthetic series, short series with gaps, and a held-out set."""
     folder = tmp_path_factory.mktemp("pretraining")
     rng = np.random.default_rng(0)
     short = []
@@ -52,7 +52,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(folder):
-    """Settings of a training of a few steps, each logged, checkpointed and validated, on 8 windows a step."""
+    """Settings for a few training steps of 8 windows, each logged, checkpointed and validated."""
     return {
         "corpus": str(folder / "mixture.yaml"),
         "backbone": random_backbone(folder, "llama"),
@@ -82,7 +82,7 @@ def flags(settings, output_dir, *more):
 
 @pytest.fixture(scope="module")
 def single(folder, settings):
-    """One process, one micro-batch a step: what all others must equal."""
+    """The reference: one process, one micro-batch per step."""
     train(flags(settings, folder / "single"))
     return folder / "single"
 
@@ -103,7 +103,7 @@ def ranks(folder, settings, launch, free_port):
 
 
 def history(run, *names):
-    """[steps, names] of what the Trainer logged while it trained."""
+    """Values [steps, names] that the Trainer logged in training."""
     state = json.loads(Path(run, f"checkpoint-{STEPS}", "trainer_state.json").read_text())
     return np.array([[entry[name] for name in names] for entry in state["log_history"] if names[0] in entry])
 
@@ -128,7 +128,7 @@ def test_accumulation_trains_as_one_batch(single, folder, settings):
     assert_equal_training(folder / "accumulation", single)
 
 
-def test_every_set_is_scored_the_one_that_is_held_out_among_them(single):
+def test_every_set_is_scored_including_the_held_out_one(single):
     metrics = metrics_of(single)
     assert set(metrics["test"]["per_set"]) == {"short", "made", "unseen"}
     assert metrics["test"]["per_set"]["unseen"]["windows"] == 5
@@ -137,8 +137,8 @@ def test_every_set_is_scored_the_one_that_is_held_out_among_them(single):
     assert metrics["dataset"].endswith("mixture.yaml")
 
 
-def test_a_step_weighs_its_observed_targets_alike(single):
-    """The loss is a mean over what is observed: were padding counted in, it would be far below an error of one unit."""
+def test_a_step_weights_observed_targets_equally(single):
+    """The loss is a mean over observed targets: if padding counted, it would be far below one unit."""
     loss, task, quantile = history(single, "loss", "task_loss", "quantile_loss").T
     assert (task > 0.3).all() and (quantile > 0.1).all() and (loss > task).all()
 
@@ -152,12 +152,12 @@ def test_two_ranks_train_as_one(case, ranks, single):
 
 
 @pytest.mark.parametrize("case", RESUMED)
-def test_two_ranks_resume_as_if_nothing_had_happened(case, ranks):
+def test_two_ranks_resume_bit_for_bit(case, ranks):
     assert_equal_training(ranks / f"{case}, resumed", ranks / case, relative=1e-6)
 
 
-def test_a_killed_run_goes_on_bit_by_bit(single, folder, settings):
-    """In the middle of a mixture: what a kill after step 2 leaves is that step's checkpoint."""
+def test_a_killed_run_resumes_bit_for_bit(single, folder, settings):
+    """In the middle of a mixture: a kill after step 2 leaves that step's checkpoint."""
     killed = folder / "killed"
     shutil.copytree(single, killed)
     for name in ("checkpoint-3", "checkpoint-4"):
@@ -171,8 +171,8 @@ def test_a_killed_run_goes_on_bit_by_bit(single, folder, settings):
     assert metrics_of(killed)["test"] == metrics_of(single)["test"]
 
 
-def test_a_run_goes_on_with_the_mixture_that_it_began_with(single, folder, settings, capsys):
-    """Its corpora may have moved; another weight or another corpus of the same name is another mixture."""
+def test_a_resumed_run_keeps_its_mixture(single, folder, settings, capsys):
+    """Its corpora may have moved, but another weight or another corpus of the same name is refused."""
     moved, other = folder / "moved", folder / "other"
     for copy in (moved, other):
         copy.mkdir()
@@ -197,8 +197,8 @@ def test_a_run_goes_on_with_the_mixture_that_it_began_with(single, folder, setti
     assert descriptions[0] == descriptions[1]
 
 
-def test_with_a_token_a_channel_windows_have_all_channels_of_their_series(folder, settings):
-    """Sets of one, two and three channels: a step has one number of them, and every set is scored."""
+def test_with_one_token_per_channel_windows_have_all_channels(folder, settings):
+    """With sets of one, two and three channels, every step has one number of channels and every set is scored."""
     rng = np.random.default_rng(1)
     layout = CorpusLayout(multivariate=True)
     for channels in (2, 3):
@@ -218,13 +218,13 @@ def test_with_a_token_a_channel_windows_have_all_channels_of_their_series(folder
 
 
 def test_fine_tuning_starts_from_the_trained_weights(single, folder, capsys):
-    """The model's settings come with them; a rate of 0 leaves them as they are."""
+    """The model's settings come with the weights; a learning rate of 0 leaves them unchanged."""
     series = write_series(folder / "series.csv", rows=200)
     common = ["--dataset", str(series), "--max_steps", "1", "--report_to", "none", "--precision", "fp32", "--use_cpu"]
     common += ["--init", str(single), "--learning_rate", "0", "--projection_learning_rate", "0"]
     train([*common, "--output_dir", str(folder / "tuned")])
     ours, theirs = (load_file(run / "model.safetensors") for run in (folder / "tuned", single))
-    # how much of what is learned counts is weighed anew, and the channels' own maps begin at nothing
+    # the learned share is chosen again, and the channels' own maps start at zero
     share, own = "skip.learned_share", ours.pop("skip.own")
     assert ours.keys() == theirs.keys() and not own.any()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs if name != share)
@@ -244,7 +244,7 @@ def test_fine_tuning_starts_from_the_trained_weights(single, folder, capsys):
         ({"corpus": "absent.yaml"}, "cannot read the mixture absent.yaml"),
     ],
 )
-def test_settings_that_fit_no_mixture_end_in_one_line(changed, message, folder, settings, capsys):
+def test_settings_unfit_for_a_mixture_end_in_one_line(changed, message, folder, settings, capsys):
     with pytest.raises(SystemExit) as stopped:
         train(flags(settings | changed, folder / "refused"))
     assert stopped.value.code == FAILED

@@ -1,4 +1,4 @@
-"""What a training says: one tidy line for people, every record in the log, no step twice after a resume."""
+"""Progress of a training: one readable line, every record in the log, no step twice after a resume."""
 
 import json
 from types import SimpleNamespace
@@ -33,7 +33,7 @@ def test_line_of_a_validation():
 
 
 @pytest.mark.parametrize("seconds, text", [(4, "4 s"), (59.7, "1 min 00 s"), (151, "2 min 31 s"), (7200, "2 h 00 min")])
-def test_time_left_reads_well(seconds, text):
+def test_time_left_is_readable(seconds, text):
     assert training_line({"step": 1, "max_steps": 2, "loss": 1.0}, seconds) == f"step 1 of 2: loss 1, {text} left"
 
 
@@ -47,7 +47,7 @@ def test_lines_are_logged(caplog, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_log_holds_every_record_once_after_a_resume(tmp_path):
+def test_log_contains_every_record_once_after_a_resume(tmp_path):
     args = SimpleNamespace(output_dir=str(tmp_path))
     log = TrainingLog()
     for first, last in ((0, 6), (3, 8)):
@@ -69,6 +69,6 @@ def test_rank_1_writes_nothing(tmp_path):
     assert not (tmp_path / LOG).exists()
 
 
-def test_log_is_json_a_line(tmp_path):
+def test_log_has_one_json_object_per_line(tmp_path):
     RunFolder(tmp_path).append_log({"step": 1, "loss": float("inf")})
     assert json.loads((tmp_path / LOG).read_text()) == {"step": 1, "loss": None}

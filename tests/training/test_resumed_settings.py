@@ -1,4 +1,4 @@
-"""Every setting, changed on resume: refused by its name, taken over, or without a trace in the numbers."""
+"""Every setting that is changed on resume is refused by name, applied, or has no effect on the results."""
 
 import shutil
 from dataclasses import asdict
@@ -17,7 +17,7 @@ from llata_fast.settings import DataSettings, ModelSettings, all_fields
 from llata_fast.training.presets import TUNED
 from llata_fast.training.resuming import check_resumes
 
-# another valid value of every field that the weights rest on
+# another valid value for every field that the weights depend on
 BINDING = {
     "backbone": "random:gpt2",
     "num_layers": 1,
@@ -46,7 +46,7 @@ BINDING = {
     "calendar": ["weekday"],
     "quantile_levels": [0.1, 0.5, 0.9],
 }
-# what shows in the weights of the very next step
+# changes that show in the next step's weights
 TRAINED = {
     "dropout": 0.3,
     "lora_dropout": 0.3,
@@ -57,7 +57,7 @@ TRAINED = {
     "alignment_weight": 0.5,
     "alignment_decay": 0.1,
     "few_shot_percent": 50.0,
-    # which has no preset for a file, and other losses then
+    # has no preset for a file, and so has other losses
     "recipe": "paper",
     "seed": 7,
     "batch_size": 4,
@@ -71,7 +71,7 @@ TRAINED = {
     "average_decay": 0.5,
     "precision": "bf16",
 }
-# what does not show in one step's weights: when it ends, what is kept, how it would start
+# changes that do not show in one step's weights: when it ends, what is kept, how it would start
 UNSEEN = {
     "missing": "mask",
     "na_values": ["none"],
@@ -116,7 +116,7 @@ ELSEWHERE = {
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    """A run of two steps with a checkpoint after the first, and that it is resumed from there unchanged."""
+    """Settings of a run of two steps, to be resumed from its checkpoint after the first step."""
     folder = tmp_path_factory.mktemp("resumed")
     settings = {
         "backbone": random_backbone(folder),
@@ -157,13 +157,13 @@ def go(settings, output_dir):
 
 
 def resumed(settings, folder, **changes):
-    """Weights and settings of a run that is resumed with `changes`."""
+    """Weights and settings of a run resumed with `changes`."""
     go(settings | changes, folder / "run")
     return load_file(folder / "run" / "model.safetensors"), yaml.safe_load((folder / "run" / "run.yaml").read_text())
 
 
 def folder_of(settings):
-    """Of the run that was resumed unchanged."""
+    """Folder of the run that was resumed without changes."""
     return settings["resume_from_checkpoint"].parent.parent / "unchanged"
 
 
@@ -178,40 +178,40 @@ def test_every_field_is_here():
         assert item.name in ELSEWHERE or item.name in of[item.metadata["changes"]], item.name
 
 
-def test_unchanged_it_repeats_the_run(settings, unchanged):
+def test_a_resume_without_changes_repeats_the_run(settings, unchanged):
     whole = load_file(settings["resume_from_checkpoint"].parent / "model.safetensors")
     assert all(torch.equal(whole[name], unchanged[name]) for name in whole)
 
 
 @pytest.mark.parametrize("name", [item.name for item in all_fields() if item.name in BINDING])
-def test_what_the_weights_rest_on_is_refused(settings, name):
+def test_changes_that_the_weights_depend_on_are_refused(settings, name):
     checkpoint = settings["resume_from_checkpoint"]
     config, data = LlataConfig.from_pretrained(checkpoint), DataSettings(dataset=settings["dataset"])
     check_resumes(config, data, checkpoint)
     target = data if name in asdict(data) else config
     setattr(target, name, BINDING[name])
     if name == "backbone":
-        # the fingerprint tells bases apart; without one their names do
+        # fingerprints distinguish bases; without one their names do
         config.backbone_fingerprint = None
     with pytest.raises(InputError, match=f"checkpoint-1 was trained with {name} .*, not "):
         check_resumes(config, data, checkpoint)
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_what_is_still_to_come_is_taken_over(settings, unchanged, tmp_path, name):
+def test_changes_to_the_coming_steps_are_applied(settings, unchanged, tmp_path, name):
     weights, stored = resumed(settings, tmp_path, **{name: TRAINED[name]})
     assert stored[name] == TRAINED[name]
     assert any(not torch.equal(weights[key], unchanged[key]) for key in unchanged)
 
 
-def test_what_does_not_show_at_once_is_written_down(settings, unchanged, tmp_path):
+def test_changes_without_immediate_effect_are_recorded(settings, unchanged, tmp_path):
     weights, stored = resumed(settings, tmp_path, **UNSEEN)
     assert {name: stored[name] for name in UNSEEN} == UNSEEN
     assert all(torch.equal(weights[key], unchanged[key]) for key in unchanged)
 
 
-def test_the_machine_leaves_no_trace(settings, tmp_path):
-    """In loss and scores: Adam makes a whole step of what rounding leaves of a gradient near zero."""
+def test_settings_of_the_machine_do_not_change_results(settings, tmp_path):
+    """Compares loss and scores, not weights: Adam turns the rounding of a near-zero gradient into a full step."""
     resumed(settings, tmp_path, **MACHINE)
     before, after = (RunFolder(folder).read_metrics() for folder in (folder_of(settings), tmp_path / "run"))
     assert after["training"]["loss"] == pytest.approx(before["training"]["loss"], rel=1e-5)
@@ -219,7 +219,7 @@ def test_the_machine_leaves_no_trace(settings, tmp_path):
         assert after["test"][name] == pytest.approx(before["test"][name], rel=1e-4)
 
 
-def test_one_that_differs_ends_the_program(settings, tmp_path, capfd):
+def test_a_refused_change_ends_the_program(settings, tmp_path, capfd):
     with pytest.raises(SystemExit) as exit:
         resumed(settings, tmp_path, lora_alpha=16.0)
     assert exit.value.code == 2 and "checkpoint-1 was trained with lora_alpha 32.0, not 16.0" in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""Where a run goes, and what it goes on from."""
+"""Where a run is written, and what it resumes from."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from llata_fast.training.resuming import begin, claimed_run
 
 
 def settled(*argv):
-    """(output_dir, resume_from_checkpoint) as a run of the default series settles them."""
+    """(output_dir, resume_from_checkpoint) for a run on the default series."""
     model, data, training = parse_arguments(list(argv))
     with claimed_run(model, data, training) as (folder, _):
         assert str(folder) == training.output_dir
@@ -37,15 +37,15 @@ def checkpoint(run, step, best=None):
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
-    """A working directory where two runs of the default series were begun."""
+    """A working directory that contains two started runs on the default series."""
     monkeypatch.chdir(tmp_path)
     for name in ("Metro-336-96", "Metro-336-96-2"):
         checkpoint(tmp_path / "runs" / name, 5)
 
 
-def test_a_run_goes_to_a_folder_of_its_own(runs, tmp_path):
+def test_every_run_gets_a_new_folder(runs, tmp_path):
     assert settled() == ("runs/Metro-336-96-3", None)
-    # trained, and then interrupted
+    # one run was interrupted
     (tmp_path / "runs" / "Metro-336-96-3").mkdir()
     (tmp_path / "runs" / "Metro-336-96-3" / "model.safetensors").touch()
     assert settled() == ("runs/Metro-336-96-4", None)
@@ -53,8 +53,8 @@ def test_a_run_goes_to_a_folder_of_its_own(runs, tmp_path):
         settled("--output_dir", "runs/Metro-336-96-3")
 
 
-def test_of_two_trainings_at_once_each_has_a_folder(runs, tmp_path):
-    """The default moves to the next number, the folder that was named is refused, as long as the other lives."""
+def test_simultaneous_trainings_have_different_folders(runs, tmp_path):
+    """While the other lives, the default folder takes the next number, and a named folder is refused."""
     script = "import sys; from llata_fast.run_folder import RunFolder\n"
     script += "with RunFolder(sys.argv[1]).claimed(): print('held', flush=True), sys.stdin.read()"
     argv = [sys.executable, "-c", script, "runs/Metro-336-96-3"]
@@ -68,7 +68,7 @@ def test_of_two_trainings_at_once_each_has_a_folder(runs, tmp_path):
     assert settled() == ("runs/Metro-336-96-3", None)
 
 
-def test_a_resumed_run_goes_on_where_it_was(runs):
+def test_a_resumed_run_continues_in_its_folder(runs):
     last = "runs/Metro-336-96-2"
     assert settled("--resume_from_checkpoint", "last") == (last, f"{last}/checkpoint-5")
     first = "runs/Metro-336-96"
@@ -80,7 +80,7 @@ def test_a_resumed_run_goes_on_where_it_was(runs):
             settled("--resume_from_checkpoint", path)
 
 
-def test_a_checkpoint_whose_writing_was_cut_short_is_passed_over(runs, tmp_path):
+def test_a_half_written_checkpoint_is_passed_over(runs, tmp_path):
     run = tmp_path / "runs" / "Metro-336-96-2"
     (run / "checkpoint-10").mkdir()
     assert settled("--resume_from_checkpoint", "last")[1] == "runs/Metro-336-96-2/checkpoint-5"
@@ -92,7 +92,7 @@ def test_a_checkpoint_whose_writing_was_cut_short_is_passed_over(runs, tmp_path)
 
 
 def test_the_best_checkpoint_is_the_runs_own(runs, tmp_path):
-    """A copied run takes its own; one that goes on elsewhere takes it along; without it nothing is trained."""
+    """A copied run uses its own; a run resumed in another folder copies it; without it nothing is trained."""
     for name in ("Metro-336-96", "copy"):
         checkpoint(tmp_path / "runs" / name, 7, best=6)
     resume = ("--resume_from_checkpoint", "runs/copy/checkpoint-7")
@@ -111,7 +111,7 @@ def test_the_best_checkpoint_is_the_runs_own(runs, tmp_path):
 
 
 def test_an_overwritten_run_leaves_nothing(tmp_path, plain_ops):
-    """What it has left would be the checkpoint that this run resumes from."""
+    """Otherwise this run could resume from the old run's checkpoint."""
     settings = {"backbone": random_backbone(tmp_path), "num_layers": 1, "num_prototypes": 9, "intermediate_size": 20}
     settings |= {"dataset": write_series(tmp_path / "series.csv"), "context_length": 12, "prediction_length": 6}
     settings |= {"batch_size": 8, "max_steps": 1, "use_cpu": True, "precision": "fp32", "report_to": "none"}

@@ -1,4 +1,4 @@
-"""SIGTERM to whoever started a training: a whole checkpoint, one line, and nobody is left behind."""
+"""SIGTERM to the process that started a training leaves a complete checkpoint, one line, and no other process."""
 
 import os
 import signal
@@ -13,14 +13,14 @@ from tiny import training_flags
 from llata_fast.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
-# what a scheduler waits, on a machine three times as slow
+# the time that a scheduler waits, times three for a slow machine
 _STOP_SECONDS = 90
 LAUNCHERS = {
     "python": ([sys.executable], [], 0),
     "torchrun": (["torchrun", "--nproc_per_node", "2"], [], 1),
     "deepspeed": (["deepspeed", "--num_gpus", "2"], ["--deepspeed", "ds_configs/zero2.json"], -signal.SIGTERM),
 }
-"""What starts it, the flags it takes along, and the launcher's own exit code."""
+"""Launcher command, its flags for train.py, and the launcher's exit code."""
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def flags(tmp_path_factory):
 
 
 def left_of(run: Path) -> list[str]:
-    """Processes that train into a folder."""
+    """Ids of processes that train into this folder."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -43,7 +43,7 @@ def left_of(run: Path) -> list[str]:
 
 
 def waited_for(condition, seconds: float) -> float:
-    """Seconds until it held."""
+    """Wait until the condition holds; returns the seconds waited."""
     began = time.monotonic()
     while not condition():
         assert time.monotonic() - began < seconds, "it did not come true"
@@ -52,7 +52,7 @@ def waited_for(condition, seconds: float) -> float:
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_stopped_launcher_leaves_a_whole_checkpoint_and_nobody(launcher, flags, free_ports, tmp_path):
+def test_a_stopped_launcher_leaves_a_complete_checkpoint_and_no_process(launcher, flags, free_ports, tmp_path):
     command, more, code = LAUNCHERS[launcher]
     meeting = [] if launcher == "python" else ["--master_port", str(free_ports(1)[0])]
     run, log = tmp_path / "run", tmp_path / "log"

@@ -1,4 +1,4 @@
-"""SIGTERM at some moment of a training, and what a resumed run makes of it."""
+"""SIGTERM at any moment of a training, and the run resumed after it."""
 
 import json
 import os
@@ -16,12 +16,12 @@ from transformers import TrainerCallback
 from llata_fast.training import stopping
 from llata_fast.training.trainer import ForecastTrainer
 
-# of 4 steps an epoch
+# with 4 steps per epoch
 STEPS = 8
 
 
 class Sends(TrainerCallback):
-    """SIGTERM to this process at an event of a step."""
+    """Sends SIGTERM to this process at an event of a step."""
 
     def __init__(self, event, step):
         self.step, self.sent = step, False
@@ -47,7 +47,7 @@ def quick(plain_ops):
 
 @pytest.fixture(scope="module")
 def whole(flags, tmp_path_factory):
-    """What the same training is without interruption."""
+    """The same training without interruption."""
     run = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("llata_fast.kernels._launch.ENABLED", False)
@@ -89,7 +89,7 @@ def evaluated(run, step):
     [
         ("on_step_begin", 2, 3),
         ("on_step_end", 2, 3),
-        # the epoch's last step, its evaluation, and the first moment of the next epoch
+        # the epoch's last step, its evaluation, and the start of the next epoch
         ("on_step_begin", 3, 4),
         ("on_prediction_step", 4, 4),
         ("on_epoch_begin", 4, 5),
@@ -100,7 +100,7 @@ def test_a_stopped_training_resumes_to_the_same_weights(event, step, saved, flag
     run = tmp_path / "run"
     arguments = [*flags, *EPOCHS, f"--output_dir={run}"]
     assert stopped(monkeypatch, arguments, event, step) == 0
-    # what is sent after the callback that asks, in one step, ends the next one
+    # a signal after the callback that checks for it takes effect in the next step
     assert steps(run) == [saved]
     assert f"stopped at step {saved}; --resume_from_checkpoint {run / f'checkpoint-{saved}'}" in capfd.readouterr().out
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -120,8 +120,8 @@ def test_before_the_first_step_nothing_is_saved(flags, monkeypatch, tmp_path, ca
     assert not steps(tmp_path / "run")
 
 
-def test_a_long_evaluation_is_not_waited_for(flags, monkeypatch, tmp_path, capfd):
-    """Its score belongs to the step's checkpoint: the one before is what is left."""
+def test_a_long_evaluation_is_interrupted(flags, monkeypatch, tmp_path, capfd):
+    """A checkpoint needs its evaluation's score, so the previous checkpoint remains."""
     monkeypatch.setattr(stopping, "_EVALUATION_SECONDS", -1)
     flags = [*flags, "--eval_strategy=steps", "--eval_steps=3", "--save_steps=3", "--per_device_eval_batch_size=1"]
     assert stopped(monkeypatch, [*flags, f"--output_dir={tmp_path / 'run'}"], "on_prediction_step", 6) == 0
@@ -131,14 +131,14 @@ def test_a_long_evaluation_is_not_waited_for(flags, monkeypatch, tmp_path, capfd
 
 @pytest.fixture
 def listening():
-    """Python leaves Ctrl-C ignored where it was started so, as in a shell's background."""
+    """Restore Ctrl-C, which Python ignores if it was started that way, as in a shell's background job."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("listening")
-def test_ctrl_c_promises_what_there_is(flags, monkeypatch, tmp_path, capfd):
+def test_ctrl_c_names_an_existing_checkpoint(flags, monkeypatch, tmp_path, capfd):
     for save_steps, promise in ((100, "interrupted; nothing to resume from"), (2, "checkpoint-2 goes on from there")):
         monkeypatch.setattr(os, "kill", lambda *_: signal.raise_signal(signal.SIGINT))
         arguments = [*flags, *EPOCHS, f"--save_steps={save_steps}", f"--output_dir={tmp_path / str(save_steps)}"]
@@ -157,8 +157,8 @@ with stopping_on_sigterm():
 """
 
 
-def test_the_launchers_end_stops_its_ranks():
-    """A launcher that dies forwards nothing."""
+def test_ranks_stop_when_their_launcher_dies():
+    """A launcher that is killed forwards no signal."""
     launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {ORPHAN!r}])"
     process = subprocess.Popen(
         [sys.executable, "-c", launcher], env=os.environ | {"LOCAL_RANK": "0"}, stdout=subprocess.PIPE, text=True
@@ -166,5 +166,5 @@ def test_the_launchers_end_stops_its_ranks():
     with process:
         assert process.stdout.readline().startswith("ready")
         process.kill()
-        # the pipe ends with the rank
+        # the pipe closes when the rank ends
         assert "stopped; nothing to resume from" in process.stdout.read()

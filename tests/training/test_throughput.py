@@ -1,4 +1,4 @@
-"""Speed in the log and in metrics.json: counted over ranks and accumulation, timed where the host waits anyway."""
+"""Speed in the log and metrics.json: counts all ranks and accumulation steps, timed where the host waits anyway."""
 
 import json
 import runpy
@@ -61,7 +61,7 @@ def test_figures_over_ranks_accumulation_and_pauses(clock):
     clock.now += 1000.0
     step()
     figures = callback.report()
-    # 24 windows a step: 2 micro-batches of 3 on 4 ranks
+    # 24 windows per step: 2 micro-batches of 3 on 4 ranks
     assert figures["windows_per_s"] == pytest.approx(24 / 1.25)
     assert figures["tokens_per_s"] == pytest.approx(7 * 24 / 1.25)
     assert figures["step_ms"] == pytest.approx(1250)
@@ -77,26 +77,26 @@ def test_figures_over_ranks_accumulation_and_pauses(clock):
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "gemma3_text"])
 @pytest.mark.parametrize("sizes", [{}, {"patch_length": 4, "patch_stride": 4}], ids=["variates", "patches"])
-def test_flops_are_those_of_a_real_micro_step(tmp_path, family, sizes):
+def test_flops_match_a_real_micro_step(tmp_path, family, sizes):
     model = tiny_model(random_backbone(tmp_path, family), **sizes)
     past, future = torch.randn(4, 12, 3), torch.randn(4, 5, 3)
     state = torch.get_rng_state()
     counted = micro_step_flops(model, 4, 3)
     assert torch.equal(torch.get_rng_state(), state)
     assert counted == pytest.approx(count_flops(lambda: model(past, future).loss.backward()), rel=0.02)
-    # a trained backbone would cost weight gradients
+    # a trained backbone would add FLOPs for weight gradients
     model.requires_grad_(True)
     assert count_flops(lambda: model(past, future).loss.backward()) > 1.02 * counted
 
 
-def test_flops_are_counted_whatever_the_losses_need(tmp_path):
+def test_flops_do_not_depend_on_the_losses(tmp_path):
     backbone = random_backbone(tmp_path)
     usual = tiny_model(backbone)
     short_term = tiny_model(backbone, task_loss="smape", consistency_loss="mase")
     assert micro_step_flops(short_term, 4, 3) == micro_step_flops(usual, 4, 3) > 0
 
 
-def test_matmul_rate_is_quick_and_draws_nothing():
+def test_matmul_rate_is_quick_and_uses_no_random_numbers():
     state, start = torch.get_rng_state(), time.perf_counter()
     rate = matmul_rate(torch.device("cpu"), torch.float32)
     assert time.perf_counter() - start < 2
@@ -131,7 +131,7 @@ def arguments(tmp_path):
     return [part for name, value in settings.items() for part in (f"--{name}", value)]
 
 
-def test_a_run_logs_and_keeps_them(arguments, tmp_path):
+def test_a_run_logs_and_saves_them(arguments, tmp_path):
     train(*arguments, "--save_strategy", "steps", "--save_steps", 6, "--eval_strategy", "no")
     names = {"windows_per_s", "tokens_per_s", "step_ms", "data_wait_ms", "peak_memory_mib", "mfu"}
     kept = json.loads((tmp_path / "run" / "metrics.json").read_text())["speed"]
@@ -139,7 +139,7 @@ def test_a_run_logs_and_keeps_them(arguments, tmp_path):
     logs = [entry for entry in state["log_history"] if "loss" in entry]
     for figures in (kept, *logs):
         assert names <= figures.keys()
-        # 16 windows a step, whatever the accumulation
+        # 16 windows per step, for any number of accumulation steps
         assert figures["windows_per_s"] * figures["step_ms"] / 1e3 == pytest.approx(16)
         assert figures["tokens_per_s"] == pytest.approx(3 * figures["windows_per_s"])
         assert 0 < figures["mfu"] < 1
@@ -147,7 +147,7 @@ def test_a_run_logs_and_keeps_them(arguments, tmp_path):
 
 def test_out_of_memory_is_one_line(arguments, capfd, monkeypatch):
     def forward(self, *args, **kwargs):
-        # the one rank to know may be any
+        # any rank may be the one that runs out of memory
         monkeypatch.setenv("LOCAL_RANK", "1")
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of")
 

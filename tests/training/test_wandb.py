@@ -1,4 +1,4 @@
-"""`--report_to wandb`: the Trainer's own logger gets every loss term, offline, too."""
+"""`--report_to wandb`: the Trainer's own logger receives every loss term, even offline."""
 
 import time
 
@@ -37,7 +37,7 @@ def test_every_loss_term_arrives(tmp_path, monkeypatch):
     wandb.finish()
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     names = {f"train/{name}" for name in ("loss", "task_loss", "consistency_loss", "alignment_loss")} | {"eval/mse"}
-    # a process of its own writes it, and goes on after the end
+    # a separate process writes it, and continues after the end
     latest = time.monotonic() + 60
     while time.monotonic() < latest and not all(name.encode() in file.read_bytes() for name in names):
         time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""The training beside the run that tells whether the language model earned its place."""
+"""The second training, without the language model, shows whether the language model helped."""
 
 import logging
 
@@ -36,8 +36,8 @@ def walk(tmp_path):
     return str(tmp_path / "walk.csv")
 
 
-def test_it_is_the_run_without_a_language_model(walk, tmp_path, caplog, monkeypatch):
-    # whatever it is worth
+def test_the_second_training_equals_a_run_without_a_language_model(walk, tmp_path, caplog, monkeypatch):
+    # keep half of the learned part, whatever its gain
     monkeypatch.setattr("llata_fast.training.learned_share._best_share", lambda blocks: 0.5)
     settings = SETTINGS | {"dataset": walk, "backbone": random_backbone(tmp_path)}
     with caplog.at_level(logging.INFO):
@@ -54,7 +54,7 @@ def test_it_is_the_run_without_a_language_model(walk, tmp_path, caplog, monkeypa
     assert 0 < without["trained_parameters"] < learned["trained_parameters"]
 
 
-def test_where_nothing_is_kept_nothing_is_trained_anew(walk, tmp_path, caplog, monkeypatch):
+def test_without_a_learned_part_there_is_no_second_training(walk, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("llata_fast.training.learned_share._best_share", lambda blocks: 0.0)
     settings = SETTINGS | {"dataset": walk, "backbone": random_backbone(tmp_path)}
     with caplog.at_level(logging.INFO):
