@@ -10,6 +10,8 @@ from .settings import ABLATIONS, ModelSettings
 
 MOST_MAPS = 64
 """Channels that get a linear map each: those of more would outweigh the model."""
+TOKENS_AT_ONCE = 8192
+"""The most that pass through the backbone in a forecast, unless one sequence alone has more."""
 
 
 class LlataConfig(PreTrainedConfig, ModelSettings):
@@ -155,6 +157,13 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
     def tokens_per_window(self, num_channels: int) -> int:
         """Tokens of all sequences of a window of `num_channels`, of one branch."""
         return self.num_tokens(num_channels) * (1 if self.variate_tokens else num_channels)
+
+    def channel_groups(self, num_channels: int) -> list[slice]:
+        """Channels that a forecast computes together: all, unless they are sequences of their own and too many."""
+        if self.variate_tokens or self.tokens_per_window(num_channels) <= TOKENS_AT_ONCE:
+            return [slice(None)]
+        size = max(1, TOKENS_AT_ONCE // self.num_tokens(num_channels))
+        return [slice(start, start + size) for start in range(0, num_channels, size)]
 
 
 AutoConfig.register(LlataConfig.model_type, LlataConfig)

@@ -434,35 +434,62 @@ class LlataForPrediction(PreTrainedModel):
     ) -> ForecastOutput:
         """`forward` of inputs that were checked."""
         two_branches = self.training and self.config.has_text_branch
-        if self.forecasts_without_backbone:
-            _, loc, scale = self.embedding(past_values, past_observed_mask)
-            time, features = None, (None,)
-        else:
+        if two_branches:
             time, loc, scale = self.time_tokens(past_values, past_observed_mask, *covariates)
-            tokens = torch.cat((time, self.cross_attention(time, self.prototypes))) if two_branches else time
-            features = self.backbone(tokens)
-        last = features[-1]
-        if last is not None and self.config.num_covariate_tokens:
-            # what the covariates' tokens become is no forecast
-            last = last[:, self.config.num_covariate_tokens :]
+            features = self.backbone(torch.cat((time, self.cross_attention(time, self.prototypes))))
+            learned, spread = self._heads(features[-1], loc)
+        else:
+            learned, spread, loc, scale = self._temporal(past_values, past_observed_mask, covariates)
         units = (loc, scale) if window_scale is None else (window_scale * loc, window_scale * scale)
         skipped = None
         if self.skip is not None:
             level = units[0] if window_level is None else window_level + units[0]
             skipped = self.skip(past_values, past_observed_mask, loc, scale, level, units[1], *covariates[:2])
         if two_branches and future_values is not None:
-            output = self._training_output(features, last, units, skipped, future_values, insample_scale)
+            output = self._training_output(features, learned, units, skipped, future_values, insample_scale)
         elif two_branches:
-            prediction, text = self.head_forecasts(last, *units, skipped).chunk(2)
+            prediction, text = self._forecasts(learned, *units, skipped).chunk(2)
             output = ForecastOutput(prediction_outputs=prediction, text_outputs=text)
         else:
-            forecasts, task = self.head_forecasts(last, *units, skipped), None
+            forecasts, task = self._forecasts(learned, *units, skipped), None
             if future_values is not None:
                 task = forecast_loss(self.config.task_loss, forecasts, future_values, insample_scale)
             output = ForecastOutput(loss=task, prediction_outputs=forecasts, task_loss=task)
-        if self.quantile_head is not None:
-            self._add_quantiles(output, last[: time.shape[0]], units[1], future_values)
+        if spread is not None:
+            self._add_quantiles(output, spread, units[1], future_values)
         return output
+
+    def _temporal(
+        self, past_values: Tensor, past_observed_mask: Tensor | None, covariates: tuple[Tensor | None, ...]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
+        """What the heads make of the temporal branch, as `_heads` gives it, and loc and scale [B, C].
+
+        Channels that are sequences of their own go through in groups where a window has too many tokens.
+        """
+        groups = [slice(None)] if self.training else self.config.channel_groups(past_values.shape[2])
+        parts = []
+        for group in groups:
+            mask = None if past_observed_mask is None else past_observed_mask[..., group]
+            if self.forecasts_without_backbone:
+                parts.append((None, None, *self.embedding(past_values[..., group], mask)[1:]))
+                continue
+            time, loc, scale = self.time_tokens(past_values[..., group], mask, *covariates)
+            parts.append((*self._heads(self.backbone(time)[-1], loc), loc, scale))
+        if len(parts) == 1:
+            return parts[0]
+        learned, spread, loc, scale = zip(*parts, strict=True)
+        joined = (None if values[0] is None else torch.cat(values, 1) for values in (learned, spread))
+        return *joined, torch.cat(loc, 1), torch.cat(scale, 1)
+
+    def _heads(self, last: Tensor, loc: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Last features of one or both branches -> the head's [B or 2B, C, H], quantiles of the temporal [B, C, H, Q].
+
+        loc is [B, C].
+        """
+        # what the covariates' tokens become is no forecast
+        last = last[:, self.config.num_covariate_tokens :] if self.config.num_covariate_tokens else last
+        rows = last.reshape(-1, loc.shape[1], self.head.in_features)
+        return self.head(rows), None if self.quantile_head is None else self.quantile_head(rows[: loc.shape[0]])
 
     @property
     def forecasts_without_backbone(self) -> bool:
@@ -493,29 +520,25 @@ class LlataForPrediction(PreTrainedModel):
             tokens = torch.cat((own, tokens), 1)
         return self.encoder(tokens), loc, scale
 
-    def head_forecasts(
-        self, features: Tensor | None, loc: Tensor, scale: Tensor, skipped: Tensor | None = None
-    ) -> Tensor:
-        """Last features of one or both branches -> forecasts [B or 2B, H, C], fp32; None: `skipped` alone.
+    def _forecasts(self, learned: Tensor | None, loc: Tensor, scale: Tensor, skipped: Tensor | None) -> Tensor:
+        """What `_heads` gives of one or both branches -> forecasts [B or 2B, H, C], fp32; None: `skipped` alone.
 
         loc and scale are [B, C]; `skipped` [B, C, H] is added to the normalised forecasts.
         """
-        if features is None:
+        if learned is None:
             return (skipped * scale[..., None] + loc[..., None]).transpose(1, 2)
-        branches = self._normalised(features, loc, skipped).float().unflatten(0, (-1, loc.shape[0]))
+        branches = self._normalised(learned, loc, skipped).float().unflatten(0, (-1, loc.shape[0]))
         return (branches * scale[..., None] + loc[..., None]).flatten(0, 1).transpose(1, 2)
 
-    def _normalised(self, features: Tensor, loc: Tensor, skipped: Tensor | None) -> Tensor:
-        """Last features of one or both branches -> normalised forecasts [B or 2B, C, H], for `head_forecasts`."""
-        normalised = self.head(features.reshape(-1, loc.shape[1], self.head.in_features))
+    def _normalised(self, learned: Tensor, loc: Tensor, skipped: Tensor | None) -> Tensor:
+        """What `_heads` gives of one or both branches -> normalised forecasts [B or 2B, C, H]."""
         if skipped is None:
-            return normalised
-        branches = normalised.float().unflatten(0, (-1, loc.shape[0]))
+            return learned
+        branches = learned.float().unflatten(0, (-1, loc.shape[0]))
         return (branches * self.skip.learned_share + skipped).flatten(0, 1)
 
-    def _add_quantiles(self, output: ForecastOutput, features: Tensor, scale: Tensor, target: Tensor | None):
-        """Give `output` the quantiles that the temporal branch's last features make, and in training their loss."""
-        spread = self.quantile_head(features.reshape(*scale.shape, self.head.in_features))  # [B, C, H, Q]
+    def _add_quantiles(self, output: ForecastOutput, spread: Tensor, scale: Tensor, target: Tensor | None):
+        """Give `output` quantiles `spread` [B, C, H, Q], normalised, from its points, and in training their loss."""
         spread = (spread * scale[..., None, None]).transpose(1, 2)
         # the point forecast is what its own loss makes of it
         output.quantile_outputs = in_order(output.prediction_outputs.detach()[..., None] + spread)
@@ -527,7 +550,7 @@ class LlataForPrediction(PreTrainedModel):
     def _training_output(
         self,
         features: tuple[Tensor, ...],
-        last: Tensor,
+        learned: Tensor,
         units: tuple[Tensor, Tensor],
         skipped: Tensor | None,
         target: Tensor,
@@ -538,7 +561,7 @@ class LlataForPrediction(PreTrainedModel):
         check_loss(config.task_loss, insample_scale)
         check_loss(consistency, insample_scale)
         forecasts, task_loss, consistency_loss, loss = forecast_losses(
-            self._normalised(last, units[0], skipped),
+            self._normalised(learned, units[0], skipped),
             *units,
             target,
             task=config.task_loss,

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..config import LlataConfig
+from ..config import TOKENS_AT_ONCE, LlataConfig
 from ..data.covariate_encoding import CovariateEncoding, WindowCovariates
 from ..data.panel import Panel
 from ..data.units import run_windows
@@ -94,12 +94,19 @@ class PanelForecaster:
 
     def outputs(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """The model's forecasts [B, H, C] and, where it has the head, quantiles [B, H, C, Q]."""
-        device = self.model.device
+        config, device = self.model.config, self.model.device
         moved = {name: value if value is None else value.to(device) for name, value in inputs.items()}
+        count, _, channels = inputs["past_values"].shape
+        # the paths of a single window may be more than a batch
+        at_once = max(1, TOKENS_AT_ONCE // config.tokens_per_window(channels))
+        parts = []
         with torch.inference_mode():
-            output = self.model(**moved)
-        both = (output.prediction_outputs, output.quantile_outputs)
-        return both if self.model.config.quantile_levels else both[:1]
+            for start in range(0, count, at_once):
+                rows = slice(start, start + at_once)
+                output = self.model(**{name: value if value is None else value[rows] for name, value in moved.items()})
+                both = (output.prediction_outputs, output.quantile_outputs)
+                parts.append(both if config.quantile_levels else both[:1])
+        return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
 
     def _block(
         self, past: Tensor, levels: Sequence[float], covariates: dict[str, Tensor]

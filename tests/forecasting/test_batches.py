@@ -5,11 +5,14 @@ import tracemalloc
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from tiny import tiny_config, tiny_model
 
+from llata_fast import config
 from llata_fast.data import TimeSeries
-from llata_fast.forecasting import batches
-from llata_fast.forecasting.batches import TOKENS_PER_BATCH, VALUES_PER_BATCH, windows_at_once
+from llata_fast.forecasting import batches, panel_forecasts
+from llata_fast.forecasting.batches import TOKENS_AT_ONCE, VALUES_PER_BATCH, windows_at_once
+from llata_fast.forecasting.panel_forecasts import PanelForecaster
 from llata_fast.forecasting.wide import WideForecaster
 from llata_fast.run_folder import Preprocessor
 
@@ -22,11 +25,9 @@ def test_batches_respect_the_limit(patches, num_channels, paths, backbone):
     number = windows_at_once(config, num_channels, 50, paths)
     tokens = num_channels * (1 if not patches else config.num_patches) * paths
     assert number >= 1
-    assert number == 1 or (
-        number * tokens <= TOKENS_PER_BATCH and number * num_channels * 50 * paths <= VALUES_PER_BATCH
-    )
+    assert number == 1 or (number * tokens <= TOKENS_AT_ONCE and number * num_channels * 50 * paths <= VALUES_PER_BATCH)
     # and it is the largest batch within the limit
-    assert (number + 1) * tokens > TOKENS_PER_BATCH or (number + 1) * num_channels * 50 * paths > VALUES_PER_BATCH
+    assert (number + 1) * tokens > TOKENS_AT_ONCE or (number + 1) * num_channels * 50 * paths > VALUES_PER_BATCH
 
 
 def wide_series(rows, num_channels):
@@ -47,7 +48,7 @@ def forecaster(backbone, series):
 def test_many_channels_are_forecast_a_few_rows_at_a_time(backbone, plain_ops, monkeypatch):
     series = wide_series(30, 40)
     whole = pd.concat(forecaster(backbone, series).stream(series))
-    monkeypatch.setattr(batches, "TOKENS_PER_BATCH", 120)
+    monkeypatch.setattr(batches, "TOKENS_AT_ONCE", 120)
     sizes = [len(table) // 5 for table in forecaster(backbone, series).stream(series, batch_size=100)]
     assert max(sizes) == 3 and sum(sizes) == 30 - 12 + 1
     assert len(whole) == 5 * sum(sizes)
@@ -64,3 +65,64 @@ def test_memory_does_not_grow_with_the_windows(backbone, plain_ops):
         tracemalloc.stop()
     assert count > 4000
     assert peaks[1] < 1.5 * peaks[0]
+
+
+LEVELS = [0.1, 0.5, 0.9]
+PATCHES = {"patch_length": 4, "patch_stride": 2}
+
+
+def most_tokens(model, call):
+    """Tokens that any part of `model` gives out at once, during `call()`, and what that returns."""
+    seen = []
+
+    def note(module, inputs, output):
+        tokens = output[0] if isinstance(output, tuple) else output
+        if isinstance(tokens, torch.Tensor) and tokens.ndim > 2 and tokens.shape[-1] == model.config.hidden_size:
+            seen.append(tokens.numel() // tokens.shape[-1])
+
+    hooks = [part.register_forward_hook(note) for part in model.modules()]
+    result = call()
+    for hook in hooks:
+        hook.remove()
+    return max(seen), result
+
+
+@pytest.mark.parametrize("fields", [{}, {"linear_skip": True}, {"quantile_levels": LEVELS}], ids=str)
+@pytest.mark.parametrize("num_channels", [9, 30, 300])
+def test_a_window_of_many_channels_goes_through_in_groups(fields, num_channels, backbone, plain_ops, monkeypatch):
+    """Of patches, whose channels are sequences of their own: the same forecasts, never more tokens."""
+    model = tiny_model(backbone, **PATCHES, **fields).eval()
+    past = torch.randn(2, 12, num_channels).cumsum(1)
+    observed = torch.rand(past.shape) > 0.1
+    with torch.no_grad():
+        whole, expected = most_tokens(model, lambda: model(past, past_observed_mask=observed))
+        monkeypatch.setattr(config, "TOKENS_AT_ONCE", 40)
+        tokens, output = most_tokens(model, lambda: model(past, past_observed_mask=observed))
+    assert whole == 2 * num_channels * model.config.num_patches
+    # of each of the two windows
+    assert tokens <= 2 * 40
+    for name, values in expected.items():
+        torch.testing.assert_close(output[name], values, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("patches", [{}, PATCHES], ids=["variates", "patches"])
+def test_paths_of_one_window_are_no_more_than_a_batch(patches, backbone, plain_ops, monkeypatch):
+    """Beyond the trained horizon a window goes on as ten: however many channels it has, one at a time."""
+    model = tiny_model(backbone, **patches, quantile_levels=LEVELS).eval()
+    ahead = PanelForecaster(model, None)
+    past = torch.randn(1, 12, 30, dtype=torch.float64).cumsum(1)
+    _, expected = most_tokens(model, lambda: ahead(past, 8, LEVELS))
+    for module in (config, panel_forecasts):
+        monkeypatch.setattr(module, "TOKENS_AT_ONCE", 40)
+    tokens, found = most_tokens(model, lambda: ahead(past, 8, LEVELS))
+    assert tokens <= 40
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_channels_that_attend_to_each_other_are_one_sequence(backbone, plain_ops, monkeypatch):
+    monkeypatch.setattr(config, "TOKENS_AT_ONCE", 40)
+    model = tiny_model(backbone).eval()
+    with torch.no_grad():
+        tokens, _ = most_tokens(model, lambda: model(torch.randn(1, 12, 60).cumsum(1)))
+    assert tokens == 60
