@@ -1,11 +1,10 @@
-"""The long run of the faults, bounded in time; it writes `docs/reliability.md`: `make faults MINUTES=60`.
+"""A long run of all faults with a time limit; writes the figures in `docs/reliability.md`: `make faults MINUTES=60`.
 
-Four fifths of the time go to kills, the rest to damaged files and to what hypothesis makes up. Every seed is another
-campaign; `--add FILE` goes on with one, part by part. Ends with 1 if anything was silently wrong, hung or ended in a
-traceback.
+Four fifths of the time go to kills, the rest to damaged files and to values that hypothesis generates. Every seed gives
+another campaign; `--add FILE` continues one. Exits with 1 if any result was silently wrong, a hang or a traceback.
 """
 
-# first: takes the checkout's root off the path
+# must come first: takes the checkout's root off the path
 import llata_fast  # noqa: F401, I001
 
 import argparse
@@ -37,7 +36,7 @@ _BEGIN, _END = "<!-- figures: written by make faults -->", "<!-- end of figures 
 
 
 def try_inputs(folder: Path, options: argparse.Namespace, until: float, tally: Tally):
-    """Damage every file, and make up values, by turns of _TURN, as often as the time allows."""
+    """Alternate between damaging every file and generating odd values, _TURN each, until the time is up."""
     cases = input_cases(folder)
     logging.disable(logging.CRITICAL)
     each = -(-options.inputs // (len(cases) + 5))
@@ -53,7 +52,7 @@ def try_inputs(folder: Path, options: argparse.Namespace, until: float, tally: T
 
 
 def figures(tally: Tally, seed: int) -> str:
-    """The table of a page."""
+    """The figures for the page: a line and a table."""
     kills = {name: counts for name, counts in tally.counts.items() if name.startswith("kill")}
     disks = sum(counts.total() for name, counts in tally.counts.items() if name.startswith("disk"))
     two = tally.counts["two runs at once"].total() if "two runs at once" in tally.counts else 0
@@ -83,29 +82,27 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument(
-        "--kills", type=int, default=30, help="at most, of each kind of training, twice of one process; 0: none"
+        "--kills", type=int, default=30, help="at most this many per kind of training, twice as many for one process"
     )
-    parser.add_argument("--disks", type=int, default=10, help="trainings for each way that a disk fails; 0: none")
-    parser.add_argument("--each_event", action="store_true", help="kill averaged weights at each file event besides")
-    parser.add_argument("--inputs", type=int, default=12_000, help="at most, over all files; 0: none")
-    parser.add_argument(
-        "--kinds", nargs="+", default=[kind.name for kind in KINDS], help="of trainings that are killed"
-    )
+    parser.add_argument("--disks", type=int, default=10, help="trainings for each way that a disk fails")
+    parser.add_argument("--each_event", action="store_true", help="kill averaged weights at every file event, too")
+    parser.add_argument("--inputs", type=int, default=12_000, help="at most this many damaged or odd inputs")
+    parser.add_argument("--kinds", nargs="+", default=[kind.name for kind in KINDS], help="kinds of trainings to kill")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--add", type=Path, metavar="FILE", help="JSON of what was counted before; it is written again")
+    parser.add_argument("--add", type=Path, metavar="FILE", help="JSON file of earlier counts, to continue")
     parser.add_argument("--write", action="store_true", help="write the figures into docs/reliability.md")
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     began, tally = time.monotonic(), Tally(options.add)
-    # a disk in memory, where there is one: a kill is no power cut
+    # an in-memory disk, if there is one: after a kill, unlike a power cut, unsynced data survives
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=memory) as folder:
-        # DeepSpeed compiles into the user's cache
+        # DeepSpeed compiles extensions into the user's cache
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions" / "llata_fast"))
         os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
-        # first: a process that has trained is no good one to fork
+        # kills come first: a process that has trained should not be forked
         (Path(folder) / "kills").mkdir()
         trainings = Trainings(Path(folder) / "kills")
         kinds = [kind for kind in KINDS if kind.name in options.kinds]

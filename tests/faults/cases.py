@@ -1,4 +1,4 @@
-"""A file that is damaged, and who reads and judges it."""
+"""A file to damage, its reader, and the judge of the result."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass
 class Case:
-    """A file, or a folder with one, and who reads it."""
+    """A file to damage, and the functions that read it and judge the result."""
 
     name: str
     path: Path
@@ -16,4 +16,4 @@ class Case:
     read: Callable[[], Any]
     is_right: Callable[[Any], bool]
     structure: Any = None
-    """What a JSON or YAML file says: then half of the damage is to its values."""
+    """Parsed content of a JSON or YAML file; then half of the damage changes its values."""

@@ -1,7 +1,7 @@
-"""Trainings whose disk fails them: it fills up, files may not grow, the folder vanishes or becomes a file.
+"""Trainings with a failing disk: it fills up, a file size limit is reached, the folder vanishes or becomes a file.
 
-A training ends in one line, and what it has written before is whole: once there is room, it resumes to the weights of
-one that nothing happened to.
+The training must end with one line and leave only complete checkpoints. Once there is space again, it must resume to
+the weights of an uninterrupted training.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ _KINDS = ("limit", "full", "vanishes", "becomes a file")
 
 
 def try_disks(trainings: Trainings, number: int, seed: int, tally: Tally):
-    """`number` trainings of one process with averaged weights for each way of failing."""
+    """Run `number` single-process trainings with averaged weights for every way of failing."""
     kind = KINDS[1]
     trainings.prepare(kind)
     sizes = [path.stat().st_size for path in (trainings.folder / "whole").rglob("*") if path.is_file()]
@@ -54,7 +54,7 @@ def _outcome(trainings: Trainings, run: Path, statuses: list, grow) -> tuple[str
     line = said.strip().splitlines()[-1] if said.strip() else ""
     if statuses != [2] or "Traceback" in said or ": error: " not in line:
         return TRACEBACK, f"{statuses} {said}"
-    # there is room again
+    # there is space again
     grow()
     if run.is_file():
         run.unlink()
@@ -67,7 +67,7 @@ def _outcome(trainings: Trainings, run: Path, statuses: list, grow) -> tuple[str
 
 @contextlib.contextmanager
 def _disk(place: Path, size: int | None) -> Iterator:
-    """`place`, on a disk of its own of so many bytes, where a size is given; yields what makes it larger."""
+    """Mount a disk of `size` bytes at `place`, if a size is given; yields a function that enlarges it."""
     if size is None:
         yield lambda: None
         return

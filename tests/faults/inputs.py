@@ -1,7 +1,7 @@
-"""Every file that is read, damaged: what its reader makes of it.
+"""Damages every file that the package reads, and judges what the reader does.
 
-A reader may refuse with one line, or give what the file says. Where a checksum vouches for a file, what it says is what
-was written; elsewhere another reader of the same bytes decides.
+A reader may refuse the file with one line, or return its content. For files with a checksum the content must be what
+was written; for other files an independent reader of the same bytes decides.
 """
 
 import bz2
@@ -45,7 +45,7 @@ L, H, STEPS = 12, 6, 2
 
 
 def settings_of(folder: Path) -> dict:
-    """A training of two steps of a tiny model, each with a checkpoint."""
+    """Settings for two training steps of a tiny model, each with a checkpoint."""
     return {
         "dataset": str(write_series(folder / "series.csv", 90)),
         "backbone": random_backbone(folder),
@@ -74,7 +74,7 @@ def make_run(folder: Path) -> tuple[Path, dict]:
 
 
 def input_cases(folder: Path) -> list[Case]:
-    """All of them; it trains a run of two steps first."""
+    """All cases; trains a run of two steps for them."""
     run, settings = make_run(folder)
     return [
         *_tables(folder),
@@ -119,7 +119,7 @@ def _tables(folder: Path) -> list[Case]:
 
 
 def _says(series, data: bytes) -> bool:
-    """Whether a series is what Python's own reader finds in the bytes."""
+    """Whether a series matches what Python's csv reader finds in the bytes."""
     rows = [row for row in csv.reader(io.StringIO(data.decode("utf-8-sig"))) if any(cell.strip() for cell in row)]
     header = [name.strip() for name in rows[0]]
     cells = [dict(zip(header, row, strict=True)) for row in rows[1:]]
@@ -140,7 +140,7 @@ def _settings(folder: Path, settings: dict) -> list[Case]:
         given = {name.replace("-", "_"): value for name, value in given.items()}
         groups = [vars(group) for group in parsed]
         found = {name: value for group in reversed(groups) for name, value in group.items()}
-        # what the Trainer's own class makes of its arguments is its matter, as is what null stands for
+        # how the Trainer's own class interprets its arguments, and what null means, is not judged here
         ours = [name for name, value in given.items() if name in settings and name in found and value is not None]
         return all(_same_setting(found[name], given[name]) for name in ours if name != "report_to")
 
@@ -193,7 +193,7 @@ def _run_files(run: Path) -> list[Case]:
 
 
 def _checkpoint_files(run: Path) -> list[Case]:
-    """Every file of the newest checkpoint: `last` passes it over."""
+    """Every file of the newest checkpoint; `last` must pass a damaged one over."""
     newest, before = run / f"checkpoint-{STEPS}", run / f"checkpoint-{STEPS - 1}"
 
     def last():
@@ -207,7 +207,7 @@ def _checkpoint_files(run: Path) -> list[Case]:
 
 
 def _untouched(folder: Path, kept: dict[Path, bytes]) -> bool:
-    # spaces in the manifest say nothing
+    # whitespace in the manifest does not matter
     return all(path.name == "manifest.json" or path.read_bytes() == data for path, data in kept.items())
 
 
@@ -230,7 +230,7 @@ def _backbones(folder: Path) -> list[Case]:
         return all(getattr(loaded[0], name) == said[name] for name in ("hidden_size", "num_attention_heads"))
 
     def finite_shapes(loaded) -> bool:
-        # nothing vouches for a backbone's values: names and shapes must be those of its config
+        # a backbone has no checksum: only names and shapes must match its config
         return {name: value.shape for name, value in loaded[1].blocks.items()} == {
             name: value.shape for name, value in build_backbone(loaded[0]).state_dict().items()
         }
@@ -265,7 +265,7 @@ def _caches(folder: Path) -> list[Case]:
     torch.save({"out_layer.weight": torch.zeros(6, 12), "in_layer.linear.weight": torch.zeros(24, 12)}, published)
     return [
         Case("prototype cache", path, lambda: load_prototypes(words, 7, cache_dir=cache), expected.equal),
-        # no whole checkpoint of the published code is at hand: all of these are refused
+        # there is no complete checkpoint of the published code here, so all of these must be refused
         Case(
             "published .pth",
             published,
@@ -310,7 +310,7 @@ def _corpora(folder: Path) -> list[Case]:
 
 
 def try_damage(case: Case, count: int, seed: int, tally: Tally):
-    """Damage a case's file `count` times, each time anew, and count what comes of it; the file is whole afterwards."""
+    """Damage a case's file `count` times in different ways and count the outcomes; restores the file."""
     whole = case.path.read_bytes()
     rng = random.Random(f"{seed} {case.name}")
     try:
@@ -320,7 +320,7 @@ def try_damage(case: Case, count: int, seed: int, tally: Tally):
                 data = yaml.safe_dump(damaged).encode() if case.path.suffix == ".yaml" else json_bytes(damaged)
             else:
                 data = damaged_bytes(whole, rng)
-            # another file than the one that some reader may have mapped
+            # write a new file: a reader may still have the old one mapped
             case.path.unlink(missing_ok=True)
             case.path.write_bytes(data)
             outcome, said = outcome_of(case.read, case.is_right)

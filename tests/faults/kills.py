@@ -1,9 +1,8 @@
-"""Trainings that are killed, at each of their file events or at any moment, and what a resume makes of what they left.
+"""Kills trainings at each of their file events or at random moments, resumes them, and judges the result.
 
-Every training is forked from one process that has imported all that a whole one imports: a start costs ten seconds. A
-kill is SIGKILL before a file event of the run's folder, as Python's audit hooks see them, or an alarm that nobody
-handles, which also ends what writes without Python. What a training has done by then stands in memory that it shares
-with the one that forked it.
+A start takes ten seconds, so every training is forked from one process that has already imported everything. A kill is
+SIGKILL before a file event in the run's folder (seen by a Python audit hook), or an unhandled alarm, which also ends
+code that writes without Python. A training records its progress in memory shared with the parent process.
 """
 
 import contextlib
@@ -34,33 +33,33 @@ from safetensors.torch import load_file
 from training.distributed_cases import train
 
 from llata_fast.lifelines import Lifelines
-from llata_fast.training import trainer  # noqa: F401, what takes long to import is there before the fork
+from llata_fast.training import trainer  # noqa: F401, slow imports before the fork
 
 ROOT = Path(__file__).resolve().parents[2]
-# the third checkpoint takes the first one's place
+# the third checkpoint replaces the first one
 STEPS = 3
 _EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _LIMIT_S = 300
-# what is promised; and a moment for who waits for one that has died before they met
+# seconds within which a rank must notice another's death, and before they have met
 _OUTLIVED_S = 60
 _ALONE_S = 2
 
 
 @dataclass
 class Kind:
-    """A way of training that is killed and resumed."""
+    """A kind of training to kill and resume."""
 
     name: str
     flags: list[str]
     ranks: int = 1
     tolerance: float = 0.0
-    """Of the resumed weights, against an uninterrupted training's."""
+    """Largest allowed difference between the resumed weights and an uninterrupted training's."""
     every_event: bool = False
-    """Whether a long run kills it at each of its file events."""
+    """Whether a long run kills it at every file event."""
     whole: dict[str, torch.Tensor] = field(default_factory=dict)
     events: list[tuple[int, int]] = field(default_factory=list)
-    """Every file event: its rank, and which of that rank's it is."""
+    """All file events as (rank, number of the event on that rank)."""
     seconds: float = 0.0
 
 
@@ -75,7 +74,7 @@ KINDS = [
 
 
 class Marks:
-    """What ranks have done, in memory that forks share: a byte each for every rank."""
+    """Progress of the ranks in memory shared by all forks: one byte per kind of mark and rank."""
 
     def __init__(self):
         self._bytes = mmap.mmap(-1, 3 * 16)
@@ -90,13 +89,13 @@ class Marks:
         return self._bytes[3 * rank + kind]
 
 
-# watched by the others; the optimizer's steps taken; the step that a training began with, and one
+# 1 once the others watch this rank; optimizer steps taken; 1 + the step that the training began with
 MET, TAKEN, BEGUN = range(3)
 MARKS = Marks()
 
 
 class Trainings:
-    """Forks trainings of one tiny model into folders of its own."""
+    """Forks trainings of a tiny model, each into a new folder."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -105,7 +104,7 @@ class Trainings:
         self.flags = [f"--{name}={value}" for name, value in settings.items() if name != "average_decay"]
 
     def run(self, kind: Kind, output_dir: Path, *flags: str, watch: dict[str, Any] | None = None) -> list[int | None]:
-        """Exit statuses of a training's ranks; negative: the signal, None: it hung. `watch`: see `_fork`."""
+        """Exit statuses of a training's ranks; -signal if killed, None if it hung. For `watch` see `_fork`."""
         arguments = [*self.flags, *kind.flags, f"--output_dir={output_dir}", *flags]
         port = _free_port()
         MARKS.clear()
@@ -120,7 +119,7 @@ class Trainings:
         return "\n".join(path.read_text()[-1500:] for path in sorted(self.folder.glob("log-*")))
 
     def prepare(self, kind: Kind):
-        """Train twice without interruption: for what it imports; for the weights, the file events, the seconds."""
+        """Train twice without interruption: first for the imports, then for weights, file events and seconds."""
         if kind.whole:
             return
         run = self.folder / "whole"
@@ -143,7 +142,7 @@ class Trainings:
             if None in statuses:
                 return HANG, f"a rank outlived another one: {statuses}\n{self.log()}"
             if all(status == 0 for status in statuses):
-                # the moment came after the end
+                # the training ended before the kill
                 return self.judge(kind, run, "")
             killed = statuses[kill["rank"]]
             if killed not in (-signal.SIGKILL, -signal.SIGALRM) or "Traceback" in self.log():
@@ -173,7 +172,7 @@ class Trainings:
 
 
 def kills_of(kind: Kind, number: int, each_event: bool, rng: random.Random) -> Iterator[dict[str, Any]]:
-    """`number` kills, at file events and at random moments by turns; of a kind that is due it, after `each_event`."""
+    """`number` kills, alternately at file events and at random moments, after one per event if `each_event`."""
     events = rng.sample(kind.events, len(kind.events))
     if each_event and kind.every_event:
         yield from ({"rank": rank, "event": event} for rank, event in events)
@@ -194,9 +193,9 @@ def try_kills(
     until: float = float("inf"),
     each_event: bool = False,
 ):
-    """Kill and resume `number` trainings of each kind, by turns, or until that time of the monotonic clock.
+    """Kill and resume `number` trainings of each kind in turn, at most until `until` on the monotonic clock.
 
-    Of one process, which costs less than half of what two ranks do, twice as many.
+    Single-process kinds get twice as many, since they take less than half the time.
     """
     for kind in kinds:
         trainings.prepare(kind)
@@ -219,7 +218,7 @@ def try_kills(
 
 
 def try_two_at_once(trainings: Trainings, tally: Tally):
-    """Into one folder that is named, and into the default one, from an empty working directory."""
+    """Start two runs at once into a named folder, and into the default one from an empty working directory."""
     kind = KINDS[1]
     trainings.prepare(kind)
     place = Path(tempfile.mkdtemp(dir=trainings.folder))
@@ -252,7 +251,7 @@ def _ranks(rank: int, number: int, port: int) -> dict[str, str]:
 
 
 def _import(names: list[str]):
-    """Import what is there, and keep it from the collector: a fork that looks through it copies every page."""
+    """Import what exists and freeze it: garbage collection in a fork would copy every page."""
     for name in names:
         with contextlib.suppress(Exception):
             importlib.import_module(name)
@@ -274,10 +273,10 @@ def _fork(
     watch: dict[str, Any] | None,
     directory: Path | None = None,
 ) -> int:
-    """Start a training.
+    """Start a training in a fork; returns its process id.
 
-    `watch` says when it dies, by "event" or "seconds", or what happens at the event "instead" (a function of the
-    folder); the "limit" of its files' sizes; where its "notes" go at the end.
+    Keys of `watch`: "event" or "seconds" at which to kill it; "instead", a function of the folder to call at the event
+    in place of the kill; "limit", the largest file size in bytes; "notes", a folder for the notes at the end.
     """
     sys.stdout.flush()
     pid = os.fork()
@@ -318,7 +317,7 @@ def _fork(
 
 
 def _plain() -> contextlib.AbstractContextManager:
-    """Without what takes long and writes no weights: a picture, FLOPs, the device's rate of products; with marks."""
+    """Context with marks and without slow parts that write no weights: picture, FLOPs, speed of the device."""
     stack = contextlib.ExitStack()
     stack.enter_context(mock.patch("llata_fast.kernels._launch.ENABLED", False))
     stack.enter_context(mock.patch("llata_fast.training.trainer.matmul_rate", lambda *_: 1e12))
@@ -330,7 +329,7 @@ def _plain() -> contextlib.AbstractContextManager:
 
 
 class _MarkingLifelines(Lifelines):
-    """Says so once the others notice its death."""
+    """Sets a mark once the other ranks would notice this one's death."""
 
     def __init__(self):
         super().__init__()
@@ -338,7 +337,7 @@ class _MarkingLifelines(Lifelines):
 
 
 class _MarkingLog(trainer.TrainingLog):
-    """Says with which step a training begins, and which it has taken."""
+    """Marks the step that a training begins with, and every step it takes."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         MARKS.set(BEGUN, args.process_index, 1 + state.global_step)
@@ -350,7 +349,7 @@ class _MarkingLog(trainer.TrainingLog):
 
 
 def _count_events(folder: Path, at: int | None, act: Callable[[Path], None]) -> list[int]:
-    """Count what happens to files below `folder`, and act before the `at`-th event."""
+    """Count file events below `folder`, and act before the `at`-th one."""
     counter, prefix = [0], str(folder)
 
     def see(event, args):
@@ -359,7 +358,7 @@ def _count_events(folder: Path, at: int | None, act: Callable[[Path], None]) -> 
         if event == "open" and not (isinstance(args[2], int) and args[2] & _WRITING):
             return
         counter[0] += 1
-        # not at the events of its own making
+        # exactly once: `act` may cause events, too
         if counter[0] == at:
             act(folder)
 
@@ -372,15 +371,16 @@ def _die(_: Path):
 
 
 def _limit_files(size: int):
-    """No file of this process may be larger."""
+    """Limit the size of files that this process writes, in bytes."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 def _statuses(pids: list[int], together: bool = True) -> list[int | None]:
-    """How each of them ended; None: it did not in _LIMIT_S, or not in _OUTLIVED_S after another one had failed.
+    """Exit status of each process; None if it outlived _LIMIT_S, or _OUTLIVED_S after another one failed.
 
-    Then its stacks are shown, and it is killed. Where not all have met, that is the launcher's part, which it plays.
+    Prints the stacks of such a process and kills it. If the ranks have not met yet, killing them is the launcher's
+    task, which this function takes over.
     """
     until, ended = time.monotonic() + _LIMIT_S, {}
     while len(ended) < len(pids) and time.monotonic() < until:
@@ -406,6 +406,6 @@ def _statuses(pids: list[int], together: bool = True) -> list[int | None]:
 
 
 def show_stacks(pid: int):
-    """Python's and native ones, where py-spy is installed."""
+    """Print Python and native stacks, if py-spy is installed."""
     if found := shutil.which("py-spy", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"):
         subprocess.run([found, "dump", "--native", "--pid", str(pid)], check=False, timeout=60)

@@ -1,11 +1,11 @@
-"""Damage to files, by a seeded generator: to bytes, and to what JSON and YAML say."""
+"""Random damage to files, from a seeded generator: to bytes, and to values in JSON and YAML."""
 
 import copy
 import json
 import random
 from typing import Any
 
-# what a value may turn into that a reader does not expect
+# replacements that a reader does not expect
 _ODD = [
     None,
     True,
@@ -31,7 +31,7 @@ _ODD = [
 
 
 def damaged_bytes(data: bytes, rng: random.Random) -> bytes:
-    """One kind of damage that disks, copies and kills do."""
+    """Damage of one kind, as from disks, copies and kills."""
     kinds = ["cut", "flip", "flips", "zeros", "drop", "repeat", "swap", "insert", "empty", "append", "nested"]
     kind = rng.choice(kinds)
     size = len(data)
@@ -49,7 +49,7 @@ def damaged_bytes(data: bytes, rng: random.Random) -> bytes:
     if kind == "zeros":
         return data[:at] + bytes(end - at) + data[end:]
     if kind == "nested":
-        # deeper than a reader that calls itself can go
+        # nested deeper than a recursive reader can follow
         return rng.choice([b"[", b'{"a":', b"- "]) * 9000
     if kind == "drop":
         return data[:at] + data[end:]
@@ -64,7 +64,7 @@ def damaged_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def damaged_values(value: Any, rng: random.Random) -> Any:
-    """A copy of what a JSON file says, one or two of its entries replaced, renamed, dropped or moved."""
+    """A copy of a JSON value with one or two entries replaced, renamed, dropped or moved."""
     value = copy.deepcopy(value)
     for _ in range(rng.choice([1, 1, 2])):
         value = _damage(value, rng)

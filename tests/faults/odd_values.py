@@ -1,4 +1,4 @@
-"""What hypothesis makes up for settings, tables and DeepSpeed's JSON: wrong types, huge numbers, odd texts."""
+"""Odd values from hypothesis for settings, tables and DeepSpeed's JSON: wrong types, huge numbers, odd texts."""
 
 import contextlib
 import csv
@@ -53,7 +53,7 @@ TABLES = st.lists(st.tuples(_DATES, _CELLS, _CELLS), max_size=8)
 
 
 def try_odd_values(number: int, numbered: int, tally: Tally):
-    """`number` examples of each kind."""
+    """Try `number` examples of every kind."""
     with tempfile.TemporaryDirectory() as folder:
         for name, strategy, attempt in _KINDS:
             _examples(
@@ -112,7 +112,7 @@ def _table(rows, folder: Path):
 
 
 def _as_written(series, path: Path) -> bool:
-    """Numbers are those that Python reads in the rows that are not blank."""
+    """Whether the series has the numbers that Python reads from the rows that are not blank."""
     with contextlib.suppress(ValueError):
         rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))[1:]
         found = sorted(map(tuple, series.values.tolist()))

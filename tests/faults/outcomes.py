@@ -1,4 +1,4 @@
-"""What comes of a fault, counted: one clear line, the right result, a traceback, a wrong result in silence, a hang."""
+"""Counts outcomes of faults: one clear line, the right result, a traceback, a silently wrong result, or a hang."""
 
 import contextlib
 import io
@@ -17,15 +17,15 @@ LINE, RIGHT, TRACEBACK, WRONG, HANG = "clear line", "right result", "traceback",
 OUTCOMES = (LINE, RIGHT, TRACEBACK, WRONG, HANG)
 BAD = (TRACEBACK, WRONG, HANG)
 
-# far above what any of these takes on a busy machine
+# far longer than any of these takes, even on a busy machine
 _LIMIT_S = 60
 
 
 class Tally:
-    """Outcomes by what was damaged, and an example of everything that must not be."""
+    """Outcomes by damaged file or value, and an example of every bad outcome."""
 
     def __init__(self, path: Path | None = None):
-        """`path` keeps what is counted, as JSON, and is gone on with where it is there."""
+        """`path` stores the counts as JSON; counting continues from an existing file."""
         self.counts: dict[str, Counter] = defaultdict(Counter)
         self.examples: list[str] = []
         self._path, self._before, self._began = path, 0.0, time.monotonic()
@@ -36,7 +36,7 @@ class Tally:
 
     @property
     def seconds(self) -> float:
-        """That the counting has taken."""
+        """Seconds spent on counting so far."""
         return self._before + time.monotonic() - self._began
 
     def keep(self):
@@ -76,7 +76,7 @@ def _bounded() -> Iterator[None]:
 
 
 def outcome_of(call: Callable[[], Any], is_right: Callable[[Any], bool]) -> tuple[str, str]:
-    """Which of OUTCOMES comes of `call()`, and what it said."""
+    """Outcome of `call()`, one of OUTCOMES, and its message."""
     said = io.StringIO()
     try:
         with _bounded(), contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
@@ -93,6 +93,6 @@ def outcome_of(call: Callable[[], Any], is_right: Callable[[Any], bool]) -> tupl
     try:
         right = is_right(result)
     except Exception as error:
-        # what another reader refuses should not have been read
+        # the reader must not accept what an independent reader refuses
         return WRONG, f"{str(result)[:300]}, which the judge refuses: {error!r}"
     return (RIGHT, "") if right else (WRONG, str(result)[:300])

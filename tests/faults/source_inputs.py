@@ -1,4 +1,4 @@
-"""What trainings are made from beside wide tables, damaged: panels, the sources of corpora, mixtures, a start."""
+"""Damage cases for other inputs of a training: panels, sources of corpora, mixtures, and weights to start from."""
 
 import csv
 import gzip
@@ -27,7 +27,7 @@ ITEMS, ROWS = 3, 30
 
 
 def source_cases(folder: Path) -> list[Case]:
-    """All of them but the start."""
+    """All cases except the weights to start from."""
     return [*_panels(folder), *_sources(folder), _mixture(folder)]
 
 
@@ -68,7 +68,7 @@ def _panels(folder: Path) -> list[Case]:
 
 
 def _same_items(panel: Panel, rows: list[tuple]) -> bool:
-    """Whether a panel holds these (id, date, two values), by id and in the order of dates, gaps left out."""
+    """Whether a panel contains these rows (id, date, two values), sorted by id and date, without gaps."""
     said: dict[str, dict] = {}
     for name, date, *values in rows:
         numbers = [math.nan if value in ("", None) else float(value) for value in values]
@@ -90,7 +90,7 @@ def _same_items(panel: Panel, rows: list[tuple]) -> bool:
 
 
 def _sources(folder: Path) -> list[Case]:
-    """Files that a corpus is built from."""
+    """Cases for files that corpora are built from."""
     values = [[round(math.sin(step / 3 + item) * 10, 3) for step in range(ROWS)] for item in range(ITEMS)]
     lines = [
         {"item_id": f"s{item}", "start": "2024-01-01 00:00:00", "freq": "D", "target": values[item]}
@@ -133,7 +133,7 @@ def _sources(folder: Path) -> list[Case]:
 
 def _same_series(found: list, said: list[tuple[str, list]]) -> bool:
     return len(found) == len(said) and all(
-        # a file may name none
+        # a file may give no name
         series.item_id == (name or series.item_id)
         and series.target.shape == np.atleast_2d(np.array(values, dtype=float)).shape
         and np.array_equal(series.target, np.atleast_2d(np.array(values, dtype=np.float32)), equal_nan=True)
@@ -143,7 +143,7 @@ def _same_series(found: list, said: list[tuple[str, list]]) -> bool:
 
 def _json_says(path: Path) -> list[tuple[str, list]]:
     data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    # universal newlines, as any reader of text takes them
+    # universal newlines, as any text reader handles them
     lines = data.decode().replace("\r\n", "\n").replace("\r", "\n").split("\n")
     entries = [(number, json.loads(line)) for number, line in enumerate(line for line in lines if line.strip())]
     stem = path.name.split(".")[0]
@@ -193,7 +193,7 @@ def _mixture(folder: Path) -> Case:
 
 
 def start_cases(run: Path) -> list[Case]:
-    """Trained weights that another training starts from: a run, and a folder for which no manifest vouches."""
+    """Trained weights to start another training from: a run, and a folder without a manifest."""
     expected = _started(run)
     bare = run.with_name("bare")
     bare.mkdir()
@@ -210,7 +210,7 @@ def start_cases(run: Path) -> list[Case]:
         Case(f"start: {name}", run / name, lambda: _started(run), same, _json_of(run / name))
         for name in ("config.json", "model.safetensors", "manifest.json")
     ]
-    # nothing vouches for the values there
+    # without a manifest there are no checksums for the values
     return cases + [
         Case(f"start without a manifest: {name}", bare / name, lambda: _started(bare), judge, _json_of(bare / name))
         for name, judge in (("config.json", lambda _: True), ("model.safetensors", fits))

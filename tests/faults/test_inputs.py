@@ -1,4 +1,4 @@
-"""A short run of `inputs.py`: some damage to every file that is read."""
+"""A short run of `inputs.py`: some damage to every file that the package reads."""
 
 import logging
 
@@ -17,7 +17,7 @@ def cases(tmp_path_factory):
 
 
 def test_damage_ends_in_one_line_or_the_right_result(cases):
-    """Every file is also read whole in between, and gives what it should."""
+    """In between, every undamaged file must be read correctly."""
     tally = Tally()
     logging.disable(logging.CRITICAL)
     try:
@@ -28,14 +28,14 @@ def test_damage_ends_in_one_line_or_the_right_result(cases):
     assert tally.total() == EACH * len(cases) and len(cases) > 25
     assert not tally.examples, "\n".join(tally.examples[:5])
     counts = tally.counts.values()
-    # damage does what it says
+    # the damage must really be damage
     assert sum(count["clear line"] for count in counts) > tally.total() / 3
     assert not any(count[outcome] for count in counts for outcome in BAD)
 
 
 @pytest.mark.parametrize("number", range(3))
 def test_an_untouched_file_is_right(cases, number):
-    """The judges are no rubber stamps: of what is whole they say so, and not of something else."""
+    """Judges accept the result for an undamaged file and reject any other result."""
     for case in cases:
         if case.name.startswith(("CSV", "run: model", "prototype", "backbone: model.safetensors")):
             assert case.is_right(case.read())

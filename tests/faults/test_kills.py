@@ -1,4 +1,4 @@
-"""A short run of `kills.py`, in a process of its own: trainings are forked from one that has no other threads."""
+"""A short run of `kills.py`, in a separate process, because trainings are forked from a process with one thread."""
 
 
 def test_killed_trainings_resume_to_the_same_weights(launch):
@@ -9,7 +9,7 @@ def test_killed_trainings_resume_to_the_same_weights(launch):
         timeout=900,
     )
     assert "averaged weights: {'right result': 4}" in output
-    # it fills up, files may not grow, the folder vanishes or becomes a file; a disk of its own takes a superuser
+    # file size limit, vanished folder, folder that became a file, and, for a superuser, a full disk
     assert output.count("| disk: ") in (3, 4)
-    # of two into one folder one is refused; by default each has its own
+    # of two runs into one folder one is refused; by default each gets its own folder
     assert "| two runs at once | 1 | 1 | 0 | 0 | 0 |" in output

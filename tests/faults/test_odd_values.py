@@ -28,7 +28,7 @@ def test_odd_values_end_in_one_line_or_the_right_result():
 
 @pytest.mark.parametrize("cell", ["9" * 400, "-" + "9" * 400])
 def test_integers_beyond_every_float_are_named(cell, tmp_path):
-    """Beside a float, pandas raises an error of its own for them."""
+    """In a column with floats, pandas raises its own error for them."""
     path = tmp_path / "table.csv"
     path.write_text(f"date,a\n2024-01-01T00:00,1.5\n2024-01-01T01:00,{cell}\n2024-01-01T02:00,2\n")
     with pytest.raises(InputError, match=r"line 3, column 'a': the value is infinite"):

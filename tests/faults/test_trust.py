@@ -1,4 +1,4 @@
-"""Nothing that is read is executed: a payload in every kind of file leaves no trace, and nothing is ever asked."""
+"""No input is executed: a payload in every kind of file leaves no trace, and no question is asked."""
 
 import builtins
 import json
@@ -25,7 +25,7 @@ from llata_fast.training.deepspeed_state import restricted_unpickling
 
 
 class Payload:
-    """What makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, trace):
         self.trace = trace
@@ -36,7 +36,7 @@ class Payload:
 
 @pytest.fixture
 def trace(tmp_path, monkeypatch):
-    """A file that must not be there at the end; a question is an error."""
+    """A file that must not exist at the end of the test; reading from standard input is an error."""
 
     def asked(*_):
         raise AssertionError("asked on standard input")
@@ -53,7 +53,7 @@ def yaml_payload(trace):
 
 
 def folder_backbone(folder, **fields):
-    """A backbone's folder without weights."""
+    """A backbone folder without weights."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"} | BACKBONES["llama"] | fields))
     return folder
@@ -84,7 +84,7 @@ def test_a_runs_settings(yaml_payload, tmp_path):
 
 @pytest.mark.parametrize("model_type", ["llama", "unheard_of"])
 def test_code_beside_a_backbones_config(model_type, trace, tmp_path):
-    """Transformers asks whether to run it; a known kind of model needs none of it."""
+    """transformers would ask whether to run it; a known model type does not need it."""
     auto_map = {name: f"code.{name}" for name in ("AutoConfig", "AutoModel", "AutoModelForCausalLM")}
     folder = folder_backbone(tmp_path / "backbone", model_type=model_type, auto_map=auto_map)
     (folder / "code.py").write_text(f"import pathlib; pathlib.Path({str(trace)!r}).touch()\n")
@@ -141,7 +141,7 @@ def test_a_pickle_that_calls_itself_gguf(trace, tmp_path):
 
 
 def test_what_a_gguf_file_says_of_itself(trace, tmp_path):
-    """Its texts are texts: a chat template is none that is filled in."""
+    """Its texts stay texts: the chat template is never rendered."""
     import gguf
 
     path = tmp_path / "model.gguf"
@@ -170,7 +170,7 @@ def test_a_table_that_is_a_pickle(trace, tmp_path):
 
 
 def test_an_arrow_type_that_is_a_pickle(trace, tmp_path):
-    """Older versions of pyarrow made a type of it on reading."""
+    """Older versions of pyarrow unpickled such a type on reading."""
     from llata_fast.data import read_series
 
     metadata = {b"ARROW:extension:name": b"arrow.py_extension_type"}
@@ -183,12 +183,12 @@ def test_an_arrow_type_that_is_a_pickle(trace, tmp_path):
     try:
         assert len(read_series(str(path))) == 28
     except InputError:
-        # a version that reads no such file has nothing to show
+        # a pyarrow version that cannot read such a file cannot fail here
         assert path.suffix == ".parquet"
 
 
 def test_deepspeeds_files_hold_its_own_classes_and_no_others(trace, tmp_path, monkeypatch):
-    """By the very call that DeepSpeed loads them with, which asks for everything."""
+    """Uses the same call as DeepSpeed, which asks for unrestricted loading."""
     from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -204,7 +204,7 @@ def test_deepspeeds_files_hold_its_own_classes_and_no_others(trace, tmp_path, mo
     torch.save(own | {"payload": Payload(trace)}, path)
     with pytest.raises(InputError, match="trust_checkpoint"), restricted_unpickling():
         engine.load(path)
-    # outside, and with trust, it is DeepSpeed's own matter
+    # outside the restriction, or with trust, DeepSpeed loads anything
     assert not trace.exists()
     with restricted_unpickling(trust=True):
         engine.load(path)
@@ -213,7 +213,7 @@ def test_deepspeeds_files_hold_its_own_classes_and_no_others(trace, tmp_path, mo
 
 
 def test_mapped_tensors_are_read_as_they_are(trace, tmp_path):
-    """The metadata of a safetensors file is text."""
+    """The metadata of a safetensors file is only text."""
     folder = folder_backbone(tmp_path / "backbone")
     model = build_backbone(read_backbone_config(str(folder)))
     words = torch.zeros(BACKBONES["llama"]["vocab_size"], BACKBONES["llama"]["hidden_size"])
@@ -224,7 +224,7 @@ def test_mapped_tensors_are_read_as_they_are(trace, tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of two steps and the flags that resume it."""
+    """A run of two steps, and the flags that resume it."""
     from faults.inputs import make_run
 
     folder = tmp_path_factory.mktemp("trained")
@@ -236,7 +236,7 @@ def trained(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
 def test_a_checkpoint_whose_manifest_vouches_for_a_payload(name, trained, trace, tmp_path, plain_ops, capfd):
-    """Who plants one can write a manifest, too."""
+    """Whoever plants a payload can also write a manifest."""
     from training.distributed_cases import train
 
     run = tmp_path / "run"
@@ -246,7 +246,7 @@ def test_a_checkpoint_whose_manifest_vouches_for_a_payload(name, trained, trace,
     write_manifest(run / "checkpoint-2")
     flags = [*trained[1], f"--output_dir={run}", f"--resume_from_checkpoint={run / 'checkpoint-2'}"]
     if name == "training_args.bin":
-        # nobody reads it
+        # nothing reads this file
         train(flags)
         return
     with pytest.raises(SystemExit) as ended:
@@ -269,7 +269,7 @@ def test_a_calibration_that_is_a_pickle(trace, tmp_path):
 
 
 def test_a_runs_other_files(trace, yaml_payload, tmp_path):
-    """Preprocessor, scores and mixture are JSON and YAML: a pickle is damage, a tag is no value."""
+    """Preprocessor, scores and mixture are JSON and YAML: a pickle counts as damage, and YAML tags are refused."""
     from llata_fast.data.mixture import read_mixture
 
     (tmp_path / "mixture.yaml").write_text(f"- path: corpus\n  {yaml_payload}")
@@ -286,7 +286,7 @@ def test_a_runs_other_files(trace, yaml_payload, tmp_path):
 
 
 def test_a_start_that_is_a_pickle(trained, trace, tmp_path):
-    """A start is safetensors: what else lies there is not looked at."""
+    """A start is read from safetensors; other files are ignored."""
     from llata_fast.config import LlataConfig
     from llata_fast.modeling import LlataForPrediction
     from llata_fast.training.initial import load_initial
@@ -320,5 +320,5 @@ def test_a_corpus_whose_type_is_a_pickle(ending, trace, tmp_path):
     try:
         assert list(read_source(path, SourceOptions())[0])[0].target.tolist() == [[1.0, 2.0]]
     except InputError:
-        # a version that reads no such file has nothing to show
+        # a pyarrow version that cannot read such a file cannot fail here
         assert path.exists()
