@@ -1,10 +1,10 @@
-"""Where FlashAttention starts to pay: causal self-attention over 7 to 1,024 tokens, by every implementation there is.
+"""Find where FlashAttention starts to pay: time causal self-attention over 7 to 1,024 tokens in all implementations.
 
     python bench/attention.py
 
-Implementations take turns, round by round, and medians are compared. Each length has as many sequences as make
-`--tokens` tokens. Writes attention.csv, and attention.png where matplotlib is installed, to bench/results/<device>; the
-last line on stdout is one JSON object.
+Implementations take turns in every round, and medians are compared. For every length the number of sequences gives
+`--tokens` tokens in total. Writes attention.csv, and attention.png if matplotlib is installed, to
+bench/results/<device>; the last line on stdout is one JSON object.
 """
 
 # must come first; llata_fast/__init__.py says why
@@ -29,14 +29,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from llata_fast.backbone.attention import FLASH_PACKAGES, HUB_KERNEL, causal_sdpa, choose_attention
 from llata_fast.errors import InputError
 
-# channels of ETT, Weather, Exchange and patches, ECL, Traffic, and the powers of two between
+# channels of ETT, Weather, ECL and Traffic, 196 patches, and powers of two
 LENGTHS = (7, 21, 64, 128, 196, 321, 512, 862, 1024)
 RESULTS = pathlib.Path(__file__).with_name("results")
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def eager(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Scores, mask, softmax and sum, each of them a tensor, as transformers' eager attention does."""
+    """Scores, mask, softmax and sum as separate tensors, like transformers' eager attention."""
     T = query.shape[2]
     key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], 1) for t in (key, value))
     scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
@@ -46,7 +46,7 @@ def eager(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def implementations(options: argparse.Namespace) -> dict[str, Attention]:
-    """Name -> attention, q [B, A, T, E], k and v [B, A / groups, T, E] -> [B, T, A, E]."""
+    """{name: attention}, each q [B, A, T, E], k and v [B, A / groups, T, E] -> [B, T, A, E]."""
     found = {"eager": eager, "sdpa": lambda q, k, v: causal_sdpa(None, q, k, v, None)[0]}
     config = LlamaConfig(
         hidden_size=options.heads * options.head_dim,
@@ -125,7 +125,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cuda = torch.cuda.is_available()
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
-    parser.add_argument("--tokens", type=int, default=65536 if cuda else 4096, help="of all sequences together")
+    parser.add_argument("--tokens", type=int, default=65536 if cuda else 4096, help="total over all sequences")
     parser.add_argument("--heads", type=int, default=12)
     parser.add_argument("--key_value_heads", type=int, default=12)
     parser.add_argument("--head_dim", type=int, default=64)

@@ -1,10 +1,10 @@
-"""What the kernel benchmarks share: how a provider is checked, timed and written down.
+"""Shared by the kernel benchmarks: checking, timing and recording a provider.
 
-A `bench_<op>.py` has CASES, PROVIDERS, `make_inputs` and `cost`; pytest-benchmark runs them (`pytest bench
---benchmark-only`), `--out DIR` keeps one CSV an op. A provider that fails the test suite's tolerance gets an error row
-instead of a time. On a GPU ms is a call's share of a CUDA graph's replay, in which copies of the inputs that no cache
-holds take turns: the kernels alone; wall_ms beside it is the eager call as Python makes it, until the GPU has done it.
-On a CPU `<op>_ref` and the reference's way take turns, round by round, so that a slow moment of the machine falls on
+Every `bench_<op>.py` defines CASES, PROVIDERS, `make_inputs` and `cost`; pytest-benchmark runs them (`pytest bench
+--benchmark-only`), and `--out DIR` writes one CSV per op. A provider that fails the test suite's tolerance gets an
+error row instead of a time. On a GPU, ms is the time of the kernels alone: CUDA graphs are replayed over copies of the
+inputs that do not fit in the cache together. wall_ms is the eager call from Python until the GPU has finished. On a
+CPU, `<op>_ref` and the reference implementation take turns in every round, so that slow phases of the machine affect
 both.
 """
 
@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 MODES = ("fwd", "bwd", "fwd+bwd")
-# what CPU users get, and the yardstick it is timed against
+# what CPU users get, and the baseline it is compared with
 REF, REFERENCE = "ref", "reference"
 KEY = ("op", "case", "provider", "mode", "dtype", "device")
 
 Inputs = dict[str, Tensor]
-# inputs and the case's sizes -> what is differentiated
+# (inputs, sizes of the case) -> the output to differentiate
 Provider = Callable[[Inputs, dict[str, int]], Tensor]
 
 
@@ -38,7 +38,7 @@ class Case:
     name: str
     sizes: dict[str, int]
     cpu: bool = False
-    """Small enough for a CPU."""
+    """Whether it is small enough for a CPU."""
 
     def __str__(self):
         return self.name
@@ -46,7 +46,7 @@ class Case:
 
 @dataclasses.dataclass
 class Row:
-    """One measurement. ms are the 50th, 20th and 80th percentile of the kernels; wall_ms is the median eager call."""
+    """One measurement. ms: 50th, 20th and 80th percentile of the kernels' time; wall_ms: median eager call."""
 
     op: str
     case: str
@@ -62,7 +62,7 @@ class Row:
     gb_s: float | str = ""
     tflop_s: float | str = ""
     floor_fraction: float | str = ""
-    """Of the time that this machine's copy and GEMM need for the fewest bytes and operations; 1 is the best."""
+    """Lower bound of the time (fewest bytes and operations at this machine's copy and GEMM speed) over the time."""
     peak_mib: float | str = ""
     error: str = ""
     torch: str = torch.__version__
@@ -89,7 +89,7 @@ def device_name() -> str:
 
 
 def device_folder() -> str:
-    """Name of the folder that this device's results go to."""
+    """Name of the folder for this device's results."""
     return re.sub(r"\W+", "-", device_name().lower()) if torch.cuda.is_available() else "cpu"
 
 
@@ -109,12 +109,12 @@ def versions() -> dict[str, str]:
     return {"triton": triton_version, "commit": commit, "date": datetime.date.today().isoformat()}
 
 
-# of an input's copies that are read in turn, so that none is found in the cache
+# enough copies of the inputs, used in turn, that none is still in the cache
 ROTATED_CACHES, MOST_COPIES = 3, 64
 
 
 def rotated(inputs: Inputs) -> list[Inputs]:
-    """Copies of the inputs, which together are three times the device's L2 cache; as they are on a CPU."""
+    """Copies of the inputs that together take three times the device's L2 cache; on a CPU only the inputs."""
     if not torch.cuda.is_available():
         return [inputs]
     size = sum(t.nbytes for t in inputs.values())
@@ -124,9 +124,9 @@ def rotated(inputs: Inputs) -> list[Inputs]:
 
 
 class Replayed:
-    """Calls in turn, without what Python takes for them: one CUDA graph on a GPU, a loop on a CPU.
+    """Runs calls in turn without Python's overhead: as one CUDA graph on a GPU, as a loop on a CPU.
 
-    `make` gives the calls; what it and they launch goes to the stream that is captured, a backward by its forward's.
+    `make` returns the calls. It runs on the captured stream, like the calls: a backward runs on its forward's stream.
     """
 
     def __init__(self, make: Callable[[], list[Callable[[], object]]]):
@@ -139,7 +139,7 @@ class Replayed:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self.calls = make()
-            # compiles, and takes the memory that a capture may not ask for
+            # warm-up: compiles, and allocates memory that may not be allocated during capture
             for _ in range(2):
                 self.run()
         torch.cuda.synchronize()
@@ -156,7 +156,7 @@ class Replayed:
             call()
 
     def seconds(self, rounds: int) -> list[float]:
-        """Sorted times of one call, the mean of those in turn, over `rounds` rounds."""
+        """Sorted mean times of a call, in seconds, of `rounds` rounds."""
         times = []
         for _ in range(rounds):
             if self.graph is None:
@@ -174,13 +174,13 @@ class Replayed:
 
 
 def seconds(call: Callable[[], object], rounds: int) -> list[float]:
-    """Sorted times of `rounds` calls after a first one; on a GPU of replays."""
+    """Sorted times of `rounds` calls in seconds, after one warm-up call."""
     return Replayed(lambda: [call]).seconds(rounds)
 
 
 @functools.cache
 def ceilings() -> tuple[float, float]:
-    """Bytes per second of a large copy, read and written, and operations per second of a large GEMM, measured here."""
+    """Measured bytes per second of a large copy (read plus written), and operations per second of a large GEMM."""
     size = 2**28 if torch.cuda.is_available() else 2**26
     source, target = torch.randn(size // 4, device=device()), torch.empty(size // 4, device=device())
     n = 8192 if torch.cuda.is_available() else 1536
@@ -191,7 +191,7 @@ def ceilings() -> tuple[float, float]:
 
 
 def check(provider: Provider, ref: Provider, inputs: Inputs, sizes: dict[str, int], cotangent: Tensor) -> None:
-    """Raise unless the provider's output and gradients keep the test suite's rule, with `ref` in float64 as truth."""
+    """Raise unless output and gradients meet the test suite's tolerance, with `ref` in float64 as the exact result."""
     from check import assert_close_to_ref
 
     def results(fn, inputs):
@@ -206,7 +206,7 @@ def check(provider: Provider, ref: Provider, inputs: Inputs, sizes: dict[str, in
     doubles = {n: t.detach().double().requires_grad_(t.requires_grad) for n, t in inputs.items()}
     exact = results(ref, doubles)
     for name in out:
-        # sums over thousands of rows: a rounding step is large beside the absolute tolerance
+        # sums over thousands of rows: a rounding step is large compared with the absolute tolerance
         assert_close_to_ref(name, out[name], eager[name], exact[name], steps=2)
 
 
@@ -233,7 +233,7 @@ def peak_mib(call: Callable[[], object]) -> float | str:
 
 
 def timed_row(row: Row, times: list[float], cost: dict[str, tuple[int, int]], wall: float | str = "") -> Row:
-    """Fill the row from sorted times and each mode's (bytes, operations)."""
+    """Fill the row from sorted times in seconds and each mode's (bytes, operations)."""
     size, flops = (sum(parts) for parts in zip(*(cost[mode] for mode in row.mode.split("+")), strict=True))
     p20, p50, p80 = (times[min(len(times) - 1, round(q * (len(times) - 1)))] for q in (0.2, 0.5, 0.8))
     bandwidth, rate = ceilings()
@@ -250,7 +250,7 @@ def timed_row(row: Row, times: list[float], cost: dict[str, tuple[int, int]], wa
 
 
 def upsert(rows: list[Row], path: pathlib.Path) -> None:
-    """Write rows into the CSV; one that measures the same again replaces the old one."""
+    """Write rows to the CSV; a repeated measurement replaces the old row."""
     kept = {}
     if path.exists():
         with path.open(newline="") as file:

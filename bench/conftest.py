@@ -1,4 +1,4 @@
-"""Options and the one fixture of the kernel benchmarks."""
+"""Options and the fixture of the kernel benchmarks."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-# bench_*.py share common.py; only this folder, never the root, which holds the folder kernels/
+# for common.py; only this folder goes on the path, never the root, which contains the folder kernels/
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import common
@@ -18,9 +18,9 @@ import common
 
 def pytest_addoption(parser):
     group = parser.getgroup("kernel benchmarks")
-    group.addoption("--out", type=pathlib.Path, help="folder for one CSV an op, in a subfolder named after the device")
+    group.addoption("--out", type=pathlib.Path, help="folder for one CSV per op, in a subfolder named after the device")
     group.addoption("--provider", help="this provider alone")
-    group.addoption("--quick", action="store_true", help="first case of each op, few rounds")
+    group.addoption("--quick", action="store_true", help="only the first case of each op, few rounds")
 
 
 def pytest_configure(config):
@@ -28,14 +28,14 @@ def pytest_configure(config):
 
 
 def pytest_unconfigure(config):
-    # last line of all: for machines
+    # the very last line is for machines
     if config.bench_rows:
         print(json.dumps({"rows": [dataclasses.asdict(row) for row in config.bench_rows]}))
 
 
 @pytest.fixture
 def measure(benchmark, request):
-    """measure(module, case, provider, mode) times one provider and writes its row down."""
+    """`measure(module, case, provider, mode)` times one provider and records its row."""
     option = request.config.getoption
 
     def run(module, case, provider, mode):
@@ -99,6 +99,6 @@ def measured_rows(module, op, case, provider, mode, benchmark, quick):
 
     benchmark.pedantic(call, setup=take_turns, rounds=rounds, warmup_rounds=1)
     yield common.timed_row(row, sorted(benchmark.stats.stats.data), cost)
-    # the first round was a warm-up
+    # the first round is a warm-up
     reference = dataclasses.replace(row, provider=common.REFERENCE)
     yield common.timed_row(reference, sorted(yardstick_times[1:]), cost)

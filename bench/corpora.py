@@ -1,11 +1,11 @@
-"""How fast windows come out of a corpus larger than memory, and how much memory that takes.
+"""Measure how fast windows are read from a corpus larger than memory, and how much memory that takes.
 
     python bench/corpora.py                                # a corpus of 4 GB, 50,000 series, context 512, horizon 96
-    python bench/corpora.py --gigabytes 0.1 --batches 50   # a try
+    python bench/corpora.py --gigabytes 0.1 --batches 50   # a quick try
 
-Every figure is of a process of its own: seconds from `Mixture(...)` to its first batch, windows a second of one thread
-from page cache (the corpus is read once before), and the growth of anonymous memory (RssAnon) over what imports take.
-The last line is one JSON object.
+Every figure comes from a separate process: seconds from `Mixture(...)` to the first batch, windows per second of one
+thread from the page cache (the corpus is read once before), and the growth of anonymous memory (RssAnon) after the
+imports. The last line is one JSON object.
 """
 
 # must come first; llata_fast/__init__.py says why
@@ -38,7 +38,7 @@ def main():
         if not options.corpus:
             write(corpus, options)
         began = time.perf_counter()
-        # the first touch of a fresh file is the disk's speed; what is measured is the reader's
+        # read the file once: the first read would measure the disk, not the reader
         steps = open_corpus(corpus).info().steps
         scan = time.perf_counter() - began
         command = [sys.executable, __file__, "--measure", "--corpus", corpus, "--batches", str(options.batches)]
@@ -53,7 +53,7 @@ def main():
 
 
 def measure(options: argparse.Namespace) -> dict:
-    """The figures of one process."""
+    """The figures measured in one process."""
     idle = anonymous_bytes()
     began = time.perf_counter()
     sizes = WindowSizes(options.context, options.horizon, shortest_context=32)
@@ -68,20 +68,20 @@ def measure(options: argparse.Namespace) -> dict:
     return {
         "first_batch_seconds": first,
         "windows_per_second": windows / wall,
-        # of a core: beside other work, the clock on the wall counts theirs, too
+        # CPU time, since wall time includes other processes on a busy machine
         "windows_per_cpu_second": windows / cpu,
         "anonymous_megabytes": (anonymous_bytes() - idle) / 1e6,
     }
 
 
 def anonymous_bytes() -> int:
-    """Memory of this process that no file stands behind."""
+    """This process's memory that is not backed by a file, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
 def write(folder: str, options: argparse.Namespace):
-    """A corpus of random walks: their values do not matter here, and take no time to make."""
+    """Write a corpus of random walks, which are quick to generate; their values do not matter here."""
     rng = np.random.default_rng(0)
     count = max(1, int(options.gigabytes * 1e9 / 4 / options.length))
     steps = rng.normal(size=1 << 20).cumsum().astype(np.float32)
@@ -98,14 +98,14 @@ def write(folder: str, options: argparse.Namespace):
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gigabytes", type=float, default=4.0, help="size of the corpus that is written")
-    parser.add_argument("--length", type=int, default=20_000, help="steps of a series, on average")
-    parser.add_argument("--corpus", help="measure this corpus instead")
-    parser.add_argument("--folder", help="where the corpus is written; default the temporary folder")
+    parser.add_argument("--gigabytes", type=float, default=4.0, help="size of the corpus to write")
+    parser.add_argument("--length", type=int, default=20_000, help="mean number of steps per series")
+    parser.add_argument("--corpus", help="measure this existing corpus instead")
+    parser.add_argument("--folder", help="where to write the corpus; default: the temporary folder")
     parser.add_argument("--context", type=int, default=512, help="L, steps")
     parser.add_argument("--horizon", type=int, default=96, help="H, steps")
-    parser.add_argument("--batch_size", type=int, default=256, help="windows of a batch")
-    parser.add_argument("--batches", type=int, default=2000, help="batches that are timed")
+    parser.add_argument("--batch_size", type=int, default=256, help="windows per batch")
+    parser.add_argument("--batches", type=int, default=2000, help="number of batches to time")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     return parser
 

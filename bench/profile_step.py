@@ -1,10 +1,9 @@
-"""Where the time goes: a torch.profiler table of a training step and of a forecast.
+"""Profile a training step and a forecast with torch.profiler.
 
     python bench/profile_step.py --out bench/results --compiled --batch 256
 
-The model and the options of its size are the train-step benchmark's (train_step.py). Tables go to
-DIR/<device>/profile_<what>.txt, sorted by the time that an operation takes itself; the last line on stdout is one JSON
-object.
+The model and its size options are those of train_step.py. Tables are written to DIR/<device>/profile_<what>.txt, sorted
+by an operation's self time; the last line on stdout is one JSON object.
 """
 
 # must come first; llata_fast/__init__.py says why
@@ -24,7 +23,7 @@ ROWS = 40
 
 
 def profiled(call, steps: int) -> tuple[str, float]:
-    """Table of `steps` calls after warm-up, and the ms that one keeps the device busy."""
+    """Profile `steps` calls after a warm-up; returns the table, and the device's busy time per call in ms."""
     on_gpu = torch.cuda.is_available()
     for _ in range(3):
         call()
@@ -49,9 +48,9 @@ def parse_options() -> argparse.Namespace:
         "--precision", choices=("fp32", "bf16"), default="bf16" if torch.cuda.is_available() else "fp32"
     )
     parser.add_argument("--compiled", action="store_true", help="torch.compile, on a GPU with CUDA graphs")
-    parser.add_argument("--steps", type=int, default=5, help="calls in a table")
+    parser.add_argument("--steps", type=int, default=5, help="number of calls in a table")
     own, rest = parser.parse_known_args()
-    # of the model: --batch, --channels, --backbone, --hidden_size, --num_layers, --dropout, --backbone_pass
+    # the model's options: --batch, --channels, --backbone, --hidden_size, --num_layers, --dropout, --backbone_pass
     return argparse.Namespace(**vars(parse_model(rest)) | vars(own))
 
 
@@ -72,7 +71,7 @@ def main():
         path.write_text(f"{title}\n\n{table}\n")
         print(path)
     told = ", ".join(f"{kind} {ms:.1f} ms" for kind, ms in busy.items())
-    print(json.dumps({"setting": setting, "busy_ms": busy, "headline": f"busy a call: {told} ({setting})"}))
+    print(json.dumps({"setting": setting, "busy_ms": busy, "headline": f"busy per call: {told} ({setting})"}))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""LLaTA as its published implementation computes it: the yardstick of the train-step benchmark.
+"""LLaTA as its published implementation computes it: the baseline of the train-step benchmark.
 
-Written from the method's description, with the published code's order of work: two whole copies of the backbone and two
-passes, eager attention whose maps are kept, the prototypes copied for every window and projected to keys and values
-copy by copy, features projected and stored layer by layer, both branches at test time, fp32. State-dict keys are the
-published ones, so `load_reference_checkpoint` turns its weights into our model and the two can be compared.
+Written from the description of the method, with the published code's order of operations: two full copies of the
+backbone and two passes, eager attention that returns its maps, prototypes copied for every window and then projected to
+keys and values, features projected and stored layer by layer, both branches at test time, fp32. Its state-dict keys are
+the published ones, so `load_reference_checkpoint` can load its weights into our model for comparison.
 """
 
 from types import SimpleNamespace
@@ -98,7 +98,7 @@ class ReferenceModel(nn.Module):
         for parent in list(temporal.modules()):
             for name in {"c_attn", "q_proj", "k_proj", "v_proj"} & dict(parent.named_children()).keys():
                 setattr(parent, name, LoraLinear(getattr(parent, name), lora_r, lora_alpha, dropout))
-        # the nesting of PEFT, for the names of the weights
+        # nested like PEFT, for the names of the weights
         self.gpt2 = nn.ModuleDict({"base_model": nn.ModuleDict({"model": temporal})})
         for name, parameter in temporal.named_parameters():
             parameter.requires_grad = any(part in name for part in ("ln", "norm", "wpe", "lora"))
@@ -120,7 +120,7 @@ class ReferenceModel(nn.Module):
             (self.gpt2_text, text, self.text_proj),
         ):
             result = backbone(inputs_embeds=tokens, output_attentions=True, output_hidden_states=True)
-            # in place: the last hidden state carries the residual, too
+            # in place, because the last hidden state includes the residual
             last = result.last_hidden_state
             last += tokens
             features.append([project(h) for project, h in zip(projections, result.hidden_states, strict=True)])
@@ -129,7 +129,7 @@ class ReferenceModel(nn.Module):
 
 
 def reference_loss(output: SimpleNamespace, target: Tensor, kind: str, *, gamma: float = 0.8) -> Tensor:
-    """task + 1.0 * output consistency + 0.01 * feature loss, the last feature weighing most."""
+    """task + 1.0 * output consistency + 0.01 * feature loss, in which the last feature has the largest weight."""
     loss = LOSSES[kind]
     pairs = zip(reversed(output.time_features), reversed(output.text_features), strict=True)
     feature = sum(gamma**depth * loss(time, text) for depth, (time, text) in enumerate(pairs))

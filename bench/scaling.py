@@ -1,15 +1,15 @@
-"""Scaling studies: what runs here is measured, what does not is simulated, both as rows of one CSV.
+"""Scaling studies: measured on this machine, simulated for others; all rows go to one CSV.
 
-    python bench/scaling.py --measure                          # every combination that is not in the CSV yet
-    python bench/scaling.py --simulate --device h100-80g       # 8 to 1,024 GPUs, by the planner's alpha-beta model
-    python bench/scaling.py --corpora --corpus_steps 27e9      # hours of a pre-training on so many steps of corpora
-    python bench/scaling.py --plot                             # pictures from the CSVs alone
+    python bench/scaling.py --measure                          # all combinations that the CSV lacks
+    python bench/scaling.py --simulate --device h100-80g       # 8 to 1,024 GPUs, with the planner's alpha-beta model
+    python bench/scaling.py --corpora --corpus_steps 27e9      # hours of a pre-training on that many steps of corpora
+    python bench/scaling.py --plot                             # plots from the CSVs alone
 
-A measured row is `deepspeed --num_gpus N train.py ...` on a generated series. Weak scaling keeps the windows of a rank,
-strong scaling those of a step. Efficiency is throughput a rank over that of one rank (simulated: of the fewest). The
-share of communication is what a measured step takes longer than one rank's step on as many windows, and in a simulated
-one the time that does not hide behind computing. Where the CSV holds measured rows of the simulated device, its
-utilisation comes from them, otherwise the planner's assumption stands; `basis` says which.
+A measured row comes from `deepspeed --num_gpus N train.py ...` on a generated series. Weak scaling fixes the windows
+per rank, strong scaling the windows per step. Efficiency is throughput per rank, relative to one rank (simulated: to
+the smallest number of ranks). The share of communication is, in a measured step, the time beyond one rank's step on as
+many windows; in a simulated step, communication time that computation does not hide. If the CSV has measured rows for
+the simulated device, its utilisation comes from them, otherwise from the planner's assumption; `basis` says which.
 """
 
 # must come first; llata_fast/__init__.py says why
@@ -53,7 +53,7 @@ CLUSTERS = [2**power for power in range(3, 11)]
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", action="store_true", help="run what the CSV lacks")
+    parser.add_argument("--measure", action="store_true", help="run the combinations that the CSV lacks")
     parser.add_argument("--simulate", action="store_true", help="add simulated rows")
     parser.add_argument("--corpora", action="store_true", help="plan a pre-training on corpora on 8 to 1,024 GPUs")
     parser.add_argument("--corpus_steps", type=float, default=scaling_corpora.LOTSA, help="default LOTSA's, 27e9")
@@ -63,8 +63,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
     parser.add_argument("--scaling", nargs="+", default=("weak", "strong"), choices=("weak", "strong"))
     parser.add_argument("--ranks", nargs="+", type=int, help="default 1 2 measured, 8 to 1024 simulated")
-    parser.add_argument("--batch", nargs="+", type=int, help="windows of one rank, or of a strong step on the fewest")
-    parser.add_argument("--steps", type=int, default=4, help="steps of a measured run")
+    parser.add_argument(
+        "--batch", nargs="+", type=int, help="windows per rank; strong scaling: of the smallest number of ranks"
+    )
+    parser.add_argument("--steps", type=int, default=4, help="training steps of a measured run")
     parser.add_argument("--device", help=f"measured: cpu; simulated: {', '.join(DEVICES)}")
     options = parser.parse_args()
     if options.device is not None and options.device not in DEVICES:
@@ -75,7 +77,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def combinations(options: argparse.Namespace, kind: str, device: str, backbones, ranks, batches) -> list[dict]:
-    """The matrix as the key columns of rows; `batch` is that of a step over all ranks."""
+    """All combinations as key columns of rows; `batch` is the windows of a step over all ranks."""
     rows = []
     for backbone, scaling, stage, windows, count in product(backbones, options.scaling, options.stages, batches, ranks):
         source, _, layers = backbone.rpartition(":")
@@ -91,18 +93,18 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def missing(rows: list[dict], table: pd.DataFrame) -> list[dict]:
-    """Those of `rows` that the table does not hold."""
+    """The rows that the table does not contain."""
     held = set(table[KEY].itertuples(index=False, name=None))
     return [row for row in rows if tuple(row[name] for name in KEY) not in held]
 
 
 def append(path: Path, row: dict):
-    """Write at once: an interrupted study goes on where it was."""
+    """Write the row at once, so that an interrupted study can continue."""
     pd.concat([read(path), pd.DataFrame([row])], ignore_index=True).to_csv(path, index=False)
 
 
 def measure(row: dict, steps: int) -> dict:
-    """Train `row` with the launcher: seconds of a step, windows a second, peak memory of a rank."""
+    """Train `row` with the launcher: seconds per step, windows per second, peak memory of a rank."""
     with tempfile.TemporaryDirectory() as folder:
         rows = CONTEXT + HORIZON + 200
         values = np.random.default_rng(0).normal(size=(rows * 3, CHANNELS)).cumsum(axis=0)
@@ -110,7 +112,7 @@ def measure(row: dict, steps: int) -> dict:
         series.insert(0, "date", pd.date_range("2024-01-01", periods=len(series), freq="h"))
         series.to_csv(Path(folder, "series.csv"), index=False)
         run = Path(folder, "run")
-        # the first step, which warms up, is left out of the run's own figures
+        # the run's figures leave out the first step, a warm-up
         peak = _launch(row, Path(folder, "series.csv"), run, 1 + steps)
         speed = json.loads((run / "metrics.json").read_text())["speed"]
     return row | {
@@ -122,7 +124,7 @@ def measure(row: dict, steps: int) -> dict:
 
 
 def _launch(row: dict, series: Path, run: Path, steps: int) -> int:
-    """Bytes of resident memory of the largest rank at its peak."""
+    """Peak resident memory of the largest rank, in bytes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -165,13 +167,13 @@ def _resident(process: psutil.Process) -> list[int]:
         try:
             sizes.append(child.memory_info().rss)
         except psutil.Error:
-            # it ended while we looked
+            # it ended in the meantime
             continue
     return sizes
 
 
 def calibration(table: pd.DataFrame, device: str) -> dict:
-    """What measured rows of `device` say of its utilisation; {} where there are none."""
+    """The utilisation of `device` from its measured rows; {} if there are none."""
     if table.empty:
         return {}
     alone = table[(table.kind == "measured") & (table.device == device) & (table.ranks == 1) & (table.stage == "ddp")]
@@ -188,7 +190,7 @@ def calibration(table: pd.DataFrame, device: str) -> dict:
 
 
 class Models:
-    """What is known of each model: its weights, and traces of two batch sizes, in which all that they say is affine."""
+    """Weights and traces of each model; two batch sizes are traced, since all figures are affine in the batch size."""
 
     def __init__(self):
         self.known: dict[tuple, tuple[Trace, Trace]] = {}
@@ -230,10 +232,10 @@ def simulate(row: dict, models: Models, measured: dict) -> dict:
 
 
 def complete(table: pd.DataFrame) -> pd.DataFrame:
-    """Add what compares rows: efficiency, and of measured rows the share of communication."""
+    """Add columns that compare rows: efficiency, and the share of communication of measured rows."""
     table = table.copy()
     table["windows_per_rank"] = table.batch // table.ranks
-    # what stays the same along a curve: windows a rank, or a step
+    # constant along a curve: windows per rank, or per step
     table["curve"] = table.windows_per_rank.where(table.scaling == "weak", table.batch)
     curve = ["kind", "device", "scaling", "backbone", "num_layers", "stage", "curve"]
     for _, rows in table.groupby(curve):
@@ -252,9 +254,9 @@ def complete(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def crossovers(table: pd.DataFrame) -> list[str]:
-    """A sentence a backbone: from how many GPUs on which stage is the simplest of those that fit and are equally fast.
+    """One sentence per backbone: from which number of GPUs each stage is the simplest that fits and is equally fast.
 
-    Estimates within 10 % are equal, as for the planner.
+    Estimates within 10 % count as equal, as in the planner.
     """
     lines = []
     weak = table[(table.kind == "simulated") & (table.scaling == "weak")]
@@ -267,7 +269,7 @@ def crossovers(table: pd.DataFrame) -> list[str]:
             if best != last:
                 parts.append(f"{best} from {ranks}")
                 last = best
-        lines.append(f"{backbone} on {device}, {windows:g} windows a GPU: {', '.join(parts)} GPUs.")
+        lines.append(f"{backbone} on {device}, {windows:g} windows per GPU: {', '.join(parts)} GPUs.")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""What pre-training on so many steps of corpora costs on clusters of several sizes (`scaling.py --corpora`)."""
+"""The cost of pre-training on corpora, for clusters of several sizes (`scaling.py --corpora`)."""
 
 # must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
@@ -22,7 +22,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 FILE, PICTURE = "corpora.csv", "corpora.png"
 KEY = ["device", "backbone", "num_layers", "gpus", "windows", "corpus_steps"]
 WINDOWS = 256
-"""Of a GPU in a step."""
+"""Windows per GPU and step."""
 LOTSA = 27e9
 """Observations in LOTSA (arXiv 2402.02592)."""
 
@@ -30,7 +30,7 @@ _MODEL = ("context_length", "prediction_length", "patch_length", "patch_stride",
 
 
 def add_rows(path: Path, device: str, backbones: list[str], ranks: list[int], corpus_steps: float):
-    """Plan every combination that `path` lacks, and write each row at once."""
+    """Plan all combinations that `path` lacks, and write each row at once."""
     table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=KEY)
     for backbone, gpus in tqdm(list(product(backbones, ranks)), desc="plans of pre-training"):
         source, _, layers = backbone.rpartition(":")
@@ -41,7 +41,7 @@ def add_rows(path: Path, device: str, backbones: list[str], ranks: list[int], co
 
 
 def plan_of(key: dict) -> dict:
-    """The planner's recommendation by the recipe of pre-training, and what a pass over the corpora takes by it."""
+    """The planner's recommendation for the pre-training recipe, and the cost of one pass over the corpora."""
     settings = ModelSettings(
         backbone=key["backbone"], num_layers=key["num_layers"], **{name: PRETRAINING[name] for name in _MODEL}
     )
@@ -61,16 +61,16 @@ def plan_of(key: dict) -> dict:
 
 
 def section(path: Path) -> list[str]:
-    """Lines of the study's README: a row a plan."""
+    """Lines for the study's README, with one table row per plan."""
     if not path.exists():
         return []
     table = pd.read_csv(path)
     lines = [
         "## Corpora",
         "",
-        "What one pass costs, in which every step of the corpora is forecast once: the recipe of `train.py --corpus`",
-        f"(windows of 512 + 96 steps, {WINDOWS} a GPU in a step, 16 tokens each), bf16, the planner's stage;",
-        "times from data sheets, as above. `python bench/scaling.py --corpora` adds rows, for `--corpus_steps`.",
+        "The cost of one pass, which forecasts every step of the corpora once, with the recipe of `train.py --corpus`",
+        f"(windows of 512 + 96 steps, {WINDOWS} per GPU and step, 16 tokens each), bf16 and the planner's stage. Times",
+        "come from data sheets, as above. `python bench/scaling.py --corpora` adds rows for `--corpus_steps`.",
         "",
         "| steps | backbone | blocks | GPUs | stage | tokens | training steps | tokens/s | hours | GPU hours |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -86,7 +86,7 @@ def section(path: Path) -> list[str]:
 
 
 def draw(path: Path):
-    """Hours of a pass against GPUs, a line a backbone."""
+    """Plot hours per pass against GPUs, with one line per backbone."""
     if not path.exists():
         return
     figure, axes = plt.subplots(figsize=(7, 4))

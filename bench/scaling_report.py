@@ -1,4 +1,4 @@
-"""Pictures and the README of a scaling study, from its CSV (`scaling.py --plot`)."""
+"""Plots and README of a scaling study, from its CSV (`scaling.py --plot`)."""
 
 # must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
@@ -14,18 +14,18 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
 READING = """\
-Only what is trained has gradients, so DDP, ZeRO-1 and ZeRO-2 move the same few bytes whatever the base; they differ in
-what they keep. With few windows a GPU, launches of kernels bound a step, and DeepSpeed's bf16 weights save autocast's
-casts: ZeRO-1 is ahead of DDP until its buckets, D x D elements each, cost more starts of collectives than that. ZeRO-3
-pays for gathering the base in every step, and is for a base that fits no GPU."""
+Only trained weights have gradients, so DDP, ZeRO-1 and ZeRO-2 communicate the same few bytes for any base; they differ
+in the memory they need. With few windows per GPU, kernel launches limit a step, and DeepSpeed's bf16 weights save
+autocast's casts. ZeRO-1 is therefore ahead of DDP until the latency of its buckets, D x D elements each, costs more
+than that. ZeRO-3 gathers the base in every step: use it for a base that does not fit on one GPU."""
 
 COLOURS = {"ddp": "tab:gray", "zero1": "tab:blue", "zero2": "tab:cyan", "zero3": "tab:red"}
 MARKERS = {"ddp": "s", "zero1": "o", "zero2": "x", "zero3": "^"}
 
 
 def draw(table: pd.DataFrame, folder: Path, quality: Path):
-    """efficiency.png, throughput.png and memory.png; quality.png where the folder `quality` holds results."""
-    _draw_curves(table, folder / "efficiency.png", "efficiency", "throughput a GPU, over that of the fewest")
+    """Draw efficiency.png, throughput.png and memory.png, and quality.png if `quality` contains results."""
+    _draw_curves(table, folder / "efficiency.png", "efficiency", "throughput per GPU, relative to the fewest")
     _draw_curves(table, folder / "throughput.png", "windows_per_s", "windows a second")
     _draw_memory(table, folder / "memory.png")
     _draw_quality(quality, folder / "quality.png")
@@ -45,7 +45,7 @@ def _draw_curves(table: pd.DataFrame, path: Path, column: str, label: str):
     for line, scaling in zip(grid, scalings, strict=True):
         for axes, backbone in zip(line, backbones, strict=True):
             rows = simulated[(simulated.scaling == scaling) & (simulated.backbone == backbone)]
-            # the fewest windows a GPU, and the step that reaches the most GPUs
+            # weak: the fewest windows per GPU; strong: the step size that reaches the most GPUs
             chosen = rows.curve.min() if scaling == "weak" else rows.curve.max()
             rows = rows[rows.curve == chosen]
             for stage, curve in rows.sort_values("ranks").groupby("stage"):
@@ -68,7 +68,7 @@ def _draw_curves(table: pd.DataFrame, path: Path, column: str, label: str):
         axes.set_xlabel(f"GPUs ({', '.join(simulated.device.unique())})")
     for line in grid:
         line[0].set_ylabel(label, fontsize=9)
-    figure.suptitle("Simulated; dotted where it does not fit into memory", fontsize=10)
+    figure.suptitle("Simulated; dotted where it does not fit in memory", fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -87,7 +87,7 @@ def _draw_memory(table: pd.DataFrame, path: Path):
         axes.axhline(DEVICES[device].memory_gib, color="black", linestyle="--", linewidth=1, label=f"one {device}")
     axes.legend(fontsize=8)
     axes.set_xlabel("")
-    axes.set_ylabel("GiB on a GPU at its peak")
+    axes.set_ylabel("peak memory per GPU, GiB")
     axes.set_title(
         f"Memory by stage on {ranks} GPUs, {rows.windows_per_rank.iloc[0]} windows each (simulated)", fontsize=10
     )
@@ -97,11 +97,11 @@ def _draw_memory(table: pd.DataFrame, path: Path):
 
 
 def _draw_quality(folder: Path, path: Path):
-    """Long-term test errors of the quality table against the frozen parameters behind them, a panel a data set."""
+    """Plot long-term test errors against the backbone's frozen parameters, with one panel per dataset."""
     scores = pd.read_csv(folder / "results.csv") if (folder / "results.csv").exists() else pd.DataFrame()
     if {"frozen_parameters", "horizon", "mse"} <= set(scores.columns):
         scores = scores[(scores.protocol == "long_term") & scores.frozen_parameters.notna()]
-        # the method, and the method without a language model; one size says nothing of sizes, nor do two recipes
+        # with and without the language model; needs several sizes under one recipe
         scores = scores[scores.model.isin(["llata", "no_llm"])]
         scores = scores[scores.groupby(["dataset", "recipe", "horizon"]).frozen_parameters.transform("nunique") > 1]
     if scores.empty:
@@ -117,14 +117,14 @@ def _draw_quality(folder: Path, path: Path):
         axes.set_xlabel("frozen parameters of the backbone, millions")
         axes.set_ylabel("test MSE, mean of the seeds")
         axes.legend(fontsize=8)
-    figure.suptitle("Quality against the size of the backbone (measured)", fontsize=10)
+    figure.suptitle("Error against backbone size (measured)", fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def write_readme(table: pd.DataFrame, folder: Path, readings: list[str], assumptions: dict, corpora: list[str]):
-    """README.md: what was measured, what the simulated rows assume, where the stages cross, and what corpora cost."""
+    """Write README.md: measured rows, assumptions of the simulation, crossovers of the stages, cost of corpora."""
     lines = ["# Scaling", "", "Written by `python bench/scaling.py --plot` from `scaling.csv`.", ""]
     measured = table[table.kind == "measured"]
     if len(measured):
@@ -133,8 +133,8 @@ def write_readme(table: pd.DataFrame, folder: Path, readings: list[str], assumpt
         lines += ["## Measured", "", "CPU ranks over gloo, one thread each, on one machine; fp32.", ""]
         lines += [*_markdown(measured[columns]), ""]
         lines += [
-            "`comm_share` is what a step takes longer than one rank's step on as many windows: communication and",
-            "waiting, and on one machine also memory bandwidth that the ranks share.",
+            "`comm_share` is the time of a step beyond one rank's step on as many windows: communication and waiting,",
+            "and on a single machine also the memory bandwidth that ranks share.",
             "",
         ]
     simulated = table[table.kind == "simulated"]
@@ -159,7 +159,7 @@ def write_readme(table: pd.DataFrame, folder: Path, readings: list[str], assumpt
                 f"| {device}: {name} (data sheet) | {value:g} |" for name, value in DEVICES[device]._asdict().items()
             ]
         lines += [f"| basis of the rows | {', '.join(simulated.basis.unique())} |", ""]
-        lines += ["No GPU was timed for these rows. Dotted parts of the curves do not fit into a GPU's memory.", ""]
+        lines += ["No GPU was timed for these rows. Dotted parts of the curves do not fit in a GPU's memory.", ""]
         lines += [f"![{name}]({name}.png)" for name in ("efficiency", "throughput", "memory", "quality")
                   if (folder / f"{name}.png").exists()]  # fmt: skip
         lines += [""]

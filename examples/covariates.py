@@ -1,13 +1,13 @@
-"""Metro's traffic with and without its weather: what temperature and clouds, known a day ahead, are worth.
+"""Metro traffic forecast with and without the weather: what temperature and clouds, known a day ahead, are worth.
 
     python examples/covariates.py --output_dir runs/weather
 
-Three runs with the same settings: without covariates, with them, and with them shuffled, which must bring nothing. A
-temperature that was measured stands for a perfect forecast of it; what a real one is worth is less.
+Three runs with the same settings: without covariates, with covariates, and with shuffled covariates, which must not
+help. Measured temperatures stand in for a perfect weather forecast; a real forecast would help less.
 Data: J. Hogue, Metro Interstate Traffic Volume, UCI Machine Learning Repository, CC BY 4.0.
 """
 
-# first: takes the checkout's root off the path
+# must come first: takes the checkout's root off the path
 import llata_fast  # noqa: F401, I001
 
 import argparse
@@ -23,7 +23,7 @@ WEATHER = ["temp", "clouds_all"]
 
 
 def long_table() -> pd.DataFrame:
-    """One item: an hour a row, its traffic and its weather."""
+    """One item, one row per hour: traffic and weather."""
     series = read_series("Metro")
     table = pd.DataFrame(series.values, columns=list(series.columns))
     return table.assign(item_id="I-94", timestamp=series.dates)
@@ -35,7 +35,7 @@ def main():
     parser.add_argument("--backbone", default="SmolLM2-135M-Instruct")
     parser.add_argument("--max_steps", type=int, default=100)
     parser.add_argument(
-        "--n_windows", type=int, default=60, help="days at the end that are forecast, and not trained on"
+        "--n_windows", type=int, default=60, help="days at the end to forecast and exclude from training"
     )
     options = parser.parse_args()
     table, horizon = long_table(), 24

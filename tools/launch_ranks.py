@@ -1,9 +1,9 @@
-"""Starts small trainings on two ranks, and on two launchers that meet as two nodes, again and again beside busy ones.
+"""Launch small trainings repeatedly on a busy machine: on two ranks, and with two launchers that act as two nodes.
 
     python tools/launch_ranks.py --ranks 40 --nodes 20 --busy 3
 
-Every launcher must end with 0 in time. The stacks of ranks that hang are shown, by py-spy where it is installed. The
-last line is one JSON object: launches, exit codes that are not 0, and the seconds of a launch.
+Every launcher must exit with 0 in time. The stacks of hanging ranks are printed if py-spy is installed. The last line
+is one JSON object: number of launches, nonzero exit codes, and seconds per launch.
 """
 
 import argparse
@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 
 def settings_file(folder: Path) -> Path:
-    """A training of three steps of a tiny model, as a `--config`."""
+    """Write a `--config` file for three training steps of a tiny model."""
     import yaml
     from tiny import random_backbone, write_series
 
@@ -50,7 +50,7 @@ def settings_file(folder: Path) -> Path:
 
 
 def commands(kind: str, number: int) -> list[list[str]]:
-    """The launchers that one launch starts: every other launch is DeepSpeed's."""
+    """Launcher commands for one launch; every second launch uses DeepSpeed's launcher."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         meeting = ["--master_addr", "127.0.0.1", "--master_port", str(probe.getsockname()[1])]
@@ -67,7 +67,7 @@ def commands(kind: str, number: int) -> list[list[str]]:
 
 
 def launch(kind: str, number: int, settings: Path, limit: float) -> list[int | str]:
-    """Exit codes of one launch's launchers; "hang" where one takes longer than `limit` seconds."""
+    """Exit codes of one launch's launchers; "hang" for one that takes longer than `limit` seconds."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +99,7 @@ def launch(kind: str, number: int, settings: Path, limit: float) -> list[int | s
 
 
 def show_stacks(folder: str):
-    """The stacks of every process whose command line names `folder`."""
+    """Print the stacks of all processes whose command line contains `folder`."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             named = folder in path.read_text()
@@ -118,8 +118,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=40, help="launches on two ranks")
     parser.add_argument("--nodes", type=int, default=20, help="launches of two nodes")
-    parser.add_argument("--busy", type=int, default=3, help="processes that do nothing but work, beside them")
-    parser.add_argument("--limit", type=float, default=600, help="seconds after which a launch hangs")
+    parser.add_argument("--busy", type=int, default=3, help="busy processes in the background")
+    parser.add_argument("--limit", type=float, default=600, help="seconds after which a launch counts as hanging")
     options = parser.parse_args()
     others = [multiprocessing.Process(target=spin, daemon=True) for _ in range(options.busy)]
     for other in others:
