@@ -1,7 +1,7 @@
-"""Break the kernels line by line; see their tests fail: python tools/mutate_kernels.py [FILE or BROKEN ...].
+"""Break the kernels line by line and see their tests fail: python tools/mutate_kernels.py [FILE or BROKEN ...].
 
-Each mutant is a copy of kernels/ with one replacement, tested in a process of its own; the checkout stays as it is.
-Prints a table of the first test that failed; exits with 1 if a mutant survived. Runs in the interpreter, for minutes.
+Each mutant is a copy of kernels/ with one replacement and is tested in a separate process; the checkout is not changed.
+Prints a table of the first test to fail for each; exits with 1 if a mutant survives. Takes minutes in the interpreter.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ TESTS = {
     "_reduce": ["test_prototype_attention.py"],
     "_launch": ["test_launch.py"],
 }
-# file, what is broken, code as it is, code as it becomes; one mutant a line, however long
+# (file, what is broken, original code, replacement); one mutant per line, however long
 # ruff: noqa: E501
 MUTANTS = [
     ("patch_embed", "steps beyond L count", "in_range = (offs_l < L) & in_row", "in_range = (offs_l >= 0) & in_row"),
@@ -38,9 +38,9 @@ MUTANTS = [
     ("patch_embed", "eps left out", "squares / count + eps", "squares / count"),
     ("patch_embed", "patches start too early", "start_l = first + (offs_n * patch_stride)[None, :]\n", "start_l = (offs_n * patch_stride)[None, :]\n"),
     ("patch_embed", "patches of dweight start too early", "first + (offs_n * patch_stride)[None, :], offs_p[:, None]", "(offs_n * patch_stride)[None, :], offs_p[:, None]"),
-    ("patch_embed", "patches of the library start too early", "first + n * patch_stride, offs_p", "n * patch_stride, offs_p"),
-    ("patch_embed", "patches of the library in one place", "(offs_r.to(tl.int64) * N + n) * P", "(offs_r.to(tl.int64) * N) * P"),
-    ("patch_embed", "one block of the weight for all", "offs_d = block * BLOCK_D + tl.arange(0, BLOCK_D)", "offs_d = tl.arange(0, BLOCK_D)"),
+    ("patch_embed", "library: patches start too early", "first + n * patch_stride, offs_p", "n * patch_stride, offs_p"),
+    ("patch_embed", "library: all patches in one place", "(offs_r.to(tl.int64) * N + n) * P", "(offs_r.to(tl.int64) * N) * P"),
+    ("patch_embed", "every program reads the first weight block", "offs_d = block * BLOCK_D + tl.arange(0, BLOCK_D)", "offs_d = tl.arange(0, BLOCK_D)"),
     ("patch_embed", "a block's last patches are left out", "min(last_tile - block * tiles_n, tiles_n)", "min(last_tile - block * tiles_n, tiles_n - 1)"),
     ("patch_embed", "strides of time and width of x's mask", "offs_l * stride_ol, mask=in_range", "offs_l * stride_xl, mask=in_range"),
     ("patch_embed", "weight beyond P is read", "mask=(offs_p < P) & in_d[None, :]", "mask=(offs_p >= 0) & in_d[None, :]"),
@@ -54,8 +54,8 @@ MUTANTS = [
     ("prototype_attention", "keys beyond V in dq", "tl.where(offs_v[None, :] < V, tl.exp2(scores * scale_log2 - lse[:, None]), 0.0)", "tl.exp2(scores * scale_log2 - lse[:, None])"),
     ("prototype_attention", "rows beyond the end are read", "mask=(offs[:, None] < size) & (offs_e[None, :] < E), other=0.0)", "mask=(offs[:, None] >= 0) & (offs_e[None, :] < E), other=0.0)"),
     ("prototype_attention", "columns beyond E are stored", "ptr.dtype.element_ty), mask=(offs[:, None] < size) & (offs_e[None, :] < E))", "ptr.dtype.element_ty), mask=(offs[:, None] < size))"),
-    ("prototype_attention", "accumulator is not shrunk", "acc * shrink[:, None]", "acc"),
-    ("prototype_attention", "sum is not shrunk", "row_sum * shrink + tl.sum", "row_sum + tl.sum"),
+    ("prototype_attention", "accumulator is not rescaled", "acc * shrink[:, None]", "acc"),
+    ("prototype_attention", "sum is not rescaled", "row_sum * shrink + tl.sum", "row_sum + tl.sum"),
     ("prototype_attention", "lse in base e", "row_max + tl.log2(row_sum)", "row_max + tl.log(row_sum)"),
     ("prototype_attention", "dq without scale", "dq * scale, offs_m", "dq, offs_m"),
     ("prototype_attention", "dk without scale", "dk * scale, offs_v", "dk, offs_v"),
@@ -66,59 +66,59 @@ MUTANTS = [
     ("prototype_attention", "splits overlap", "first_row = split * rows_per_split", "first_row = split * (rows_per_split // 2)"),
     ("prototype_attention", "splits only over key blocks", "splits = num_splits(q.device, config.waves, blocks_v * A, limit=blocks_m)", "splits = 1"),
     ("alignment_loss", "sum instead of difference", "        -acc,\n", "        acc,\n"),
-    ("alignment_loss", "the library's text pulls the same way", "[-scale for scale in scales]", "scales"),
-    ("alignment_loss", "parts of the library are not added up", "        if accumulate:\n", "        if False:\n"),
+    ("alignment_loss", "library: text's gradient has the wrong sign", "[-scale for scale in scales]", "scales"),
+    ("alignment_loss", "library: parts are not summed", "        if accumulate:\n", "        if False:\n"),
     ("alignment_loss", "columns beyond D count", "in_k = offs_k < K - start", "in_k = offs_k >= 0"),
     ("alignment_loss", "strides of the weights swapped", "offs_f * stride_twf", "offs_f * stride_xwf"),
-    ("alignment_loss", "smooth_l1 without its bend", "tl.clamp(d, -1.0, 1.0)", "d"),
+    ("alignment_loss", "smooth_l1 without its kink", "tl.clamp(d, -1.0, 1.0)", "d"),
     ("alignment_loss", "smooth_l1 without its offset", "tl.abs(d) - 0.5", "tl.abs(d)"),
     ("alignment_loss", "slope beyond F is stored", "mask=in_m[:, None] & in_f[None, :])", "mask=in_m[:, None])"),
     ("alignment_loss", "whole derivative of mse kept in fp16", "        slope = d\n", "        slope = 2 * d\n"),
-    ("alignment_loss", "mean over rows alone", "inverse_count=1 / (M * F)", "inverse_count=1 / M"),
+    ("alignment_loss", "mean over rows only", "inverse_count=1 / (M * F)", "inverse_count=1 / M"),
     ("alignment_loss", "text's gradient without its sign", "dtext * -factor", "dtext * factor"),
-    ("alignment_loss", "gradient without the loss's", "_pick(factors, depth) * tl.load(dloss_ptr)", "_pick(factors, depth)"),
-    ("alignment_loss", "parts of the rows are not added up", "if ACCUMULATE:", "if False:"),
+    ("alignment_loss", "gradient not scaled by the loss's gradient", "_pick(factors, depth) * tl.load(dloss_ptr)", "_pick(factors, depth)"),
+    ("alignment_loss", "parts of the rows are not summed", "if ACCUMULATE:", "if False:"),
     ("alignment_loss", "last rows of a split count twice", "min(start + steps_per_split * BLOCK_K, K)", "min(start + steps_per_split * BLOCK_K + BLOCK_K, K)"),
     ("alignment_loss", "fp32 slope is kept", "if not save or time_weight.dtype == torch.float32:", "if not save:"),
-    ("alignment_loss", "every depth the first", "value = tl.where(index == i, values[i], value)", "value = values[0]"),
-    ("alignment_loss", "weights of every depth the first's", "time_weight_ptr + pid_g * stride_twg", "time_weight_ptr"),
-    ("alignment_loss", "a depth counts as the first", "tl.sum(rho) * _pick(depth_weights, depth)", "tl.sum(rho) * _pick(depth_weights, 0)"),
-    ("alignment_loss", "slopes of all depths in one place", "slope_ptr + pid_g * stride_sg", "slope_ptr"),
-    ("alignment_loss", "sums of all depths in one place", "partial_ptr += depth * tl.num_programs(0) + tl.program_id(0)", "partial_ptr += tl.program_id(0)"),
+    ("alignment_loss", "every depth reads the first one's features", "value = tl.where(index == i, values[i], value)", "value = values[0]"),
+    ("alignment_loss", "every depth reads the first one's weights", "time_weight_ptr + pid_g * stride_twg", "time_weight_ptr"),
+    ("alignment_loss", "every depth has the first one's weight in the loss", "tl.sum(rho) * _pick(depth_weights, depth)", "tl.sum(rho) * _pick(depth_weights, 0)"),
+    ("alignment_loss", "all depths write the same slopes", "slope_ptr + pid_g * stride_sg", "slope_ptr"),
+    ("alignment_loss", "all depths write the same sums", "partial_ptr += depth * tl.num_programs(0) + tl.program_id(0)", "partial_ptr += tl.program_id(0)"),
     ("alignment_loss", "depths beyond a launch are left out", "range(0, depths, DEPTHS_A_LAUNCH)", "range(0, min(depths, DEPTHS_A_LAUNCH), DEPTHS_A_LAUNCH)"),
-    ("deep_alignment_loss", "depths of two dtypes as they are", "len({(both.dtype, both.stride()) for both in features}) > 1", "len({both.stride() for both in features}) > 1"),
-    ("deep_alignment_loss", "depths of several layouts as they are", "len({(both.dtype, both.stride()) for both in features}) > 1", "len({both.dtype for both in features}) > 1"),
-    ("twin_norm", "every row temporal", "is_time = row < num_time_rows", "is_time = row >= 0"),
-    ("twin_norm", "textual rows' gradient by the temporal weight", "        weight_ptr = tl.where(is_time, time_weight_ptr, text_weight_ptr)\n        dnormed", "        weight_ptr = time_weight_ptr\n        dnormed"),
+    ("deep_alignment_loss", "depths of two dtypes are not cast", "len({(both.dtype, both.stride()) for both in features}) > 1", "len({both.stride() for both in features}) > 1"),
+    ("deep_alignment_loss", "depths of several layouts are not copied", "len({(both.dtype, both.stride()) for both in features}) > 1", "len({both.dtype for both in features}) > 1"),
+    ("twin_norm", "every row counts as temporal", "is_time = row < num_time_rows", "is_time = row >= 0"),
+    ("twin_norm", "textual rows' gradient uses the temporal weight", "        weight_ptr = tl.where(is_time, time_weight_ptr, text_weight_ptr)\n        dnormed", "        weight_ptr = time_weight_ptr\n        dnormed"),
     ("twin_norm", "textual rows train the weight", "tl.where(is_time, dy * normed, 0.0)", "dy * normed"),
     ("twin_norm", "textual rows train the bias", "tl.where(is_time, dy, 0.0)", "dy"),
     ("twin_norm", "columns beyond D enter the variance", "tl.where(in_d, x - mean, 0.0)", "x - mean"),
     ("twin_norm", "mean stays in the gradient", "        if LAYER:\n            dx -= tl.sum(dnormed) / D\n", ""),
     ("twin_norm", "gradient along the norm stays", "dnormed - normed * (tl.sum(dnormed * normed) / D)", "dnormed"),
-    ("twin_norm", "stream's gradient is left out", "dx += tl.load(dsum_ptr", "0 and tl.load(dsum_ptr"),
-    ("twin_norm", "norm of what was not rounded", "x = rounded.to(tl.float32)", "x = x"),
+    ("twin_norm", "gradient of the residual stream left out", "dx += tl.load(dsum_ptr", "0 and tl.load(dsum_ptr"),
+    ("twin_norm", "norm of the sum before rounding", "x = rounded.to(tl.float32)", "x = x"),
     ("twin_norm", "offset left out of the gradient", "dy * (offset + tl.load", "dy * (tl.load"),
     ("twin_norm", "last rows are left out", "min(first + rows_per_program, M)", "min(first + rows_per_program, M - 1)"),
-    ("twin_norm", "shares of all programs in one place", "tl.program_id(0).to(tl.int64) * stride_split + offs_d", "offs_d"),
+    ("twin_norm", "all programs write the same partial sums", "tl.program_id(0).to(tl.int64) * stride_split + offs_d", "offs_d"),
     ("twin_norm", "without temporal rows nothing is stored", "(first < num_time_rows) | (first == 0)", "first < num_time_rows"),
     ("forecast_losses", "missing targets count", "tl.where(target == target, rho, 0.0)", "tl.where(mask, rho, 0.0)"),
-    ("forecast_losses", "missing targets pull", "tl.where(target == target, slope, 0.0)", "slope"),
-    ("forecast_losses", "one level for both branches left out", "* scale + loc\n    text", "* scale\n    text"),
-    ("forecast_losses", "one branch is both", "normalised_ptr + textual + offs, mask", "normalised_ptr + offs, mask"),
+    ("forecast_losses", "missing targets have a gradient", "tl.where(target == target, slope, 0.0)", "slope"),
+    ("forecast_losses", "level left out for one branch", "* scale + loc\n    text", "* scale\n    text"),
+    ("forecast_losses", "both branches read the same forecast", "normalised_ptr + textual + offs, mask", "normalised_ptr + offs, mask"),
     ("forecast_losses", "target's strides swapped", "h.to(tl.int64) * stride_th + c.to(tl.int64) * stride_tc", "h.to(tl.int64) * stride_tc + c.to(tl.int64) * stride_th"),
     ("forecast_losses", "smooth_l1 without its offset", "tl.abs(d) - 0.5", "tl.abs(d)"),
-    ("forecast_losses", "smooth_l1 without its bend", "tl.where(tl.abs(d) < 1, d, sign)", "d"),
+    ("forecast_losses", "smooth_l1 without its kink", "tl.where(tl.abs(d) < 1, d, sign)", "d"),
     ("forecast_losses", "half the derivative of mse", "d * d, 2 * d", "d * d, d"),
-    ("forecast_losses", "smape of what is 0 twice", "tl.where(size == 0, 1.0, size)", "size"),
+    ("forecast_losses", "smape of two zeros divides by zero", "tl.where(size == 0, 1.0, size)", "size"),
     ("forecast_losses", "mase without its unit", "sign / unit", "sign"),
-    ("forecast_losses", "text pulls the same way", "dtext -= apart", "dtext += apart"),
+    ("forecast_losses", "text's gradient has the wrong sign", "dtext -= apart", "dtext += apart"),
     ("forecast_losses", "consistency without its weight", "consistency_weight * mean_apart", "mean_apart"),
     ("forecast_losses", "gradient of the total left out", "factor += tl.load(total_ptr) * weight", "factor += 0.0"),
     ("forecast_losses", "gradient of the forecasts left out", "dtime += tl.load(grad_ptrs", "0 and tl.load(grad_ptrs"),
-    ("forecast_losses", "text's gradient of the forecasts is time's", "(b + B) * stride_gb", "b * stride_gb"),
+    ("forecast_losses", "text uses the gradient of time's forecast", "(b + B) * stride_gb", "b * stride_gb"),
     ("forecast_losses", "gradient without the scale", "(dtext * scale)", "(dtext)"),
-    ("forecast_losses", "sum in place of the mean", "num_partials=grid[0], inverse_count=1 / target.numel()", "num_partials=grid[0], inverse_count=1.0"),
-    ("_reduce", "first split alone is summed", "        partial_ptr += size\n", ""),
+    ("forecast_losses", "sum instead of the mean", "num_partials=grid[0], inverse_count=1 / target.numel()", "num_partials=grid[0], inverse_count=1.0"),
+    ("_reduce", "only the first split is summed", "        partial_ptr += size\n", ""),
     ("_reduce", "second gradient is not stored", "    tl.store(second_ptr", "    0 and tl.store(second_ptr"),
     ("_launch", "Triton's default precision", '"tf32" if _allows_tf32() else "ieee"', '"tf32"'),
     ("_launch", "LLATA_KERNELS is ignored", "(ENABLED and (x.is_cuda or INTERPRET))", "(x.is_cuda or INTERPRET)"),
@@ -126,7 +126,7 @@ MUTANTS = [
 
 
 def load_mutant(folder: pathlib.Path) -> None:
-    """Make the package in `folder` what `import llata_fast.kernels` finds; on disk, as the interpreter reads sources."""
+    """Make `import llata_fast.kernels` find the package in `folder`, on disk because the interpreter reads sources."""
     import llata_fast
 
     spec = importlib.util.spec_from_file_location(
@@ -159,13 +159,13 @@ def first_failure(folder: pathlib.Path, tests: list[str]) -> str | None:
     with os.fdopen(reader) as answer:
         name = answer.read()
     _, status = os.waitpid(child, 0)
-    # a write outside its tensor may end the process before a test sees it
+    # a write outside its tensor may crash the process before a test sees it
     return name or (None if status == 0 else "ends the process")
 
 
 def main(names: list[str]) -> int:
     os.environ["TRITON_INTERPRET"] = "1"
-    # loaded once here, not in each of the forks
+    # load these once here, not in every fork
     for module in ("torch", "triton", "hypothesis", "pytest"):
         importlib.import_module(module)
     os.chdir(ROOT)
@@ -179,7 +179,7 @@ def main(names: list[str]) -> int:
             shutil.copytree(ROOT / "kernels", folder, ignore=shutil.ignore_patterns("__pycache__"))
             path = folder / f"{file}.py"
             source = path.read_text()
-            assert source.count(before) >= 1, f"{file}: {broken}: the line is gone"
+            assert source.count(before) >= 1, f"{file}: {broken}: the code to replace is gone"
             path.write_text(source.replace(before, after))
             test = first_failure(folder, TESTS[file])
         survivors += test is None
