@@ -1,4 +1,4 @@
-"""alignment_loss against the reference's way, its own plain PyTorch and torch.compile."""
+"""alignment_loss against the reference implementation, plain PyTorch and torch.compile."""
 
 import sys
 
@@ -19,15 +19,15 @@ CASES = [
 
 def make_inputs(sizes, dtype, device):
     M, D, F = sizes["M"], sizes["D"], sizes["F"]
-    # differences on both sides of smooth_l1's bend
+    # differences on both sides of smooth_l1's kink
     draw = lambda rows: (torch.randn(rows, D, device=device) * D**-0.25).to(dtype).requires_grad_()
     inputs = {"time": draw(M), "text": draw(M), "time_weight": draw(F), "text_weight": draw(F)}
-    # a mean's gradients are small beside the check's absolute tolerance
+    # scaled up: gradients of a mean are small compared with the check's absolute tolerance
     return inputs, torch.tensor((M * F) ** 0.5, device=device)
 
 
 def reference(inputs, sizes):
-    """Both projections stored, then compared."""
+    """Stores both projections, then compares them."""
     time = nn.functional.linear(inputs["time"], inputs["time_weight"])
     text = nn.functional.linear(inputs["text"], inputs["text_weight"])
     return nn.functional.smooth_l1_loss(time.float(), text.float())
@@ -42,7 +42,7 @@ PROVIDERS = {
 
 
 def cost(sizes, dtype):
-    """Mode -> (bytes, operations): inputs read and gradients written once, two GEMMs forward, four backward."""
+    """{mode: (bytes, operations)}: inputs read and gradients written once, two GEMMs forward, four backward."""
     M, D, F = sizes["M"], sizes["D"], sizes["F"]
     size = 2 * (M + F) * D * dtype.itemsize
     return {"fwd": (size, 4 * M * D * F), "bwd": (2 * size, 8 * M * D * F)}

@@ -1,4 +1,4 @@
-"""deep_alignment_loss against the reference's way, its own plain PyTorch, one depth at a time, and torch.compile."""
+"""deep_alignment_loss against the reference implementation, plain PyTorch, one depth at a time, and torch.compile."""
 
 import sys
 
@@ -19,11 +19,11 @@ CASES = [
 
 def make_inputs(sizes, dtype, device):
     G, M, D, F = (sizes[name] for name in "GMDF")
-    # differences on both sides of smooth_l1's bend
+    # differences on both sides of smooth_l1's kink
     draw = lambda *shape: (torch.randn(shape, device=device) * D**-0.25).to(dtype).requires_grad_()
     inputs = {f"feature{g}": draw(2 * M, D) for g in range(G)}
     inputs |= {"time_weight": draw(G, F, D), "text_weight": draw(G, F, D)}
-    # a mean's gradients are small beside the check's absolute tolerance
+    # scaled up: gradients of a mean are small compared with the check's absolute tolerance
     return inputs, torch.tensor((M * F) ** 0.5, device=device)
 
 
@@ -36,7 +36,7 @@ def features(inputs, sizes):
 
 
 def reference(inputs, sizes):
-    """Depth by depth both projections stored, then compared."""
+    """Stores both projections of each depth, then compares them."""
     loss = 0
     for g, (both, weight) in enumerate(zip(features(inputs, sizes), depth_weights(sizes), strict=True)):
         time, text = both.chunk(2)
@@ -71,7 +71,7 @@ PROVIDERS = {
 
 
 def cost(sizes, dtype):
-    """Mode -> (bytes, operations): inputs read and gradients written once, two GEMMs forward, four backward."""
+    """{mode: (bytes, operations)}: inputs read and gradients written once, two GEMMs forward, four backward."""
     G, M, D, F = (sizes[name] for name in "GMDF")
     size = 2 * G * (M + F) * D * dtype.itemsize
     return {"fwd": (size, 4 * G * M * D * F), "bwd": (2 * size, 8 * G * M * D * F)}

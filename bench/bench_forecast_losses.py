@@ -1,4 +1,4 @@
-"""forecast_losses against the reference's way (de-normalise, then compare), its plain PyTorch and torch.compile."""
+"""forecast_losses against the reference (de-normalise, then compare), plain PyTorch and torch.compile."""
 
 import sys
 
@@ -22,12 +22,12 @@ def make_inputs(sizes, dtype, device):
     draw = lambda *shape: torch.randn(shape, device=device)
     inputs = {"normalised": draw(2 * B, C, H).to(dtype).requires_grad_(), "loc": draw(B, C)}
     inputs |= {"scale": 0.5 + draw(B, C).abs(), "target": draw(B, H, C)}
-    # a mean's gradients are small beside the check's absolute tolerance
+    # scaled up: gradients of a mean are small compared with the check's absolute tolerance
     return inputs, torch.tensor(float(B * H * C) ** 0.5, device=device)
 
 
 def reference(inputs, sizes):
-    """Every value observed, as in the reference."""
+    """Assumes that every value is observed, like the reference."""
     normalised = inputs["normalised"] if inputs["normalised"].dtype == torch.float64 else inputs["normalised"].float()
     branches = normalised.unflatten(0, (2, sizes["B"])).transpose(2, 3)
     time, text = (branches * inputs["scale"][:, None] + inputs["loc"][:, None]).unbind()
@@ -47,7 +47,7 @@ PROVIDERS = {
 
 
 def cost(sizes, dtype):
-    """Mode -> (bytes, operations): forward reads two and the target and writes two, backward the other way round."""
+    """{mode: (bytes, operations)}: forward reads two forecasts and the target and writes two, backward reversed."""
     elements = sizes["B"] * sizes["H"] * sizes["C"]
     size = elements * (4 + 2 * 4 + 2 * dtype.itemsize)
     return {"fwd": (size, 10 * elements), "bwd": (size, 10 * elements)}

@@ -1,4 +1,4 @@
-"""patch_embed against the reference's way, its own plain PyTorch and torch.compile."""
+"""patch_embed against the reference implementation, plain PyTorch and torch.compile."""
 
 import sys
 
@@ -37,7 +37,7 @@ def with_embedding(embed):
 
 
 def reference(inputs, sizes):
-    """Normalise, transpose, cut and project, each a pass over memory."""
+    """Normalise, transpose, cut into patches and project, each with a pass over memory."""
     x, weight, bias = inputs.values()
     means = x.mean(1, keepdim=True).detach()
     x = x - means
@@ -57,7 +57,7 @@ PROVIDERS = {
 
 
 def cost(sizes, dtype):
-    """Mode -> (bytes, operations): the series read, tokens written or their gradient read, one GEMM either way."""
+    """{mode: (bytes, operations)}: read the series, write tokens or read their gradient, one GEMM per direction."""
     B, L, C, P, D = (sizes[letter] for letter in "BLCPD")
     tokens = B * C * num_patches(sizes) * D
     one_way = (4 * B * L * C + (tokens + D * P) * dtype.itemsize, 2 * tokens * P)

@@ -1,4 +1,4 @@
-"""prototype_attention, alone and with its projections, against the reference's way, SDPA and torch.compile."""
+"""prototype_attention, with and without its projections, against the reference, SDPA and torch.compile."""
 
 import sys
 
@@ -31,13 +31,13 @@ def make_inputs(sizes, dtype, device):
         tensors |= {"out_weight": draw(D, D) * D**-0.5, "out_bias": draw(D)}
     else:
         tensors |= {"keys": draw(V, D), "values": draw(V, D)}
-    # principal components are not trained
+    # prototypes are not trained
     inputs = {name: t.to(dtype).requires_grad_(name != "prototypes") for name, t in tensors.items()}
     return inputs, draw(B, C, D).to(dtype)
 
 
 def with_attention(attention):
-    """A provider: all queries as one block; where there are projections, keys and values are projected once."""
+    """A provider with all queries in one block; if there are projections, keys and values are projected once."""
 
     def provider(inputs, sizes):
         queries = inputs["queries"]
@@ -53,7 +53,7 @@ def with_attention(attention):
 
 
 def reference(inputs, sizes):
-    """Keys and values copied for every window; with projections, every copy is projected and the maps are returned."""
+    """Copies keys and values for every window; with projections it projects every copy and returns the maps."""
     queries, A = inputs["queries"], sizes["A"]
     if "projections" not in sizes:
         copies = (inputs[name].repeat(sizes["B"], 1, 1) for name in ("keys", "values"))
@@ -77,13 +77,13 @@ PROVIDERS = {
 
 
 def cost(sizes, dtype):
-    """Mode -> (bytes, operations): two GEMMs forward and five backward, and the projections'."""
+    """{mode: (bytes, operations)}: two GEMMs forward, five backward, and those of the projections."""
     B, C, D, V = (sizes[letter] for letter in "BCDV")
     M = B * C
     elements = {"fwd": 2 * M * D + 2 * V * D, "bwd": 4 * M * D + 4 * V * D}
     flops = {"fwd": 4 * M * V * D, "bwd": 10 * M * V * D}
     if "projections" in sizes:
-        # the prototypes need no gradient, so keys and values are projected once forward and once backward
+        # prototypes need no gradient, so keys and values take one GEMM each forward and backward
         flops["fwd"] += (4 * M + 4 * V) * D * D
         flops["bwd"] += (8 * M + 4 * V) * D * D
         elements = {mode: n + 4 * D * D for mode, n in elements.items()}

@@ -1,4 +1,4 @@
-"""twin_norm with the residual addition against two norms put together, their plain PyTorch, and torch.compile."""
+"""twin_norm with the residual addition, against two concatenated norms, plain PyTorch and torch.compile."""
 
 import sys
 
@@ -19,12 +19,12 @@ EPS = 1e-5
 
 
 def make_inputs(sizes, dtype, device):
-    """A residual stream in fp32, as under autocast, and an update in `dtype`."""
+    """An fp32 residual stream, as under autocast, and an update in `dtype`."""
     M, D = sizes["M"], sizes["D"]
     draw = lambda *shape, dtype=torch.float32: torch.randn(shape, device=device).to(dtype)
     trained = {"x": draw(M, D), "update": draw(M, D, dtype=dtype), "time_weight": draw(D), "time_bias": draw(D)}
     inputs = {name: t.requires_grad_() for name, t in trained.items()}
-    # both outputs are differentiated, each by a cotangent of the same size
+    # both outputs are differentiated, with cotangents of the same size
     return inputs | {"text_weight": draw(D), "text_bias": draw(D)}, draw(2, M, D)
 
 
@@ -63,7 +63,7 @@ PROVIDERS = {
 
 
 def cost(sizes, dtype):
-    """Mode -> (bytes, operations): forward reads and writes two, backward reads three and writes two."""
+    """{mode: (bytes, operations)}: forward reads and writes two tensors, backward reads three and writes two."""
     elements = sizes["M"] * sizes["D"]
     return {
         "fwd": (elements * (8 + 2 * dtype.itemsize), 8 * elements),

@@ -1,6 +1,6 @@
-"""The parts of gpu_suite.py that are more than the command of another program: python bench/gpu_parts.py PART.
+"""The parts of gpu_suite.py that no other program covers: python bench/gpu_parts.py PART.
 
-What a part finds out goes to stdout as JSON objects, one a line, as soon as it is known; the last one has a headline.
+Results are printed to stdout at once, as one JSON object per line; the last one has a headline.
 """
 
 # must come first; llata_fast/__init__.py says why
@@ -33,14 +33,14 @@ def report(**facts):
 
 
 def run(*command, **environment):
-    """Run a program, its output among ours; SystemExit with its exit code where it fails."""
+    """Run a program with its output on ours; raises SystemExit with its exit code if it fails."""
     code = subprocess.run([str(part) for part in command], env={**os.environ, **environment}).returncode
     if code:
         sys.exit(f"{Path(str(command[1])).name} ended with {code}")
 
 
 def environment(options: argparse.Namespace):
-    """Versions, and what the device's memory and tensor cores give at most."""
+    """Versions, and the peak speed of the device's memory and tensor cores."""
     import common
     import torch
     import transformers
@@ -64,7 +64,7 @@ def environment(options: argparse.Namespace):
 
 
 def kernel_calls(options: argparse.Namespace):
-    """Each kernel forward and backward on shapes that fill no block, inputs ending where their memory ends."""
+    """Run every kernel forward and backward on shapes that fill no block; inputs end where their memory ends."""
     if options.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"
     import torch
@@ -119,13 +119,13 @@ def kernel_calls(options: argparse.Namespace):
 
 
 def sanitizer(options: argparse.Namespace):
-    """compute-sanitizer over every kernel: wrong accesses, races, unwritten memory, barriers."""
+    """Run compute-sanitizer over every kernel: invalid accesses, races, uninitialised memory, barriers."""
     program = (sys.executable, __file__, "kernel_calls", *(["--dry-run"] if options.dry_run else []))
-    # without the sanitizer first: what it is to watch is then compiled
+    # first without the sanitizer, to compile the kernels
     run(*program)
     tools = [] if options.dry_run else ["memcheck", "racecheck", "initcheck", "synccheck"]
     for tool in tools:
-        # torch's cache of memory would hide what lies beyond a tensor
+        # torch's memory cache would hide accesses beyond a tensor
         command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *program)
         run(*command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
         report(tool=tool, errors=0)
@@ -133,7 +133,7 @@ def sanitizer(options: argparse.Namespace):
 
 
 def write_waves(path: Path, rows: int, channels: int = 7) -> Path:
-    """A CSV of hourly series: a day and a week of each channel's own phase, and noise."""
+    """A CSV of noisy hourly series with a daily and a weekly wave, whose phases differ by channel."""
     noise = np.random.default_rng(0).normal(size=(rows, channels))
     hours, phase = np.arange(rows)[:, None], np.arange(channels)
     values = np.sin(hours * 2 * np.pi / 24 + phase) + 0.5 * np.sin(hours * 2 * np.pi / 168 + 2 * phase) + 0.3 * noise
@@ -144,7 +144,7 @@ def write_waves(path: Path, rows: int, channels: int = 7) -> Path:
 
 
 def train(folder: Path, options: argparse.Namespace, *flags, **environment) -> dict:
-    """Train on waves, without validation, around random weights -> metrics.json, losses and the time per step."""
+    """Train on waves with random weights and without validation; returns metrics.json, losses and step time."""
     series = write_waves(folder / "waves.csv", 1200 if options.dry_run else 4000)
     (folder / "config.json").write_text(json.dumps(TINY))
     size = {
@@ -189,7 +189,7 @@ def scores_of(metrics: dict) -> dict:
 
 
 def training(options: argparse.Namespace):
-    """A few hundred steps around random weights, eager and compiled: the loss must fall by half."""
+    """A few hundred steps with random weights, eager and compiled: the loss must halve."""
     for flags in ((), ("--torch_compile", "true")):
         with tempfile.TemporaryDirectory() as folder:
             facts = train(Path(folder), options, *flags)
@@ -197,7 +197,7 @@ def training(options: argparse.Namespace):
         report(flags=flags, **facts)
         if not losses[-1] < (1.0 if options.dry_run else 0.5) * losses[0]:
             sys.exit(f"the loss went from {losses[0]:.3f} to {losses[-1]:.3f}")
-        # a dry run has no time to compile
+        # compiling takes too long for a dry run
         if options.dry_run:
             break
     rate = facts["speed"]["windows_per_s"]
@@ -205,7 +205,7 @@ def training(options: argparse.Namespace):
 
 
 def etth1(options: argparse.Namespace):
-    """ETTh1, 96 to 96, on a bundled backbone, with the data set's preset."""
+    """ETTh1, context and horizon 96, on a bundled backbone, with the dataset's preset."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         flags = ["--backbone", options.bundle, "--dataset", "ETTh1", "--data_dir", options.data_dir]
@@ -230,7 +230,7 @@ def etth1(options: argparse.Namespace):
 
 
 def inference(options: argparse.Namespace):
-    """Forecast windows a second, C 7, six layers of GPT-2's width, merged: eager, and compiled with CUDA graphs."""
+    """Forecast windows per second, C 7, six merged layers of GPT-2's width, eager and compiled with CUDA graphs."""
     import torch
     from train_step import Provider, batch, parse_options
 

@@ -1,14 +1,14 @@
-"""All that wants a CUDA device, in one command of at most nine minutes: tests, timings, trainings, a profile.
+"""Everything that needs a CUDA device, in one command of at most nine minutes: tests, timings, trainings, a profile.
 
     python bench/gpu_suite.py --out DIR                                   # on the machine with the GPU
-    python bench/gpu_suite.py --out DIR --bundle BACKBONE --data_dir DATA # with ETTh1, whose CSV lies in DATA
+    python bench/gpu_suite.py --out DIR --bundle BACKBONE --data_dir DATA # also ETTh1, whose CSV is in DATA
     python bench/gpu_suite.py --out DIR --parts kernels,inference
-    python bench/gpu_suite.py --out DIR --dry-run                         # every path at its smallest, on any machine
+    python bench/gpu_suite.py --out DIR --dry-run                         # every part at its smallest, on any machine
 
-It needs the checkout, installed by `pip install --no-deps --no-build-isolation -e .`, and no network. Each part is a
-process of its own with a time limit, so that a hang or a poisoned CUDA context costs that part alone; what it has
-measured by then is kept. DIR/<device>/ gets suite.json (rewritten after every part), suite.log (all output), the
-kernels' CSV files and the profile. A table of the parts comes last, and as the last line of all one JSON object.
+It needs the checkout, installed with `pip install --no-deps --no-build-isolation -e .`, and no network. Each part runs
+in a separate process with a time limit, so that a hang or a broken CUDA context loses only that part, and what it has
+measured so far is kept. DIR/<device>/ gets suite.json (rewritten after every part), suite.log (all output), the
+kernels' CSV files and the profile. Finally it prints a table of the parts, and one JSON object as the last line.
 """
 
 # must come first; llata_fast/__init__.py says why
@@ -30,21 +30,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# less than this is not worth starting a part for
+# do not start a part with less time than this
 LEAST_SECONDS = 15
 
 
 @dataclass(frozen=True)
 class Part:
-    """A command, its time limit in seconds, and what is made of its output."""
+    """A command, its time limit in seconds, and how to summarise its output."""
 
     seconds: int
     command: Callable[[argparse.Namespace], list[str]]
     headline: Callable[[str, list[dict]], str]
-    """(output, JSON objects printed on lines of their own) -> the one number that matters, in words."""
+    """(output, JSON objects printed on separate lines) -> the most important figure, in words."""
     target: str = ""
     skip: Callable[[argparse.Namespace], str | None] = lambda options: None
-    """The reason not to run it here, if there is one."""
+    """The reason to skip it here, or None."""
 
 
 @dataclass
@@ -54,10 +54,10 @@ class Outcome:
     status: str
     """ok, failed or skipped"""
     headline: str = ""
-    """Of what failed or was skipped, the reason."""
+    """The headline, or the reason why the part failed or was skipped."""
     target: str = ""
     results: list[dict] = field(default_factory=list)
-    """What the part printed as JSON."""
+    """The JSON objects that the part printed."""
 
 
 def pytest(*arguments: str, parallel: bool = False) -> list[str]:
@@ -70,7 +70,7 @@ def script(name: str, *arguments: str) -> list[str]:
 
 
 def own(name: str) -> Callable[[argparse.Namespace], list[str]]:
-    """The command of a part written in gpu_parts.py."""
+    """The command for a part of gpu_parts.py."""
 
     def command(options: argparse.Namespace) -> list[str]:
         flags = [f"--{key}={value}" for key in ("bundle", "data_dir") if (value := getattr(options, key))]
@@ -79,7 +79,7 @@ def own(name: str) -> Callable[[argparse.Namespace], list[str]]:
     return command
 
 
-# a step that a CPU takes in no time
+# a step that is quick on a CPU
 SMALL = ("--batch", "2", "--channels", "2", "--num_layers", "1")
 
 
@@ -120,7 +120,7 @@ def microbenchmarks(options: argparse.Namespace) -> list[str]:
 
 
 def last_words(output: str, results: list[dict]) -> str:
-    """What pytest says in the end."""
+    """Pytest's summary line."""
     counts = re.findall(r"^(?:=+ )?(\d+ (?:passed|failed|skipped|deselected|error).*?)(?: =+)?$", output, re.MULTILINE)
     return counts[-1] if counts else "no result"
 
@@ -142,7 +142,7 @@ def ratios(output: str, results: list[dict]) -> str:
 
 
 def fastest(output: str, results: list[dict]) -> str:
-    """In how many cases the Triton kernel is the fastest of all providers."""
+    """The number of cases in which the Triton kernel is the fastest provider."""
     cases: dict[tuple[str, str], dict[str, float]] = {}
     for row in results[-1]["rows"]:
         if row["mode"] == "fwd+bwd" and not row["error"]:
@@ -153,7 +153,7 @@ def fastest(output: str, results: list[dict]) -> str:
 
 
 def crossover(output: str, results: list[dict]) -> str:
-    """From how many tokens a sequence each implementation trains faster than SDPA."""
+    """The number of tokens per sequence from which each implementation trains faster than SDPA."""
     times: dict[str, dict[int, float]] = {}
     for row in results[-1]["rows"]:
         if row["mode"] == "fwd+bwd":
@@ -178,7 +178,7 @@ def no_deepspeed(options: argparse.Namespace) -> str | None:
     return None if importlib.util.find_spec("deepspeed") else "deepspeed is not installed"
 
 
-# in the order of what is wanted most: the time that is left goes to those further down
+# in order of importance: later parts get the time that is left
 PARTS = {
     "environment": Part(60, own("environment"), told),
     "kernels": Part(150, kernel_tests, last_words, "all passed"),
@@ -212,7 +212,7 @@ PARTS = {
 
 
 def run_part(name: str, options: argparse.Namespace, limit: float, log: Path) -> Outcome:
-    """Run one part for at most `limit` seconds; its output is appended to `log`."""
+    """Run one part for at most `limit` seconds and append its output to `log`."""
     part = PARTS[name]
     if reason := part.skip(options):
         return Outcome(name, 0.0, "skipped", reason)
@@ -236,7 +236,7 @@ def run_part(name: str, options: argparse.Namespace, limit: float, log: Path) ->
             pass
         finally:
             late = process.poll() is None
-            # what it has started goes with it
+            # also kill the processes that it started
             if late:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -271,7 +271,7 @@ def json_lines(output: str) -> list[dict]:
 
 
 def device_folder() -> str:
-    """Name of the device, as a folder; asked in a process of its own, which alone opens the device."""
+    """Folder name for the device; found in a separate process, so that this one never opens the device."""
     program = f"import sys; sys.path.insert(0, {str(ROOT / 'bench')!r}); import common; print(common.device_folder())"
     return subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.strip()
 
@@ -295,11 +295,11 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     names = lambda text: text.split(",")
     parser.add_argument("--parts", type=names, default=list(PARTS), help=f"some of {','.join(PARTS)}")
-    parser.add_argument("--minutes", type=float, default=9.0, help="for all parts together")
+    parser.add_argument("--minutes", type=float, default=9.0, help="time limit for all parts together")
     parser.add_argument("--bundle", type=Path, help="backbone written by `python -m llata_fast bundle`")
-    parser.add_argument("--data_dir", type=Path, help="folder that holds ETTh1.csv")
-    parser.add_argument("--commit", default="", help="where the checkout is no repository that would tell")
-    parser.add_argument("--dry-run", action="store_true", help="every path at its smallest; measures nothing")
+    parser.add_argument("--data_dir", type=Path, help="folder that contains ETTh1.csv")
+    parser.add_argument("--commit", default="", help="commit to record, if the checkout is not a repository")
+    parser.add_argument("--dry-run", action="store_true", help="run every part at its smallest; measures nothing")
     options = parser.parse_args()
     if unknown := [name for name in options.parts if name not in PARTS]:
         parser.error(f"unknown part {unknown[0]}: choose from {', '.join(PARTS)}")
@@ -309,7 +309,7 @@ def parse_options() -> argparse.Namespace:
             parser.error(f"--{name} {path}: no such folder")
     for name in ("out", "bundle", "data_dir"):
         if (path := getattr(options, name)) is not None:
-            # parts run in the checkout
+            # parts run in the checkout's folder
             setattr(options, name, path.resolve())
     return options
 
@@ -321,7 +321,7 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "suite.log").write_text("")
     outcomes = []
-    # what was measured means little without where
+    # always record the environment
     for name in dict.fromkeys(["environment", *options.parts]):
         limit = min(PARTS[name].seconds, deadline - time.monotonic())
         outcomes.append(run_part(name, options, limit, folder / "suite.log"))

@@ -1,13 +1,13 @@
-"""How many kernels a training step and a forecast launch, by part of the model and by operation; no GPU needed.
+"""Count the kernels that a training step and a forecast launch, by part of the model and by operation, without a GPU.
 
     python bench/launches.py                        # GPT-2, 6 layers, C 7, bf16 autocast, no dropout
     python bench/launches.py --backbone llama --write DIR
-    python bench/launches.py --inductor             # and what Inductor makes of the step, in minutes
+    python bench/launches.py --inductor             # also Inductor's code for the step; takes minutes
 
-The model runs eagerly on fake tensors (shapes without values), on the paths that CUDA tensors take; our operations run
-their launchers, whose kernels are counted instead of started. An operation that returns a view launches nothing, any
-other one kernel, but for those in `KERNELS`. What one launch costs the host is not asked here: on a GPU,
-profile_step.py tells. The last line on stdout is one JSON object; --write keeps DIR/launches.csv.
+The model runs eagerly on fake tensors (shapes without values), on the code paths of CUDA tensors; our ops run their
+launchers, whose kernels are counted instead of launched. An operation that returns a view launches nothing, any other
+operation one kernel, except for those in `KERNELS`. For the host's time per launch, run profile_step.py on a GPU. The
+last line on stdout is one JSON object; --write saves DIR/launches.csv.
 """
 
 # must come first; llata_fast/__init__.py says why
@@ -46,22 +46,22 @@ PHASES = ("forward", "backward", "optimizer", "forecast")
 # launches by (phase, part, operation)
 Counts = dict[tuple[str, str, str], int]
 
-# what is not one kernel on a CUDA device, read in PyTorch's sources (aten/src/ATen/native/cuda)
+# operations that are not one kernel on a CUDA device, from PyTorch's sources (aten/src/ATen/native/cuda)
 KERNELS = {
-    # memory alone
+    # only allocate memory
     **dict.fromkeys(("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh"), 0),
-    # dx, and the sums over rows for weight and bias
+    # dx; the sums over rows for weight and bias
     "native_layer_norm_backward": 2,
-    # dout . out, the gradients, dq to its dtype
+    # dout . out; the gradients; the cast of dq
     "_scaled_dot_product_flash_attention_for_cpu_backward": 3,
-    # zeros, and what was cut out copied into them
+    # zeros; the copy of the slice into them
     **dict.fromkeys(("slice_backward", "select_backward"), 2),
-    # zeros, and the rows added up
+    # zeros; the sum of the rows
     "embedding_dense_backward": 2,
 }
-# of torch's multi-tensor kernels: elements a block takes, blocks of a launch, tensors of a launch by lists of tensors
+# torch's multi-tensor kernels: elements per block, blocks per launch, tensors per launch by number of tensor lists
 CHUNK, BLOCKS, TENSORS = 65536, 320, {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
-# the first pattern that a module's path matches names the part
+# the first pattern that matches a module's path names the part
 PARTS = {
     r"^embedding": "patch embedding",
     r"^encoder": "encoder",
@@ -78,12 +78,12 @@ PARTS = {
     r"\.mlp": "frozen projections",
     r"^backbone": "residual stream",
 }
-# where no module runs
+# parts for launches outside any module
 PARTS_APART = {"backward": "gradients added up", "optimizer": "optimizer"}
 
 
 class CountLaunches(TorchDispatchMode):
-    """Counts launches within it by (phase, part, operation); a backward's part is that of its forward."""
+    """Counts launches in its context by (phase, part, operation); a backward counts for its forward's part."""
 
     def __init__(self):
         super().__init__()
@@ -100,7 +100,7 @@ class CountLaunches(TorchDispatchMode):
         output = function(*args, **kwargs)
         name = function._schema.name.partition("::")[2]
         if function.namespace == "llata_fast":
-            # its kernels, and what else its launcher calls, but once
+            # run our launcher and count its kernels and other operations
             with self:
                 launcher_of(function)(*args, **kwargs)
         else:
@@ -115,7 +115,7 @@ class CountLaunches(TorchDispatchMode):
             return self.part_of_node.get(node._sequence_nr(), PARTS_APART["backward"])
         if self.phase in PARTS_APART:
             return PARTS_APART[self.phase]
-        # the node that will run the backward of what runs here has been made just before
+        # autograd has just created the node that will run this operation's backward
         part = self.part_of_node[torch.autograd._get_sequence_nr() - 1] = self.part_of_module()
         return part
 
@@ -140,7 +140,7 @@ def num_kernels(name: str, function, args, kwargs, output) -> int:
 
 
 def multi_tensor_launches(lists: list[list[Tensor]]) -> int:
-    """Launches of a multi-tensor kernel over `lists` of equally many tensors."""
+    """Launches of a multi-tensor kernel over `lists`, which all have the same number of tensors."""
     limit, launches, tensors, blocks = TENSORS[min(len(lists), 5)], 0, 0, 0
     for tensor in lists[0]:
         tensors += 1
@@ -154,12 +154,12 @@ def multi_tensor_launches(lists: list[list[Tensor]]) -> int:
 
 
 def kernel_modules() -> list:
-    """The modules of the kernels' package."""
+    """The modules of the package `kernels`."""
     return [module for name, module in sys.modules.items() if name.startswith("llata_fast.kernels.")]
 
 
 def launcher_of(function) -> Callable:
-    """The launcher behind one of our registered operations."""
+    """The launcher behind one of our registered ops."""
     for module in kernel_modules():
         for value in vars(module).values():
             if isinstance(value, Operation) and value.registered is function:
@@ -168,7 +168,7 @@ def launcher_of(function) -> Callable:
 
 
 class _Recorded:
-    """Stands for a Triton kernel: `kernel[grid](...)` notes its name."""
+    """Stands in for a Triton kernel: `kernel[grid](...)` records its name."""
 
     def __init__(self, name: str, note: Callable[[str], None]):
         self.name, self.note = name, note
@@ -179,7 +179,7 @@ class _Recorded:
 
 @contextlib.contextmanager
 def recorded_kernels(note: Callable[[str], None]) -> Iterator[None]:
-    """Within it no Triton kernel is launched: `note` is called with its name; as on a GPU of `TARGET`."""
+    """Context in which Triton kernels are not launched: `note` gets their names, as on a GPU of type `TARGET`."""
     with contextlib.ExitStack() as stack:
         for module in kernel_modules():
             for name, value in list(vars(module).items()):
@@ -194,7 +194,7 @@ def recorded_kernels(note: Callable[[str], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _fp32_norms() -> Iterator[None]:
-    """CUDA's autocast computes `layer_norm` in fp32, a CPU's in what it is given."""
+    """Compute `layer_norm` in fp32 as CUDA's autocast does; the CPU's keeps the input's dtype."""
     layer_norm = F.layer_norm
 
     def in_fp32(x, shape, weight=None, bias=None, eps=1e-5):
@@ -214,7 +214,7 @@ def meta_model(options: argparse.Namespace, merged: bool) -> LlataForPrediction:
 
 
 def count(options: argparse.Namespace) -> Counts:
-    """Launches of a training step's forward, backward and optimizer, and of a forecast."""
+    """Launches of a training step (forward, backward and optimizer) and of a forecast."""
     autocast = lambda: torch.autocast("cpu", torch.bfloat16)
     kept, shapes = {}, [part.shape for part in batch(options)]
     model, merged = (meta_model(options, merged) for merged in (False, True))
@@ -236,7 +236,7 @@ def count(options: argparse.Namespace) -> Counts:
 
         counter.count("forward", forward)
         counter.count("backward", lambda: kept["loss"].backward())
-        # the first step makes its state
+        # the first step creates the optimizer's state
         optimizer.step()
         counter.count("optimizer", optimizer.step)
         counter.count("forecast", forecast)
@@ -244,10 +244,10 @@ def count(options: argparse.Namespace) -> Counts:
 
 
 def inductor_totals(options: argparse.Namespace) -> dict[str, int]:
-    """Launches of forward and backward in the code that Inductor writes; ours and other libraries' as in eager mode.
+    """Launches of forward and backward in Inductor's generated code; our ops and library calls count as in eager mode.
 
-    The code is for a CPU, which is there, and none of it is compiled: each of its kernels stands for one of a GPU's,
-    where fusion follows the same rules.
+    The code is generated for a CPU but not compiled. Each of its kernels counts as one GPU kernel, since fusion follows
+    the same rules there.
     """
     from torch._inductor import config
     from torch._inductor.async_compile import AsyncCompile
@@ -278,7 +278,7 @@ def inductor_totals(options: argparse.Namespace) -> dict[str, int]:
 
 
 def code_launches(sources: list[str]) -> int:
-    """Launches that written code asks for, ours apart."""
+    """Launches in generated code, without those of our ops."""
     bodies = "\n".join(source[source.index("def call(") :] for source in sources)
     fused = len(re.findall(r"\bcpp_fused\w*\(", bodies))
     names = re.findall(r"\bextern_kernels\.(\w+)\(|torch\.ops\.aten\.(\w+)\.\w+\(", bodies)
@@ -286,7 +286,7 @@ def code_launches(sources: list[str]) -> int:
 
 
 def by_phase(counts: Counts, column: int) -> dict[str, dict[str, int]]:
-    """Launches by part (1) or operation (2) in every phase, most first."""
+    """Launches in every phase by part (column 1) or operation (column 2), the most frequent first."""
     table: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     for key, number in counts.items():
         table[key[column]][key[0]] += number
@@ -318,9 +318,9 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--write", type=Path, metavar="DIR", help="folder for launches.csv")
-    parser.add_argument("--inductor", action="store_true", help="count what torch.compile leaves, too")
+    parser.add_argument("--inductor", action="store_true", help="also count launches under torch.compile")
     own, rest = parser.parse_known_args(argv)
-    # of the model: --batch, --channels, --backbone, --hidden_size, --num_layers, --dropout, --backbone_pass
+    # the model's options: --batch, --channels, --backbone, --hidden_size, --num_layers, --dropout, --backbone_pass
     model = parse_model(["--device", "cpu", "--batch", "256", "--dropout", "0", *rest])
     return argparse.Namespace(**vars(model) | vars(own))
 

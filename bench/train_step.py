@@ -1,12 +1,12 @@
-"""A training step and a forecast, the reference's way and ours, side by side in one process.
+"""Time a training step and a forecast of the reference and of our model, side by side in one process.
 
     python bench/train_step.py --device cpu --providers reference,llata_fast
 
-Before anything is timed, both must give the same forecasts and loss on the same weights, in fp32. The providers then
-take turns, call by call, so that a slow moment of the machine falls on both; medians are compared. Peak memory is the
-growth over after-import, in a process of its own for each provider. The last line on stdout is one JSON object; a
-ratio is the reference over ours for time, ours over the reference for memory. The yardstick is the reference in fp32,
-under `--yardstick compiled` under bf16 autocast and torch.compile.
+First both must give the same forecasts and loss in fp32 on the same weights. Then the providers take turns, call by
+call, so that slow phases of the machine affect both; medians are compared. Peak memory is the growth after the imports,
+in a separate process for each provider. The last line on stdout is one JSON object; ratios are reference / ours for
+time and ours / reference for memory. The baseline is the reference in fp32, or with `--yardstick compiled` under bf16
+autocast and torch.compile.
 """
 
 # must come first; llata_fast/__init__.py says why
@@ -44,7 +44,7 @@ REPEATS = {"train": 7, "inference": 11}
 
 
 class Provider:
-    """One way to compute the model: `train` is an optimizer step, `inference` a forecast."""
+    """One implementation of the model: `train` is an optimizer step, `inference` a forecast."""
 
     def __init__(self, options: argparse.Namespace, name: str, precision: str, compiled: bool):
         self.device, self.bf16, self.reference = options.device, precision == "bf16", name == "reference"
@@ -61,7 +61,7 @@ class Provider:
 
     @functools.cached_property
     def frozen(self) -> torch.nn.Module:
-        """The model that forecasts: ours merged, the reference as it is."""
+        """The model used for forecasts: ours merged, the reference unchanged."""
         if self.reference:
             return self.model
         merged = copy.deepcopy(self.model).merge().requires_grad_(False)
@@ -104,7 +104,7 @@ def build_reference(options: argparse.Namespace) -> ReferenceModel:
 
 
 def build_ours(options: argparse.Namespace) -> LlataForPrediction:
-    """Our model of the same size; random weights take the same time as any."""
+    """Our model of the same size, with random weights, since values do not affect the time."""
     return LlataForPrediction(LlataConfig(backbone_of(options), **config_fields(options)))
 
 
@@ -140,12 +140,12 @@ def batch(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
 
 
 def check_agreement(options: argparse.Namespace):
-    """On the same weights, without dropout, in fp32: one forecast, one loss."""
+    """Check that forecast and loss are the same on the same weights, in fp32 without dropout."""
     exact = argparse.Namespace(**vars(options) | {"dropout": 0.0, "batch": min(options.batch, 8)})
     past, future = batch(exact)
     theirs = build_reference(exact)
     ours = build_ours(exact)
-    # two_pass names the shared weights twice, which the reference does not
+    # not strict: two_pass lists the shared weights twice, the reference once
     ours.load_state_dict(reference_weights(theirs.state_dict(), theirs.prototypes), strict=False)
     theirs, ours = theirs.to(options.device).train(), ours.to(options.device).train()
     published, mine = theirs(past), ours(past, future)
@@ -172,7 +172,7 @@ def seconds(call: Callable, device: str) -> float:
 
 
 def interleaved(calls: dict[str, Callable], repeats: int, device: str, label: str) -> dict[str, float]:
-    """Median seconds of each call, taken in turns after two rounds of warm-up."""
+    """Median seconds of each call, timed in turns after two warm-up rounds."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in tqdm(range(repeats + 2), desc=label, leave=False):
         for name, call in calls.items():
@@ -181,7 +181,7 @@ def interleaved(calls: dict[str, Callable], repeats: int, device: str, label: st
 
 
 def matmul_rate(precision: str, device: str) -> float:
-    """FLOP/s of a square matrix product on random data: the ceiling of utilisation."""
+    """FLOP/s of a square matrix product on random data, taken as 100 % utilisation."""
     size, dtype = (8192 if device == "cuda" else 1536), (torch.bfloat16 if precision == "bf16" else torch.float32)
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     taken = [seconds(lambda: left @ right, device) for _ in range(7)]
@@ -189,7 +189,7 @@ def matmul_rate(precision: str, device: str) -> float:
 
 
 def peak_memory(name: str, precision: str, compiled: bool) -> float:
-    """MiB that three training steps need over after-import, from a process of its own."""
+    """Memory in MiB that three training steps need beyond the imports, measured in a separate process."""
     command = [sys.executable, __file__, *sys.argv[1:], "--memory_of", name, "--precisions", precision]
     command += ["--compile", "only" if compiled else "no"]
     return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
@@ -208,16 +208,16 @@ def measure_own_memory(options: argparse.Namespace):
 
 
 def process_memory(name: str) -> int:
-    """Bytes that Linux gives under this name: VmRSS is what is held, VmHWM the most there was.
+    """Memory of this process in bytes as Linux reports it: VmRSS is the current value, VmHWM the peak.
 
-    Not getrusage's ru_maxrss: it begins at what the parent process held when it started this one.
+    getrusage's ru_maxrss would start at the parent process's memory at the time of the fork.
     """
     kib = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(kib[1]) * 1024
 
 
 def measure(options: argparse.Namespace, precision: str, compiled: bool) -> dict:
-    """One row: our provider in this setting against the yardstick."""
+    """One row: our provider with this precision and compilation, against the baseline."""
     yardstick = ("bf16", True) if options.yardstick == "compiled" else ("fp32", False)
     settings = {"reference": yardstick, "llata_fast": (precision, compiled)}
     providers = {name: Provider(options, name, *settings[name]) for name in options.providers}
@@ -228,7 +228,7 @@ def measure(options: argparse.Namespace, precision: str, compiled: bool) -> dict
         calls = {name: functools.partial(getattr(provider, kind), past, future) for name, provider in providers.items()}
         taken = interleaved(calls, repeats, options.device, f"{kind}, {precision}")
         for name, provider in providers.items():
-            # counted without compilation, which hides the operations
+            # count without compilation, which hides the operations
             provider.loss, provider.predict = provider._loss, provider._predict
             flops = count_flops(calls[name])
             row |= {

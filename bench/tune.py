@@ -1,13 +1,13 @@
-"""Time each kernel's launch configs on this machine's GPU and write the best into kernels/configs.csv.
+"""Time every kernel's launch configs on this machine's GPU and write the best ones to kernels/configs.csv.
 
     python bench/tune.py [OP ...]             # launch configs
     python bench/tune.py --providers [OP ...] # Triton or the library, into kernels/providers.csv
 
-Every shape class of every kernel, by itself: of the launches that tools/compile_only.py compiles, all but the tuned
-kernel are left out while it is timed. Sizes are halved and doubled, and other numbers of warps, stages and waves tried,
-one change at a time from the best so far; after a warm-up each is timed in turn with the best, as replays of a CUDA
-graph, and kept if it is faster by more than both spread. A config that does not compile, or whose result differs from
-the table's, is passed over. Run it alone on the GPU.
+Every shape class of every kernel is tuned separately, on the launches that tools/compile_only.py compiles; only the
+tuned kernel runs while it is timed. The search changes the best config in one place at a time: it halves and doubles
+sizes and tries other numbers of warps, stages and waves. Each candidate is timed in turn with the best, as replays of a
+CUDA graph, and wins if it is faster by more than both spreads. Configs that fail to compile, or whose results differ
+from the table's, are skipped. Nothing else should run on the GPU.
 """
 
 import argparse
@@ -35,7 +35,7 @@ CHOICES = {"num_warps": (1, 2, 4, 8, 16), "num_stages": (1, 2, 3, 4, 5), "waves"
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Milliseconds: the median, and the 20th and the 80th percentile."""
+    """Times in ms: the median, and the 20th and 80th percentiles."""
 
     median: float
     low: float
@@ -47,13 +47,13 @@ class Timing:
         return cls(at(0.5), at(0.2), at(0.8))
 
     def beats(self, other: "Timing") -> bool:
-        """Faster by more than the spread of either."""
+        """Whether it is faster by more than the spread of either."""
         return self.median + max(self.high - self.low, other.high - other.low) < other.median
 
 
 @contextlib.contextmanager
 def looked_up():
-    """Yield a list that the config of every launch is added to."""
+    """Context that yields a list to which the config of every launch is appended."""
     seen, launch_options = [], configs.Config.launch_options
 
     def remember(config):
@@ -65,7 +65,7 @@ def looked_up():
 
 
 def reached(call) -> list[configs.Config]:
-    """Configs that a call launches with."""
+    """The configs of all launches in a call."""
     with looked_up() as seen:
         call()
     return list({(config.kernel, config.shape_class): config for config in seen}.values())
@@ -73,7 +73,7 @@ def reached(call) -> list[configs.Config]:
 
 @contextlib.contextmanager
 def alone(kernel: str):
-    """Within it no Triton kernel but `kernel` is launched."""
+    """Context in which only the Triton kernel `kernel` is launched."""
     from triton.runtime.jit import JITFunction
 
     run = JITFunction.run
@@ -114,7 +114,7 @@ def results(call) -> list[torch.Tensor]:
 
 
 def timings(first: configs.Config, second: configs.Config, call) -> tuple[Timing, Timing]:
-    """Of both configs' kernel, in turns."""
+    """Times of the kernel with both configs, measured in turns."""
     replays = []
     with alone(first.kernel):
         for config in (first, second):
@@ -128,7 +128,7 @@ def timings(first: configs.Config, second: configs.Config, call) -> tuple[Timing
 
 
 def tune(config: configs.Config, call, target: str, what: str, measure=timings) -> configs.Config:
-    """The best config for the launches of `call`, which becomes the table's."""
+    """Find the best config for the launches of `call` and put it in the table."""
     start = best = dataclasses.replace(config, target=target)
     use(start)
     expected, told = [t.clone() for t in results(call)], ""
@@ -141,7 +141,7 @@ def tune(config: configs.Config, call, target: str, what: str, measure=timings) 
                 if not same_result(call, expected):
                     continue
                 ours, theirs = measure(candidate, best, call)
-            except Exception as error:  # what a compiler or a device refuses is no candidate
+            except Exception as error:  # the compiler or the device refuses this candidate
                 print(f"  {candidate.blocks} {candidate.num_warps} {candidate.num_stages}: {type(error).__name__}")
                 continue
             if ours.beats(theirs):
@@ -166,7 +166,7 @@ def write(path: Path, table: dict, kind: type) -> None:
 
 
 def tuned_launches(device: torch.device):
-    """(variant, launch) of every kernel and shape class, on random values."""
+    """(variant, launch) for every kernel and shape class, on random values."""
     with torch.device(device):
         for variant, launch in launches():
             for tensor in torch.utils._pytree.tree_leaves(launch.args):
@@ -190,7 +190,7 @@ def tune_configs(ops: list[str], target: str) -> None:
 
 
 def choose_providers(ops: list[str], target: str) -> None:
-    """Time a training step's calls of every op by Triton and by the library, and keep the faster."""
+    """Time every op of a training step with Triton and with the library, and keep the faster one."""
     chosen = set()
     for op in ops:
         module = importlib.import_module(f"bench_{op}")
@@ -205,7 +205,7 @@ def choose_providers(ops: list[str], target: str) -> None:
                     replay = common.Replayed(lambda call=call: [call])
                     replay.seconds(WARM_UP)
                     taken[name] = Timing.of(replay.seconds(ROUNDS))
-                # the other one has to be faster by more than the spread
+                # replace the table's provider only if the other is faster by more than the spread
                 other = next(name for name in taken if name != row.provider)
                 best = other if taken[other].beats(taken[row.provider]) else row.provider
                 times = ", ".join(f"{name} {timing.median:.4f} ms" for name, timing in taken.items())
@@ -218,7 +218,7 @@ def choose_providers(ops: list[str], target: str) -> None:
 
 
 def asked_rows(call) -> list[tuple[str, str, str]]:
-    """Keys of the providers' rows that a call asks for."""
+    """Keys of the providers' rows that a call looks up."""
     seen = []
 
     class Asked(dict):
