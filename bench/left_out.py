@@ -32,14 +32,8 @@ from llata_fast.errors import InputError
 from llata_fast.evaluation.baselines import score
 from llata_fast.experiment import train
 from llata_fast.linear import LeastSquares
-from llata_fast.linear_start import (
-    SEASON,
-    best_in_validation,
-    choose_of,
-    measure_forms,
-    mixture,
-    relative_error,
-)
+from llata_fast.linear_mixture import mixture, worst_ratio
+from llata_fast.linear_start import BASELINES, SEASON, choose_of, measure_forms, picked_baseline
 
 CONTEXT_LENGTH = 96
 HORIZONS = (96, 192, 336, 720)
@@ -89,14 +83,12 @@ def parts_of(series: TimeSeries) -> dict[str, TimeSeries]:
 
 def rules() -> dict[str, Callable[[list[str], list[Tensor], int], Tensor]]:
     """What could weigh the forms, by name: forms, errors behind origins, validation last, and yardstick -> shares."""
-    without = lambda word: lambda forms, scored, _: _mixture_of(forms, scored, [word not in form for form in forms])
+    without = lambda word: lambda forms, scored, _: _mixture_of(forms, scored, lambda form: word not in form)
     return {
-        "worst origin": lambda forms, scored, yardstick: mixture(scored, yardstick),
-        "worst origin, more softly": lambda forms, scored, yardstick: mixture(scored, yardstick, softness=0.1),
-        "worst origin, relative to one map": lambda forms, scored, yardstick: mixture(scored),
-        "mean of origins": lambda forms, scored, yardstick: mixture(scored, yardstick, softness=100.0),
-        "validation": lambda forms, scored, yardstick: mixture(scored[-1:], yardstick),
-        "best form": lambda forms, scored, yardstick: _best_form(scored, yardstick),
+        "worst ratio": lambda forms, scored, yardstick: mixture(scored, yardstick),
+        "worst ratio in validation": lambda forms, scored, yardstick: mixture(scored[-1:], yardstick),
+        "best form": _best_form,
+        "baseline": lambda forms, scored, yardstick: torch.eye(len(forms), dtype=torch.float64)[yardstick],
         "no return": without("returns"),
         "no own maps": without("own"),
         "no season": without(SEASON),
@@ -148,19 +140,18 @@ def _splits(series: TimeSeries, horizon: int) -> Splits | None:
     return splits if min(len(splits.val), len(splits.test)) >= 8 else None
 
 
-def _mixture_of(forms: list[str], scored: list[Tensor], allowed: list[bool]) -> Tensor:
-    """`mixture` of some forms; none where these would be none."""
-    chosen = torch.tensor([place for place, which in enumerate(allowed) if which])
+def _mixture_of(forms: list[str], scored: list[Tensor], allowed: Callable[[str], bool]) -> Tensor:
+    """`mixture` of the baselines and some other forms."""
+    chosen = torch.tensor([place for place, form in enumerate(forms) if form in BASELINES.values() or allowed(form)])
     shares = torch.zeros(len(forms), dtype=torch.float64)
     allowed_errors = [errors[chosen] for errors in scored]
-    shares[chosen] = mixture(allowed_errors, best_in_validation(allowed_errors))
+    shares[chosen] = mixture(allowed_errors, picked_baseline([forms[place] for place in chosen], allowed_errors))
     return shares
 
 
-def _best_form(scored: list[Tensor], yardstick: int) -> Tensor:
-    alone = torch.eye(len(scored[0]), dtype=torch.float64)
+def _best_form(forms: list[str], scored: list[Tensor], yardstick: int) -> Tensor:
     known = [errors for errors in scored if errors.shape[1]]
-    return min(alone, key=lambda shares: sum(relative_error(shares, errors, yardstick).item() for errors in known))
+    return min(torch.eye(len(forms), dtype=torch.float64), key=lambda alone: worst_ratio(alone, known, yardstick))
 
 
 def _errors(scores: dict[str, Any]) -> tuple[float, float]:

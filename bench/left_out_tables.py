@@ -9,7 +9,7 @@ COLUMNS = (
     *("series", "part", "horizon", "model", "seed", "validation_mse", "validation_mae", "mse", "mae", "windows"),
     *("learned_share", "seconds"),
 )
-SHIPPED = "worst origin"
+SHIPPED = "worst ratio"
 """The rule that `choose_start` follows."""
 
 _BASELINES = ("linear", "linear_per_channel", "dlinear")

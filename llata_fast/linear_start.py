@@ -2,17 +2,17 @@
 
 A linear forecast of a lookback is its mean plus a map of [lookback - mean, mean, 1]. The forms differ in three ways:
 one map for all channels or one for each, whether the level stays or returns to that of the training rows, and how much
-is penalised. Repeating the last season is the ninth. None is best everywhere: a return to the level halves the error of
-one series and doubles that of another, and one split of validation rows does not tell which. So every form is fitted on
-what lies before several origins in the training rows and scored on what follows each; the training rows as a whole are
-scored on the validation rows. Errors count relative to those of the form that is best in validation, so that a mixture
-has to be better than that everywhere. The one whose worst origin is best, softly, is fitted on all training rows. A
-mixture of linear maps is a linear map.
+is penalised. Repeating the last season is one more, and so are the linear baselines, the same maps by plain least
+squares. None is best everywhere: a return to the level halves the error of one series and doubles that of another, and
+one split of validation rows does not tell which. So every form is fitted on what lies before several origins in the
+training rows and scored on what follows each; the training rows as a whole are scored on the validation rows. The
+baseline that is best in validation is what the choice is held against: of the mixtures of forms it takes the one whose
+worst ratio to that baseline, in squared and in absolute error behind every origin, is least. So it leaves the baseline
+only for what is better behind every origin, and no further. A mixture of linear maps is a linear map.
 
 Letters: B windows, L lookback, H horizon, C channels, F forms.
 """
 
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -24,25 +24,31 @@ from .covariate_tokens import moving
 from .data.windows import WindowDataset
 from .linear import LinearSkip, fill_with_mean, level_inputs, solve_ridge
 from .linear_covariates import ROUNDS, Residuals, WithoutEffect
+from .linear_mixture import mixture, relative_errors
 
 SHARED, OWN = "one map, level stays", "own maps, level stays"
 SHARED_RETURN, OWN_RETURN = "one map, level returns", "own maps, level returns"
 SEASON = "last season repeated"
 
+BASELINES = {SHARED: "linear", OWN: "linear_per_channel", SHARED_RETURN: "dlinear"}
+"""Forms that plain least squares makes baselines, and what `evaluation.baselines` calls these."""
+
+_OF_CHANNELS = (OWN, OWN_RETURN, BASELINES[OWN])
+
 ORIGINS = (0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of the training rows behind which an origin lies."""
 
-RIDGES = (1e3, 10.0)
-"""Penalties on what a map does beyond keeping the level, and on what a channel's map does beyond the shared one."""
+RIDGES = (1e3, 1.0)
+"""Penalties on what a map does beyond keeping the level, and on what a channel's map does beyond the shared one.
+
+The last is the baselines' as well.
+"""
 
 # windows that a fit sees, and that an origin is scored on, with so many of their steps; neighbours hardly differ
 _FITTED, _SCORED, _STEPS, _ERRORS = 16384, 160, 24, 4096
 _BATCH = 256
 # squares let a few wild windows rule: each weighs by the inverse of its error, found in so many rounds
 _ROUNDS = 3
-# how far, in relative error, an origin may be from the worst one and still count
-_SOFTNESS = 0.02
-_LEAST_STEP = 1 / 256
 
 
 class Origin(NamedTuple):
@@ -51,7 +57,7 @@ class Origin(NamedTuple):
     name: str
     windows: int
     error: float
-    """Of the mixture, relative to `LinearStart.yardstick`: the mean of root mean squared and mean absolute error."""
+    """Of the mixture, relative to `LinearStart.yardstick`: the larger ratio of mean squared and absolute error."""
 
 
 class Behind(NamedTuple):
@@ -77,7 +83,7 @@ class LinearStart:
     """Shares of the forms, whatever their penalty."""
     origins: list[Origin] = field(default_factory=list)
     yardstick: str = ""
-    """The form that is best in validation."""
+    """The baseline that is best in validation."""
     seasonality: int = 1
     fitted_behind: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
     """Of the origins in the training rows: windows behind it, map [C or 1, L + 2, S] of the rows before, and steps."""
@@ -103,11 +109,11 @@ class LinearStart:
 
     def lines(self) -> list[str]:
         """What was chosen and by which scores, for a log."""
-        parts = (f"{share:.2f} x {form}" for form, share in self.mixture.items() if share >= 0.005)
+        parts = (f"{share:.2f} x {form}" for form, share in self.mixture.items() if share)
         errors = (f"{origin.name} {origin.error:.3f}" for origin in self.origins)
         return [
             f"linear start: {' + '.join(parts)}",
-            f"its error relative to {self.yardstick}, the best in validation, by origin: {', '.join(errors)}",
+            f"its error relative to {self.yardstick}, which validation picks, by origin: {', '.join(errors)}",
         ]
 
 
@@ -135,10 +141,10 @@ def choose_start(
 
 
 class Measured(NamedTuple):
-    """The forms with each of `RIDGES`, and how they did."""
+    """The forms, those with a map with each of `RIDGES`, the baselines, and how all did."""
 
     forms: list[str]
-    """F names, those of every penalty."""
+    """F names."""
     maps: list[Tensor]
     """Fitted on all training rows: [C or 1, L + 2, H], float64."""
     origins: list[tuple[str, int]]
@@ -175,20 +181,21 @@ def measure_forms(
 def choose_of(measured: Measured, weigh: Callable[[list[str], list[Tensor], int], Tensor] | None = None) -> LinearStart:
     """Mix what was measured by `weigh(forms, errors behind origins, yardstick)`, by default `mixture`."""
     names, maps, named, scored, before = measured
-    yardstick = best_in_validation(scored)
+    yardstick = picked_baseline(names, scored)
     shares = weigh(names, scored, yardstick) if weigh else mixture(scored, yardstick)
     parts = dict.fromkeys(names, 0.0)
     for name, share in zip(names, shares.tolist(), strict=True):
         parts[name] += share
     # what a channel's map has beyond the one for all: behind each form of own maps stands the shared one
     places = range(len(names))
-    shared_of = [maps[place - 1] if names[place] in (OWN, OWN_RETURN) else maps[place] for place in places]
+    shared_of = [maps[place - 1] if names[place] in _OF_CHANNELS else maps[place] for place in places]
     shared = sum(shares[place] * shared_of[place][0] for place in places)
     beyond = None
-    if OWN in parts:
+    if not parts.keys().isdisjoint(_OF_CHANNELS):
         beyond = sum(shares[place] * (maps[place] - shared_of[place]) for place in places)
     relative = (
-        relative_error(shares, errors, yardstick).item() if errors.shape[1] else float("nan") for errors in scored
+        relative_errors(shares, errors, yardstick).max().item() if errors.shape[1] else float("nan")
+        for errors in scored
     )
     origins = [Origin(*which, error) for which, error in zip(named, relative, strict=True)]
     start = LinearStart(shared.float(), None if beyond is None else beyond.float(), parts, origins, names[yardstick])
@@ -198,13 +205,10 @@ def choose_of(measured: Measured, weigh: Callable[[list[str], list[Tensor], int]
     return start
 
 
-def best_in_validation(scored: list[Tensor]) -> int:
-    """Of forms with errors [F, M] behind the origins, validation last, the one with the least `relative_error`."""
-    errors = scored[-1]
-    if not errors.shape[1]:
-        return 0
-    alone = torch.eye(len(errors), dtype=errors.dtype)
-    return min(range(len(errors)), key=lambda place: relative_error(alone[place], errors).item())
+def picked_baseline(forms: list[str], scored: list[Tensor]) -> int:
+    """The baseline with the least squared error behind the last origin, validation."""
+    places = [place for place, form in enumerate(forms) if form in BASELINES.values()]
+    return min(places, key=lambda place: scored[-1][place].square().sum().item())
 
 
 @torch.no_grad()
@@ -277,11 +281,13 @@ class _Forms:
 
     def fit(self, windows: Any, indices: Tensor, most_steps: int | None = None) -> list[tuple[str, Tensor]]:
         """Maps fitted on the windows `indices`, for `most_steps` of their steps or all of them."""
-        fitted: dict[str, Tensor] = {}
-        for _ in range(_ROUNDS + 1):
-            gram, moment = self._moments(windows, indices, most_steps, fitted)
+        gram, moment = self._moments(windows, indices, most_steps, {})
+        unweighted = self._solve(gram, moment, RIDGES[-1])
+        for _ in range(_ROUNDS):
             fitted = self._solve(gram, moment, RIDGES[0])
-        maps = [item for ridge in RIDGES for item in self._solve(gram, moment, ridge).items()]
+            gram, moment = self._moments(windows, indices, most_steps, fitted)
+        maps = [(BASELINES[form], weight) for form, weight in unweighted.items() if form in BASELINES]
+        maps += [item for ridge in RIDGES for item in self._solve(gram, moment, ridge).items()]
         H = windows[0]["future_values"].shape[0]
         L = gram.shape[-1] - 2
         if 1 < self.seasonality <= L:
@@ -373,42 +379,3 @@ def _mapped(inputs: Tensor, weight: Tensor) -> Tensor:
 
 def _padded(weight: Tensor, rows: int) -> Tensor:
     return torch.nn.functional.pad(weight, (0, 0, 0, rows - weight.shape[-2]))
-
-
-def mixture(scored: list[Tensor], yardstick: int = 0, softness: float = _SOFTNESS) -> Tensor:
-    """Shares [F], none negative and 1 in sum, of forecasts with errors [F, M] behind several origins.
-
-    They make the worst origin's error relative to form `yardstick` small, and those within `softness` of it; where that
-    is large, the mean. Convex, and minimised by moving shares from one form to another, the best of ever smaller steps
-    at a time.
-    """
-    forms, scored = len(scored[0]), [errors for errors in scored if errors.shape[1]]
-    shares = torch.full((forms,), 1 / forms, dtype=torch.float64)
-    if not scored:
-        return shares
-
-    def loss(shares: Tensor) -> float:
-        errors = torch.stack([relative_error(shares, origin, yardstick) for origin in scored])
-        return (softness * (errors / softness).logsumexp(0)).item()
-
-    least, step = loss(shares), 0.25
-    while step >= _LEAST_STEP:
-        moved = False
-        for giver, taker in itertools.permutations(range(forms), 2):
-            amount = min(step, shares[giver].item())
-            if not amount:
-                continue
-            trial = shares.clone()
-            trial[giver], trial[taker] = shares[giver] - amount, shares[taker] + amount
-            if (now := loss(trial)) < least:
-                shares, least, moved = trial, now, True
-        if not moved:
-            step /= 2
-    return shares
-
-
-def relative_error(shares: Tensor, errors: Tensor, yardstick: int = 0) -> Tensor:
-    """Of a mixture of forecasts with errors [F, M], in those of one of them: mean of root mean squared and absolute."""
-    mixed, unit = shares @ errors, errors[yardstick]
-    squared = (mixed.square().mean() / unit.square().mean().clamp(min=1e-12) + 1e-12).sqrt()
-    return (squared + mixed.abs().mean() / unit.abs().mean().clamp(min=1e-12)) / 2

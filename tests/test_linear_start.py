@@ -1,23 +1,22 @@
-"""The choice of a linear start: its forms against least squares, the mixture against scipy, and what series choose."""
+"""The choice of a linear start: its forms and baselines against least squares, and what series choose."""
 
-import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize
 from tiny import tiny_model
 
-from llata_fast import linear_start
 from llata_fast.data import WindowDataset
+from llata_fast.linear import LeastSquares
+from llata_fast.linear_mixture import mixture, relative_errors
 from llata_fast.linear_start import (
+    BASELINES,
     OWN,
     OWN_RETURN,
     SEASON,
     SHARED_RETURN,
-    best_in_validation,
     choose_of,
     choose_start,
     measure_forms,
-    mixture,
+    picked_baseline,
     start_linear_part,
 )
 
@@ -40,39 +39,46 @@ def errors_of(start, windows):
     return [(what - future).square().mean().item() for what in (start(past, observed), mean)]
 
 
-def test_the_mixture_is_optimal():
-    generator = torch.Generator().manual_seed(3)
-    truth = torch.randn(3, 400, generator=generator).double()
-    scored = [torch.stack([truth[0], 0.8 * truth[1] + 0.2 * k, 0.9 * truth[2]]) for k in range(4)]
-
-    def objective(shares):
-        worst = torch.stack([linear_start.relative_error(torch.as_tensor(shares), errors) for errors in scored])
-        return (linear_start._SOFTNESS * (worst / linear_start._SOFTNESS).logsumexp(0)).item()
-
-    found = mixture(scored)
-    assert found.sum().item() == pytest.approx(1) and (found >= 0).all()
-    inside = {"type": "eq", "fun": lambda shares: shares.sum() - 1}
-    best = minimize(objective, np.full(3, 1 / 3), bounds=[(0, 1)] * 3, constraints=[inside], method="SLSQP")
-    assert objective(found) == pytest.approx(best.fun, abs=2e-3)
+def test_the_baselines_are_the_least_squares_ones():
+    train, validation = splits(torch.randn(ROWS, 2, dtype=torch.float64).cumsum(0))
+    measured = measure_forms(train, validation, own=True)
+    past, observed, _ = next(validation.batches(50))
+    mean = past.mean(1, keepdim=True)
+    inputs = torch.cat((past - mean, mean, torch.ones_like(mean)), 1)
+    kinds = {"linear": {}, "linear_per_channel": {"per_channel": True}, "dlinear": {"centred": False}}
+    assert list(kinds) == list(BASELINES.values()) == measured.forms[:3]
+    for weight, options in zip(measured.maps, kinds.values(), strict=False):
+        forecast = mean + torch.einsum("blc,clh->bhc", inputs, weight.expand(2, -1, -1))
+        expected = LeastSquares(**options).fit(train)(past, observed)
+        torch.testing.assert_close(forecast, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_a_form_that_fails_at_one_origin_gets_little_weight():
-    good, wild = torch.randn(1, 500).double(), torch.randn(1, 500).double()
-    scored = [torch.cat((good, 0.9 * wild)) for _ in range(5)]
-    assert mixture(scored)[1] > 0.4
-    scored[2] = torch.cat((good, 5 * wild))
-    assert mixture(scored)[1] < 0.15
+def test_the_mixture_is_nowhere_worse_than_the_baseline_that_validation_picks():
+    generator = torch.Generator().manual_seed(2)
+    for values in (torch.randn(ROWS, 2, generator=generator), torch.randn(ROWS, 2, generator=generator).cumsum(0)):
+        measured = measure_forms(*splits(values.double()), own=True, seasonality=3)
+        start = choose_of(measured)
+        squared = {
+            form: errors.square().mean() for form, errors in zip(measured.forms, measured.scored[-1], strict=True)
+        }
+        assert start.yardstick == min(BASELINES.values(), key=squared.__getitem__)
+        assert all(origin.error <= 1 for origin in start.origins)
+        yardstick = measured.forms.index(start.yardstick)
+        for shares in torch.eye(len(measured.forms), dtype=torch.float64):
+            worst = max(relative_errors(shares, errors, yardstick).max() for errors in measured.scored)
+            assert max(origin.error for origin in start.origins) <= worst + 1e-3, "some form alone does better"
 
 
 def test_series_choose_differently():
     noise = torch.randn(ROWS, 2, dtype=torch.float64)
     walk, back = (choose_start(*splits(values), seasonality=1) for values in (noise.cumsum(0), noise))
-    assert back.mixture[SHARED_RETURN] > walk.mixture[SHARED_RETURN]
+    returns = [start.mixture[SHARED_RETURN] + start.mixture["dlinear"] for start in (back, walk)]
+    assert returns[0] > returns[1]
     # one map cannot fit both a wave and its mirrored double step, so each channel needs its own
     steps = torch.arange(ROWS, dtype=torch.float64)[:, None]
     waves = torch.sin(2 * torch.pi * steps / torch.tensor([[3.0, 7.0]])) + 0.3 * noise
     own = choose_start(*splits(waves), own=True)
-    assert own.mixture[OWN] + own.mixture[OWN_RETURN] > 0.5
+    assert own.mixture[OWN] + own.mixture[OWN_RETURN] + own.mixture["linear_per_channel"] > 0.5
     errors, without = (errors_of(start, splits(waves)[1]) for start in (own, choose_start(*splits(waves))))
     assert errors[0] < without[0] < without[1]
 
@@ -82,7 +88,7 @@ def test_short_series_repeat_their_season():
     season = torch.randn(6, dtype=torch.float64)[steps][:, None] + 0.01 * torch.randn(ROWS, 1, dtype=torch.float64)
     few = WindowDataset(season[:40], L, H), WindowDataset(season[40:400], L, H)
     start = choose_start(*few, seasonality=6)
-    assert start.mixture[SEASON] > 0.8
+    assert start.mixture[SEASON] > 0.5
     assert SEASON not in choose_start(*few, seasonality=L + 1).mixture, "longer than the lookback"
     assert [origin.name for origin in start.origins] == ["validation"], "too few rows for others"
 
@@ -135,7 +141,7 @@ def test_errors_at_an_origin_are_of_maps_fitted_before_it():
         for weight, of_other in zip(maps, maps_of_other, strict=True):
             torch.testing.assert_close(weight, of_other)
     start = choose_of(first)
-    shares = mixture(first.scored, best_in_validation(first.scored))
+    shares = mixture(first.scored, picked_baseline(first.forms, first.scored))
     behind = start.behind_origins(windows[0][0])
     assert len(behind) == len(first.scored) - 1 == 5
     for part, scored in zip(behind, first.scored, strict=False):

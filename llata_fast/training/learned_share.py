@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..covariate_tokens import INPUTS, moving
-from ..linear_start import relative_error
+from ..linear_mixture import worst_ratio
 from ..ranks import from_first_rank
 from .trainer import ForecastTrainer
 
@@ -69,8 +69,9 @@ class LearnedShare:
 def weigh_learned_part(trainer: ForecastTrainer, seconds: float) -> LearnedShare | None:
     """Keep as much of what `trainer` has learned in `seconds` as validation bears out; every rank calls it.
 
-    The share is the one whose worst stretch of validation windows, of `BLOCKS`, gains most over the linear start: none
-    where no share gains in all of them. None where the model has no linear skip.
+    The share is the one whose worst stretch of validation windows, of `BLOCKS`, gains most over the linear start, in
+    squared and in absolute error: none where no share gains in both in all of them. None where the model has no linear
+    skip.
     """
     model = trainer.model
     if model.skip is None:
@@ -95,7 +96,7 @@ def _best_share(blocks: list[Tensor]) -> float:
     """Of the errors [2, M] of start and whole, stretch by stretch."""
 
     def worst(share: float) -> float:
-        return max(relative_error(torch.tensor([1 - share, share]), block).item() for block in blocks)
+        return worst_ratio(torch.tensor([1 - share, share]), blocks)
 
     return min((number / _GRID for number in range(_GRID + 1)), key=worst)
 

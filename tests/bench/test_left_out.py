@@ -44,13 +44,21 @@ def test_rehearsals_end_where_the_test_begins(bench):
 
 def test_every_rule_is_a_mixture_of_the_forms(bench):
     torch.manual_seed(0)
-    forms = ["one map, level stays", "own maps, level stays", "one map, level returns", "last season repeated"]
-    scored = [torch.randn(4, 200).double() * torch.tensor([[1.0], [0.9], [1.2], [3.0]]) for _ in range(4)]
+    forms = [
+        "linear",
+        "one map, level stays",
+        "own maps, level stays",
+        "one map, level returns",
+        "last season repeated",
+    ]
+    sizes = torch.tensor([[1.0], [1.1], [0.9], [1.2], [3.0]])
+    scored = [torch.randn(5, 2000).double() * sizes for _ in range(4)]
     for name, weigh in bench["left_out"].rules().items():
-        shares = weigh(forms, scored, 1)
+        shares = weigh(forms, scored, 0)
         assert shares.sum().item() == pytest.approx(1) and (shares >= 0).all(), name
-    assert bench["left_out"].rules()["best form"](forms, scored, 0).tolist() == [0, 1, 0, 0]
-    assert bench["left_out"].rules()["no own maps"](forms, scored, 0)[1] == 0
+    assert bench["left_out"].rules()["best form"](forms, scored, 0).tolist() == [0, 0, 1, 0, 0]
+    assert bench["left_out"].rules()["baseline"](forms, scored, 0).tolist() == [1, 0, 0, 0, 0]
+    assert bench["left_out"].rules()["no own maps"](forms, scored, 0)[2] == 0
 
 
 def test_a_rule_is_chosen_by_the_other_series(bench):
