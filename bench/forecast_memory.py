@@ -33,7 +33,7 @@ from llata_fast.modeling import LlataForPrediction
 from llata_fast.run_folder import Preprocessor
 
 CONTEXT, HORIZON = 96, 6
-FORECASTS = 3
+FORECASTS = 2
 """Of a table of many channels."""
 TOKENS: dict[str, dict[str, int]] = {"variates": {}, "patches": {"patch_length": 15, "patch_stride": 9}}
 

@@ -1,7 +1,7 @@
 """All that shapes the weights of a forecaster: one table of fields for the command line and `config.json` alike."""
 
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -12,6 +12,20 @@ MOST_MAPS = 64
 """Channels that get a linear map each: those of more would outweigh the model."""
 TOKENS_AT_ONCE = 8192
 """The most that pass through the backbone in a forecast, unless one sequence alone has more."""
+
+MOST_LAYERS = 1000
+"""Blocks of a decoder; a configuration that says more is damaged, and building it would take for ever."""
+_DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
+
+
+def check_depth(stored: Any, where: str):
+    """Raise InputError where a decoder's stored configuration, a multimodal model's too, says more than MOST_LAYERS."""
+    if not isinstance(stored, dict):
+        return
+    for name, value in stored.items():
+        if name in _DEPTHS and isinstance(value, (int, float)) and not value <= MOST_LAYERS:
+            raise InputError(f"{where}: {name} is {str(value)[:20]}, more than {MOST_LAYERS}")
+        check_depth(value, where)
 
 
 class LlataConfig(PreTrainedConfig, ModelSettings):
@@ -65,6 +79,7 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
             del own["attn_implementation"]
         vars(self).update(vars(ModelSettings(**own)))
         if isinstance(backbone_config, dict):
+            check_depth(backbone_config, "backbone_config")
             backbone_config = AutoConfig.for_model(**backbone_config)
         self.backbone_config = backbone_config  # type: ignore[assignment]  # as declared above
         self.merged = merged

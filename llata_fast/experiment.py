@@ -31,7 +31,7 @@ from .training.arguments import ForecastTrainingArguments, choose_settings, reso
 from .training.initial import load_initial
 from .training.learned_share import LearnedShare, weigh_learned_part
 from .training.parameters import parameter_counts, parameter_table
-from .training.resuming import begin, check_resumes, claimed_run
+from .training.resuming import Claim, begin, check_resumes, claimed_run
 from .training.trainer import ForecastTrainer
 from .training.without_language_model import learned_without_language_model
 
@@ -100,13 +100,14 @@ def run_experiment(
     if training.deterministic:
         torch.use_deterministic_algorithms(True)
     task = task or _task(model, data, training)
-    with claimed_run(model, data, training) as (folder, lines):
-        trainer, linear_start = _prepare(task, folder, model, data, training)
+    with claimed_run(model, data, training) as claim:
+        folder = claim.folder
+        trainer, linear_start = _prepare(task, claim, model, data, training)
         first = trainer.is_world_process_zero()
         counts = parameter_counts(trainer.model)
         if first:
             chosen = linear_start.lines() if linear_start else []
-            for line in (*lines, *_description(trainer, counts), *chosen, f"the run goes to {folder}"):
+            for line in (*claim.lines, *_description(trainer, counts), *chosen, f"the run goes to {folder}"):
                 _log.info(line)
         start = time.perf_counter()
         trained = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
@@ -168,7 +169,7 @@ def _task(model: ModelSettings, data: DataSettings, training: ForecastTrainingAr
 
 
 def _prepare(
-    task: Task, folder: RunFolder, model: ModelSettings, data: DataSettings, training: ForecastTrainingArguments
+    task: Task, claim: Claim, model: ModelSettings, data: DataSettings, training: ForecastTrainingArguments
 ) -> tuple[ForecastTrainer, LinearStart | None]:
     """A new model and its Trainer, ready to start; writes the run's settings into its folder."""
     check_losses(task, model)
@@ -183,7 +184,7 @@ def _prepare(
     if training.resume_from_checkpoint:
         check_resumes(forecaster.config, data, training.resume_from_checkpoint)
         if mixture is not None:
-            folder.check_mixture(mixture)
+            claim.folder.check_mixture(mixture)
     linear_start = None
     if training.init is None:
         linear_start = task.start(forecaster)
@@ -194,9 +195,9 @@ def _prepare(
     trainer = ForecastTrainer(forecaster, training, task.splits, task.columns)
 
     def start():
-        begin(folder, training, resolved_settings(forecaster, data, training))
+        begin(claim, training, resolved_settings(forecaster, data, training))
         if mixture is not None:
-            folder.write_mixture(mixture)
+            claim.folder.write_mixture(mixture)
 
     on_first_rank(start)
     return trainer, linear_start

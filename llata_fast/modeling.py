@@ -10,12 +10,15 @@ alone. Letters: B windows, L lookback, H horizon, C channels, N patches, T token
 V prototypes.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub import load_torch_model, snapshot_download
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForTimeSeriesPrediction, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -25,12 +28,13 @@ from .ablations import AttentionBlock, StandIn
 from .backbone.attention import choose_attention
 from .backbone.base import load_base
 from .backbone.loading import build_backbone, max_tokens, read_backbone_config, settled_source
+from .backbone.placing import whole_models
 from .backbone.prototypes import backbone_prototypes
 from .backbone.quantised import quantised_modules
 from .backbone.twin import PlainBackbone, TwinBackbone
 from .config import LlataConfig
 from .covariate_tokens import INPUTS, CovariateTokens, input_shapes
-from .errors import InputError
+from .errors import InputError, in_one_line
 from .kernels import deep_alignment_loss, forecast_losses, patch_embed, prototype_attention, twin_norm
 from .linear import LinearSkip
 from .linear_covariates import LinearCovariates
@@ -265,7 +269,9 @@ class LlataForPrediction(PreTrainedModel):
         if config.ablation == "llm_to_transformer":
             return StandIn(EncoderLayer(D, config.num_heads, config.intermediate_size, config.dropout))
         if backbone is None:
-            backbone = build_backbone(config.backbone_config, self.attention_choice.name)
+            # what is overwritten need not be drawn
+            stored = config.merged or config.includes_backbone
+            backbone = build_backbone(config.backbone_config, self.attention_choice.name, draw_words=not stored)
         if config.merged or config.ablation == "random_init":
             return PlainBackbone(backbone)
         return TwinBackbone(
@@ -332,12 +338,14 @@ class LlataForPrediction(PreTrainedModel):
                 raise InputError(f"no trained model at {source}: no such folder, nor on the hub ({error})") from None
         if not (folder / "config.json").is_file() or not any(folder.glob("model*.safetensors")):
             raise InputError(f"{folder} holds no config.json and model.safetensors: not the folder of a trained model")
-        config = LlataConfig.from_pretrained(folder, **kwargs) if config is None else config
-        held = config.merged or config.includes_backbone or not config.has_frozen_base
-        if held and config.base_precision != "auto":
-            raise InputError(f"{folder} holds its backbone itself, which base_precision cannot quantise any more")
-        model = cls(config, None if held else load_base(config)[0])
-        missing, unexpected = load_torch_model(model, folder)
+        with _describing_a_model(folder):
+            config = LlataConfig.from_pretrained(folder, **kwargs) if config is None else config
+            held = config.merged or config.includes_backbone or not config.has_frozen_base
+            if held and config.base_precision != "auto":
+                raise InputError(f"{folder} holds its backbone itself, which base_precision cannot quantise any more")
+            _check_shapes(cls, config, folder)
+            model = cls(config, None if held else load_base(config)[0])
+            missing, unexpected = load_torch_model(model, folder)
         absent = model.backbone.shared_keys("backbone.") if held else model._keys_to_ignore_on_save
         lacking = set(missing) - absent
         if lacking or unexpected:
@@ -606,6 +614,31 @@ class LlataForPrediction(PreTrainedModel):
                 f"{num_tokens} tokens a sequence, but {self.config.backbone} has only {self.max_tokens} positions: "
                 "fewer channels, longer patches or a backbone without learned positions"
             )
+
+
+@contextlib.contextmanager
+def _describing_a_model(folder: Path) -> Iterator[None]:
+    """Turn what a configuration raises that no model can be built from, or whose weights are others, into one line."""
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {in_one_line(error)[:300]}"
+        raise InputError(f"{folder} is damaged, its config.json and weights make no model: {what}") from error
+
+
+def _check_shapes(cls: type[LlataForPrediction], config: LlataConfig, folder: Path):
+    """Raise ValueError where stored weights are not of the shapes that `config` says, before it takes any memory."""
+    stored: dict[str, list[int]] = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        with safe_open(path, framework="pt") as weights:
+            stored |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}
+    with torch.device("meta"), whole_models():
+        built = cls(config)
+    for name, weight in built.state_dict().items():
+        if name in stored and stored[name] != list(weight.shape):
+            raise ValueError(f"{name} is {stored[name]}, its config says {list(weight.shape)}")
 
 
 AutoModelForTimeSeriesPrediction.register(LlataConfig, LlataForPrediction)

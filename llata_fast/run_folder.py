@@ -61,6 +61,8 @@ _LOCK = ".lock"
 # of the version before, which had no manifest
 _SERIES_BEFORE = "series.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+# a table's columns may be many
+_MOST_VALUES = 2_000_000
 # locks that this file system, or this system, does not have
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
@@ -97,6 +99,11 @@ class Preprocessor:
             raise InputError("id_column must be a text or null")
         if not isinstance(self.columns, list) or not all(isinstance(name, str) for name in self.columns):
             raise InputError("columns must be a list of names")
+        if len(set(self.columns)) < len(self.columns):
+            raise InputError("columns must be names that differ")
+        others = self.other_frequencies
+        if not isinstance(others, list) or not all(isinstance(name, str) for name in others):
+            raise InputError("other_frequencies must be a list of texts")
         if not _is_number(self.seasonality) or self.seasonality != int(self.seasonality) or self.seasonality < 1:
             raise InputError("seasonality must be a whole number of at least 1")
         for name in ("mean", "scale"):
@@ -231,7 +238,7 @@ class RunFolder:
         while True:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                lock = os.open(self / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+                lock = os.open(self / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             except FileNotFoundError:
                 # who held it has just taken the folder away
                 continue
@@ -307,6 +314,8 @@ class RunFolder:
             raise InputError(f"cannot read the run's settings {path}: {error}") from None
         if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
             raise InputError(f"cannot read the run's settings {path}: it holds no mapping of option names to values")
+        if not _has_at_most(_MOST_VALUES, settings):
+            raise InputError(f"cannot read the run's settings {path}: it holds more than {_MOST_VALUES:,} values")
         return settings
 
     def write_mixture(self, description: list[dict[str, Any]]):
@@ -374,7 +383,12 @@ class RunFolder:
             return
         if not (self / PREPROCESSOR).is_file():
             raise InputError(f"{self} is not the folder of a finished run: it holds no {PREPROCESSOR}")
-        if damage := find_damage(self.path, None if weights else (SETTINGS, PREPROCESSOR, CONFIG)):
+        damage = find_damage(self.path, None if weights else (SETTINGS, PREPROCESSOR, CONFIG))
+        manifest = read_manifest(self.path)
+        if damage is None and manifest is not None:
+            lacking = {SETTINGS, PREPROCESSOR, *self._model_files()} - manifest["files"].keys()
+            damage = f"its {MANIFEST} lacks {min(lacking)}" if lacking else None
+        if damage:
             raise InputError(f"{self} is damaged: {damage}; restore it, or resume or repeat the training")
 
     def write_metrics(self, metrics: dict[str, Any]):
@@ -449,6 +463,16 @@ class RunFolder:
             shutil.copy2(self.calibration, target.path)
         target.write_preprocessor(self.read_preprocessor())
         target.finish()
+
+
+def _has_at_most(number: int, value: Any) -> bool:
+    """Whether so many values are in `value`, those that are there many times, by YAML's aliases, counted as often."""
+    left = [value]
+    while left and number >= 0:
+        item, number = left.pop(), number - 1
+        if isinstance(item, (dict, list, tuple, set)):
+            left += item.values() if isinstance(item, dict) else item
+    return number >= 0
 
 
 def finite_or_null(value: Any) -> Any:

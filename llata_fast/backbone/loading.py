@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
+from ..config import check_depth
 from ..errors import InputError
 from .activations import replace_gelus
 from .dequantised import read_gguf
@@ -112,19 +113,26 @@ def read_backbone_config(source: str, num_layers: int | None = None) -> PreTrain
     return config if num_layers is None else cut_config(config, num_layers)
 
 
-def build_backbone(config: PreTrainedConfig, attn_implementation: str = "sdpa") -> PreTrainedModel:
+def build_backbone(
+    config: PreTrainedConfig, attn_implementation: str = "sdpa", *, draw_words: bool = True
+) -> PreTrainedModel:
     """The decoder of `config` with random weights and no word embedding: call it with `inputs_embeds` [B, T, D].
 
     The slot of the word embedding holds None, which keeps it out of parameters and checkpoints in every family.
     Parameters take torch's default dtype and device, meta included; `config` itself stays as it is. A family without
-    an SDPA path (Gemma 2 caps its attention scores) gets eager attention for "sdpa".
+    an SDPA path (Gemma 2 caps its attention scores) gets eager attention for "sdpa". Without `draw_words` no memory is
+    taken for a word embedding on the way, nor random numbers.
     """
     if attn_implementation == "sdpa" and not decoder_class(config)._supports_sdpa:
         attn_implementation = "eager"
     config = copy.deepcopy(config)
+    vocab_size = config.vocab_size
+    if not draw_words:
+        config.vocab_size, config.pad_token_id = 1, None
     with whole_models():
         model = AutoModel.from_config(config, attn_implementation=attn_implementation, dtype=torch.get_default_dtype())
     model.set_input_embeddings(None)
+    model.config.vocab_size = vocab_size
     replace_gelus(model)
     return model
 
@@ -307,6 +315,7 @@ def _stored_config(place: _Place) -> PreTrainedConfig:
             raise InputError(f"backbone {place.source!r}: there is no config.json")
         path = found
     with _reported(place, f"unreadable {path.name}"):
+        check_depth(json.loads(path.read_text(encoding="utf-8")), f"backbone {place.source!r}")
         # an auto_map would be asked about on the terminal, and then run
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
 

@@ -1,7 +1,6 @@
 """Make a DeepSpeed checkpoint one that any number of ranks, under any ZeRO stage, can resume from."""
 
 import argparse
-import json
 from pathlib import Path
 
 from ..durable import find_damage, read_manifest, write_manifest
@@ -20,20 +19,25 @@ def add_arguments(parser: argparse.ArgumentParser):
 def run(options: argparse.Namespace):
     from ..training.deepspeed_state import is_universal
 
-    _reshard(options.checkpoint, options.trust_checkpoint)
+    _check_undamaged(options.checkpoint)
     best = _best_checkpoint(options.checkpoint)
+    _reshard(options.checkpoint, options.trust_checkpoint)
     # at the end of training its weights are loaded again, by the ranks of then
     if best is not None and not is_universal(best):
+        _check_undamaged(best)
         _reshard(best, options.trust_checkpoint)
     print(f"to go on: deepspeed --num_gpus N train.py ... --resume_from_checkpoint {options.checkpoint}")
+
+
+def _check_undamaged(checkpoint: str):
+    if read_manifest(checkpoint) is not None and (damage := find_damage(checkpoint)):
+        raise InputError(f"{checkpoint} is damaged: {damage}")
 
 
 def _reshard(checkpoint: str, trust: bool):
     from ..training.deepspeed_state import reshard
 
     manifest = read_manifest(checkpoint)
-    if manifest is not None and (damage := find_damage(checkpoint)):
-        raise InputError(f"{checkpoint} is damaged: {damage}")
     print(f"written: {reshard(checkpoint, trust)}")
     if manifest is not None:
         # what was added is vouched for, too, and this is no later checkpoint than it was
@@ -43,9 +47,10 @@ def _reshard(checkpoint: str, trust: bool):
 def _best_checkpoint(checkpoint: str) -> str | None:
     """The run's best checkpoint so far, where that is another one and still there."""
     from ..run_folder import BEST_CHECKPOINT, TRAINER_STATE
+    from ..training.best_checkpoint import read_state
 
-    state = Path(checkpoint, TRAINER_STATE)
-    name = json.loads(state.read_text())["stateful_callbacks"].get(BEST_CHECKPOINT) if state.is_file() else None
+    there = Path(checkpoint, TRAINER_STATE).is_file()
+    name = read_state(Path(checkpoint))["stateful_callbacks"].get(BEST_CHECKPOINT) if there else None
     # beside this one, wherever the run lay when it was written
     best = Path(checkpoint).resolve().parent / name if name else None
     return str(best) if best and best.is_dir() and best != Path(checkpoint).resolve() else None

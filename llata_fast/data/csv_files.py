@@ -1,6 +1,7 @@
 """A CSV's cells: where the header is, which column holds the dates, which cells are not numbers."""
 
 import csv
+import functools
 import os
 import re
 import warnings
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pandas.io.common import get_handle, infer_compression
 
 from ..errors import InputError, InputWarning, in_one_line
+from .memory import free_memory
 from .registry import DatasetSpec
 
 DATE_COLUMNS = ("date", "datetime", "timestamp", "time", "ds")
@@ -24,6 +27,8 @@ PERIOD_COLUMNS = ("year", "quarter", "month", "week", "period")
 # lines above the header that say so themselves: comments, and what tells spreadsheets the separator
 _ABOVE_HEADER = re.compile(r"#.*|sep=.|\s*")
 _HEAD = 50
+# the most that these formats pack into a byte; others pack any number
+_MOST_PACKED = {"gzip": 1032, "zip": 1032, None: 1}
 # what logs write where there is no value
 _SENTINELS = (-9999, -999, -99, 9999, 99999, 999999)
 
@@ -50,12 +55,15 @@ def load(path: Path, **options) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"{path} is a folder, not a CSV" if path.is_dir() else f"{path}: no such file")
     try:
+        check_memory(path)
         with warnings.catch_warnings():
             # rows longer than the header: pandas would drop their last cells with a warning
             warnings.simplefilter("error", pd.errors.ParserWarning)
             return pd.read_csv(path, index_col=False, low_memory=False, encoding="utf-8-sig", **options)
     except pd.errors.EmptyDataError:
         raise InputError(f"{path} is empty") from None
+    except InputError:
+        raise
     except UnicodeError as error:
         raise InputError(f"{path} can't be read as a CSV: it is not UTF-8 text ({error})") from None
     except pd.errors.ParserWarning:
@@ -64,6 +72,25 @@ def load(path: Path, **options) -> pd.DataFrame:
         ) from None
     except Exception as error:  # a damaged file raises whatever its decompressor calls an error
         raise InputError(f"{path} can't be read as a CSV: {in_one_line(error)}") from None
+
+
+def check_memory(path: Path):
+    """Raise InputError where a table, unpacked, is larger than the memory that is free: pandas would take it all."""
+    free, status = free_memory(), path.stat()
+    packing = infer_compression(path, "infer")
+    if status.st_size * _MOST_PACKED.get(packing, free) <= free:
+        return
+    if packing is None or not _unpacks_within(path, free, status.st_size, status.st_mtime_ns):
+        raise InputError(f"{path} can't be read: it holds more than the {free / 2**30:.1f} GiB of memory that are free")
+
+
+@functools.lru_cache(maxsize=8)
+def _unpacks_within(path: Path, limit: int, size: int, written: int) -> bool:
+    """Whether a packed file, of this size and age, holds at most `limit` bytes."""
+    with get_handle(path, "rb", compression="infer", is_text=False) as unpacked:
+        while limit >= 0 and (part := unpacked.handle.read(2**20)):
+            limit -= len(part)
+    return limit >= 0
 
 
 def check_row_lengths(path: Path, table: pd.DataFrame):
@@ -110,12 +137,12 @@ def read_table(
     for name in (date_column, *columns):
         if name not in header:
             raise InputError(
-                f"{path}, line {line}: no column {name!r} among {_shortened(header)}{_header_hint(head, line, name)}"
+                f"{path}, line {line}: no column {name!r} among {shortened(header)}{_header_hint(head, line, name)}"
             )
     if not columns:
         raise InputError(f"{path}, line {line}: no value column beside {date_column!r}")
     if len({date_column, *columns}) < len(columns) + 1:
-        raise InputError(f"{path}: columns {_shortened(columns)} repeat a name or the date column {date_column!r}")
+        raise InputError(f"{path}: columns {shortened(columns)} repeat a name or the date column {date_column!r}")
     # no usecols: with it pandas lets rows pass that are longer than the header. Blank lines stay in until here, so that
     # the index counts lines
     cells = load(
@@ -176,7 +203,7 @@ def _date_column(path: Path, line: int, header: list[str], head: list[str]) -> s
             "date, as 2005-01 or 2005-01-31"
         )
     raise InputError(
-        f"{path}, line {line}: no date column: none of {', '.join(DATE_COLUMNS)} among {_shortened(header)}; "
+        f"{path}, line {line}: no date column: none of {', '.join(DATE_COLUMNS)} among {shortened(header)}; "
         f"{hint.removeprefix('; ') or 'name it with --date_column'}"
     )
 
@@ -204,7 +231,8 @@ def read_headerless(path: Path, spec: DatasetSpec, date_column: str | None, colu
     return CsvTable(path, spec.date_column, tuple(columns), cells, cells.index.to_numpy() + 1)
 
 
-def _shortened(names: Sequence[str], limit: int = 12) -> str:
+def shortened(names: Sequence[str], limit: int = 12) -> str:
+    """Names for a message, those beyond `limit` counted."""
     rest = f", ... ({len(names)} in all)" if len(names) > limit else ""
     # a quote that is never closed makes several lines one name
     return " ".join(", ".join(map(str, names[:limit])).split()) + rest

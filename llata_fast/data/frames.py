@@ -7,6 +7,7 @@ import pandas as pd
 
 from ..errors import InputError, in_one_line
 from .csv_files import check_row_lengths, load
+from .memory import free_memory
 
 
 def is_parquet(path: str | os.PathLike) -> bool:
@@ -25,11 +26,28 @@ def csv_frame(path: str | os.PathLike) -> pd.DataFrame:
 def parquet_frame(path: str | os.PathLike) -> pd.DataFrame:
     """The table in a Parquet file; raises InputError where there is none, or pyarrow is not installed."""
     try:
+        # not of a folder of them
+        if os.path.isfile(path):
+            _check_rows(path)
         return pd.read_parquet(path)
     except ImportError:
         raise InputError(f"{path}: parquet needs pyarrow: pip install llata-fast[parquet]") from None
+    except InputError:
+        raise
     except Exception as error:  # a damaged file raises whatever its readers trip over
         raise InputError(f"{path} can't be read as Parquet: {in_one_line(error)}") from None
+
+
+def _check_rows(path: str | os.PathLike):
+    """Raise InputError where the rows that a Parquet file counts do not fit into memory; a few bytes may hold many."""
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(path) as file:
+        needed = 8 * file.metadata.num_rows * file.metadata.num_columns
+    free = free_memory()
+    if needed > free:
+        gib = f"{needed / 2**30:.1f} GiB at least, more than the {free / 2**30:.1f} GiB of memory that are free"
+        raise InputError(f"{path} can't be read as Parquet: it takes {gib}")
 
 
 def file_frame(path: str | os.PathLike) -> pd.DataFrame:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data import StandardScaler, TimeSeries
+from ..data.csv_files import shortened
 from ..data.units import forecast_windows
 from ..data.windows import own_scaler
 from ..errors import InputError, InputWarning
@@ -91,8 +92,8 @@ class WideForecaster:
             return series.select(expected)
         if len(series.columns) != len(expected):
             raise InputError(
-                f"{series.name} has {len(series.columns)} channels ({', '.join(series.columns)}), "
-                f"the run was trained on {len(expected)} ({', '.join(expected)})"
+                f"{series.name} has {len(series.columns)} channels ({shortened(series.columns)}), "
+                f"the run was trained on {len(expected)} ({shortened(expected)})"
             )
         return series
 

@@ -2,10 +2,12 @@
 
 import json
 import math
+import re
+from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from ..durable import find_damage
 from ..errors import InputError
@@ -26,6 +28,50 @@ class Best(NamedTuple):
     step: int
 
 
+# of a checkpoint beside this one, and of nothing elsewhere
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
+_COUNTS = ("global_step", "max_steps", "best_global_step", "train_batch_size", "num_train_epochs")
+_NUMBERS = ("epoch", "best_metric", "total_flos", "logging_steps", "eval_steps", "save_steps")
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """What the Trainer keeps of its state in a checkpoint; raises InputError where that is missing or no such thing."""
+    path = checkpoint / TRAINER_STATE
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        if problem := _problem(state):
+            raise ValueError(problem)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+    return state
+
+
+def _problem(state: Any) -> str | None:
+    """Why this is no Trainer's state."""
+    if not isinstance(state, dict):
+        return "it is no mapping"
+    if unknown := state.keys() - {item.name for item in fields(TrainerState)}:
+        return f"it holds {min(unknown)!r}, which is none of a Trainer's"
+    for names, kinds in ((_COUNTS, int), (_NUMBERS, (int, float))):
+        for name in names:
+            value = state.get(name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or not abs(value) < 1e20):
+                return f"{name} is no {'whole ' if kinds is int else ''}number: {str(value)[:40]!r}"
+    log, stored = state.get("log_history", []), state.get("stateful_callbacks")
+    if not isinstance(log, list) or not all(isinstance(entry, dict) and _is_step(entry.get("step")) for entry in log):
+        return "log_history is no list of records with a step"
+    if not isinstance(stored, dict):
+        return "stateful_callbacks is no mapping"
+    best = stored.get(BEST_CHECKPOINT)
+    if best is not None and not (isinstance(best, str) and _CHECKPOINT.fullmatch(best)):
+        return f"the best checkpoint is called {str(best)[:40]!r}"
+    return None
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def measure(training: ForecastTrainingArguments) -> str:
     """What the best checkpoint is chosen by, such as "lowest mse"."""
     metric = training.metric_for_best_model.removeprefix("eval_")
@@ -38,9 +84,9 @@ def find_best(folder: RunFolder, resume: Path, training: ForecastTrainingArgumen
     Where the measure is another one than before, it is found anew among the checkpoints that are left.
 
     Raises:
-        InputError: the one that was the best is missing or damaged.
+        InputError: the one that was the best is missing or damaged, or `resume` does not say which one it was.
     """
-    state = json.loads((resume / TRAINER_STATE).read_text())
+    state = read_state(resume)
     stored, ours = state["stateful_callbacks"], measure(training)
     name, theirs = stored.get(BEST_CHECKPOINT), stored.get(BEST_BY, ours)
     if ours != theirs:
@@ -49,6 +95,8 @@ def find_best(folder: RunFolder, resume: Path, training: ForecastTrainingArgumen
         return best, [f"the best checkpoint by the {ours} is {found}; by the {theirs} it was {name or 'none'}"]
     if not name:
         return None, []
+    if state.get("best_metric") is None or state.get("best_global_step") is None:
+        raise InputError(f"cannot read {resume / TRAINER_STATE}: its best checkpoint has no score, or no step")
     for path in (folder / name, resume.parent / name):
         if path.is_dir() and find_damage(path) is None:
             return Best(path, state["best_metric"], state["best_global_step"]), []
@@ -63,13 +111,17 @@ def _best_of_those_left(
 ) -> Best | None:
     metric = f"eval_{training.metric_for_best_model.removeprefix('eval_')}"
     sign = -1 if training.greater_is_better else 1
-    scored = [entry for entry in log_history if math.isfinite(entry.get(metric, math.nan))]
+    scored = [entry for entry in log_history if _is_finite(entry.get(metric))]
     for entry in sorted(scored, key=lambda entry: sign * entry[metric]):
         for parent in (folder.path, resume.parent):
             path = parent / f"checkpoint-{entry['step']}"
             if path.is_dir() and find_damage(path) is None:
                 return Best(path, entry[metric], entry["step"])
     return None
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 class OwnBest(TrainerCallback):

@@ -5,6 +5,7 @@ import importlib
 import io
 import os
 import pickle
+import re
 import shutil
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -103,15 +104,16 @@ def reshard(checkpoint: str | Path, trust: bool = False) -> Path:
     Raises:
         InputError: no checkpoint of DeepSpeed there, a universal one already, or a damaged one.
     """
-    latest = Path(checkpoint, "latest")
     if is_universal(checkpoint):
         raise InputError(f"{checkpoint} is resharded already: resume from it with any number of ranks")
-    source = Path(checkpoint, latest.read_text().strip()) if latest.is_file() else None
+    source = _states_of(Path(checkpoint))
     if source is None or not any(source.glob("*_optim_states.pt")):
         raise InputError(
             f"{checkpoint} holds no DeepSpeed checkpoint: give a checkpoint-<step> that one of its runs wrote"
         )
     target = source.with_name(f"{source.name}_universal")
+    if target.is_symlink():
+        raise InputError(f"cannot write {target}: it leads elsewhere")
     complete = False
     try:
         with restricted_unpickling(trust):
@@ -129,6 +131,16 @@ def reshard(checkpoint: str | Path, trust: bool = False) -> Path:
             Path(checkpoint, _UNIVERSAL).unlink(missing_ok=True)
     Path(checkpoint, _UNIVERSAL).write_text(target.name)
     return target
+
+
+def _states_of(checkpoint: Path) -> Path | None:
+    """The folder that DeepSpeed's `latest` names, of the checkpoint's own."""
+    try:
+        name = (checkpoint / "latest").read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return None
+    # another checkpoint's would be written into
+    return checkpoint / name if re.fullmatch(r"[\w.-]*\w", name) else None
 
 
 def _convert(source: Path, target: Path):

@@ -5,27 +5,42 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.distributed import DistError
 
 from ..backbone.fingerprint import same_weights
 from ..backbone.loading import settled_source
 from ..config import LlataConfig
 from ..data.sources import settled_dataset
 from ..durable import delete_partials, find_damage, partial_name
-from ..errors import InputError
+from ..errors import InputError, in_one_line
 from ..ranks import from_first_rank
 from ..run_folder import CONFIG, SETTINGS, FolderInUse, RunFolder, numbered_folders
 from ..settings import DataSettings, ModelSettings, check_agreement
 from .arguments import ForecastTrainingArguments
-from .best_checkpoint import find_best
+from .best_checkpoint import Best, find_best, read_state
+from .deepspeed_state import restricted_unpickling
 
 _LAST = ("last", "true", "True")
+# what reading raises of files that a manifest vouches for, and that no training has written
+_ODD = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+class Claim(NamedTuple):
+    """A run's folder, and what it goes on from."""
+
+    folder: RunFolder
+    lines: list[str]
+    """About what it goes on from."""
+    best: Path | None
+    """The best checkpoint so far, there or beside the one that is resumed."""
 
 
 @contextlib.contextmanager
-def claimed_run(
-    model: ModelSettings, data: DataSettings, training: ForecastTrainingArguments
-) -> Iterator[tuple[RunFolder, list[str]]]:
-    """The run's folder, held until the end, and lines on what it goes on from; the same on every rank.
+def claimed_run(model: ModelSettings, data: DataSettings, training: ForecastTrainingArguments) -> Iterator[Claim]:
+    """The run's folder, held until the end; the same on every rank.
 
     Settles `training.output_dir`, by default a new folder, and `training.resume_from_checkpoint`.
 
@@ -36,15 +51,16 @@ def claimed_run(
     _ = training.device  # joins the ranks
     with contextlib.ExitStack() as held:
         # a rank that comes late would find the folder that the first one made
-        output_dir, resume, lines = from_first_rank(lambda: _choose(model, data, training, held))
-        training.output_dir, training.resume_from_checkpoint = output_dir, resume
-        yield RunFolder(output_dir), lines
+        claim, resume = from_first_rank(lambda: _choose(model, data, training, held))
+        training.output_dir, training.resume_from_checkpoint = str(claim.folder), resume
+        yield claim
 
 
 def _choose(
     model: ModelSettings, data: DataSettings, training: ForecastTrainingArguments, held: contextlib.ExitStack
-) -> tuple[str, str | None, list[str]]:
+) -> tuple[Claim, str | None]:
     lines: list[str] = []
+    best: Best | None = None
     resume = training.resume_from_checkpoint
     last = resume in _LAST
     if resume is not None and not last:
@@ -64,9 +80,12 @@ def _choose(
     if last:
         checkpoint, lines = folder.last_checkpoint()
         resume = str(checkpoint)
+    if resume is not None:
+        read_state(Path(resume))
     if resume is not None and training.load_best_model_at_end:
-        lines = lines + find_best(folder, Path(resume), training)[1]
-    return str(folder), resume, lines
+        best, of_best = find_best(folder, Path(resume), training)
+        lines = lines + of_best
+    return Claim(folder, lines, best and best.path), resume
 
 
 def _default(model: ModelSettings, data: DataSettings) -> Path:
@@ -99,6 +118,27 @@ def _claim_free(stem: Path, held: contextlib.ExitStack) -> RunFolder:
                 held.enter_context(claim.pop_all())
                 return folder
     raise InputError(f"no free folder among {stem}, {stem}-2 and so on: give --output_dir")
+
+
+@contextlib.contextmanager
+def reading(checkpoint: str | Path | None, trust: bool) -> Iterator[None]:
+    """What is read inside is a checkpoint's, under `restricted_unpickling`.
+
+    Raises:
+        InputError: it holds more than tensors and plain values, or what no training has written.
+    """
+    try:
+        with restricted_unpickling(trust):
+            yield
+    except (InputError, DistError, torch.OutOfMemoryError):
+        raise
+    except _ODD as error:
+        if checkpoint is None:
+            raise
+        what = f"{type(error).__name__}: {in_one_line(error)}"
+        raise InputError(
+            f"{checkpoint} cannot be resumed from, its files are not what they should be: {what}"
+        ) from error
 
 
 def check_whole(checkpoint: Path):
@@ -139,19 +179,18 @@ def _has_same_backbone(theirs: LlataConfig, config: LlataConfig) -> bool:
         return False
 
 
-def begin(folder: RunFolder, training: ForecastTrainingArguments, settings: dict):
+def begin(claim: Claim, training: ForecastTrainingArguments, settings: dict):
     """Write a run's settings into its folder; rank 0 calls it once nothing else can refuse the run.
 
     What a run that is overwritten has left goes. The best checkpoint so far is copied where it lies elsewhere: a run
     depends on nothing outside its folder.
     """
-    resume = training.resume_from_checkpoint
-    if training.overwrite_output_dir and not resume:
+    folder, best = claim.folder, claim.best
+    if training.overwrite_output_dir and not training.resume_from_checkpoint:
         folder.clear()
     delete_partials(folder.path)
-    best = find_best(folder, Path(resume), training)[0] if resume and training.load_best_model_at_end else None
-    if best is not None and best.path.parent != folder.path:
-        target = folder / best.path.name
-        shutil.copytree(best.path, partial_name(target))
+    if best is not None and best.parent != folder.path:
+        target = folder / best.name
+        shutil.copytree(best, partial_name(target))
         partial_name(target).replace(target)
     folder.write_settings(settings)

@@ -28,10 +28,10 @@ from ..run_folder import BEST_CHECKPOINT, TRAINER_STATE, UNAVERAGED, RunFolder
 from .arguments import ForecastTrainingArguments
 from .averaging import UnaveragedWeights, WeightAverage
 from .best_checkpoint import BEST_BY, OwnBest, measure
-from .deepspeed_state import is_universal, restricted_unpickling, trained_state
+from .deepspeed_state import is_universal, trained_state
 from .finite import WINDOW_INDEX, FiniteGuard, NumberedWindows, check_finite
 from .progress import ProgressLine, TrainingLog
-from .resuming import check_whole
+from .resuming import check_whole, reading
 from .stopping import Stopping
 from .throughput import EarlyStopping, ThroughputCallback, matmul_rate, micro_step_flops
 
@@ -224,11 +224,16 @@ class ForecastTrainer(Trainer):
             config["checkpoint"] = config.get("checkpoint", {}) | {
                 "load_universal": is_universal(resume_from_checkpoint)
             }
-        with restricted_unpickling(self.args.trust_checkpoint):
+        with reading(resume_from_checkpoint, self.args.trust_checkpoint):
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
+    def _init_training_state(self, max_steps, updates_per_epoch, epochs, resume_from_checkpoint, trial):
+        with reading(resume_from_checkpoint, self.args.trust_checkpoint):
+            arguments = (max_steps, updates_per_epoch, epochs, resume_from_checkpoint, trial)
+            return super()._init_training_state(*arguments)
+
     def _load_rng_state(self, checkpoint: str | None):
-        with restricted_unpickling(self.args.trust_checkpoint):
+        with reading(checkpoint, self.args.trust_checkpoint):
             super()._load_rng_state(checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None):
@@ -265,7 +270,7 @@ class ForecastTrainer(Trainer):
         if self.is_deepspeed_enabled:
             universal = is_universal(self.state.best_model_checkpoint)
             self.model_wrapped.load_universal_checkpoint = lambda: universal
-        with restricted_unpickling(self.args.trust_checkpoint):
+        with reading(best, self.args.trust_checkpoint):
             super()._load_best_model()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

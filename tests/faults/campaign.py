@@ -46,7 +46,7 @@ def try_inputs(folder: Path, options: argparse.Namespace, until: float, tally: T
             try_odd_values(count, seed, tally)
         for case in cases:
             if time.monotonic() < until:
-                try_damage(case, count, seed, tally)
+                try_damage(case, -(-count // 8) if case.slow else count, seed, tally)
         tally.keep()
         print(f"{tally.total()} in all, of them bad: {tally.bad}", flush=True)
 

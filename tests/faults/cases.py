@@ -17,3 +17,7 @@ class Case:
     is_right: Callable[[Any], bool]
     structure: Any = None
     """Parsed content of a JSON or YAML file; then half of the damage changes its values."""
+    vouch: Callable[[], Any] = lambda: None
+    """Called once the file is damaged, and once it is whole again."""
+    slow: bool = False
+    """Whether reading takes seconds."""

@@ -27,6 +27,7 @@ from faults.cases import Case
 from faults.mutations import damaged_bytes, damaged_values, json_bytes
 from faults.outcomes import Tally, outcome_of
 from faults.source_inputs import source_cases, start_cases
+from faults.vouched_inputs import vouched_cases
 from safetensors.torch import save_file
 from tiny import BACKBONES, random_backbone, write_series
 from training.distributed_cases import train
@@ -86,6 +87,7 @@ def input_cases(folder: Path) -> list[Case]:
         *_corpora(folder),
         *source_cases(folder),
         *start_cases(run),
+        *vouched_cases(folder, run, settings),
     ]
 
 
@@ -323,8 +325,10 @@ def try_damage(case: Case, count: int, seed: int, tally: Tally):
             # write a new file: a reader may still have the old one mapped
             case.path.unlink(missing_ok=True)
             case.path.write_bytes(data)
+            case.vouch()
             outcome, said = outcome_of(case.read, case.is_right)
             tally.add(case.name, outcome, f"{said}\n    file: {data[:200]!r}")
     finally:
         case.path.unlink(missing_ok=True)
         case.path.write_bytes(whole)
+        case.vouch()

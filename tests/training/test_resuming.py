@@ -1,7 +1,6 @@
 """Where a run is written, and what it resumes from."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,6 @@ from training.distributed_cases import train
 
 from llata_fast.durable import write_manifest
 from llata_fast.errors import InputError
-from llata_fast.run_folder import RunFolder
 from llata_fast.training.arguments import parse_arguments
 from llata_fast.training.resuming import begin, claimed_run
 
@@ -20,8 +18,8 @@ from llata_fast.training.resuming import begin, claimed_run
 def settled(*argv):
     """(output_dir, resume_from_checkpoint) for a run on the default series."""
     model, data, training = parse_arguments(list(argv))
-    with claimed_run(model, data, training) as (folder, _):
-        assert str(folder) == training.output_dir
+    with claimed_run(model, data, training) as claim:
+        assert str(claim.folder) == training.output_dir
         return training.output_dir, training.resume_from_checkpoint
 
 
@@ -101,9 +99,9 @@ def test_the_best_checkpoint_is_the_runs_own(runs, tmp_path):
     assert settled(*resume, "--load_best_model_at_end", "false") == ("runs/copy", "runs/copy/checkpoint-7")
     best = checkpoint(tmp_path / "runs" / "copy", 6)
     assert settled(*resume) == ("runs/copy", "runs/copy/checkpoint-7")
-    training = parse_arguments([*resume, "--output_dir", "elsewhere"])[2]
-    os.mkdir("elsewhere")
-    begin(RunFolder("elsewhere"), training, {})
+    settings = parse_arguments([*resume, "--output_dir", "elsewhere"])
+    with claimed_run(*settings) as claim:
+        begin(claim, settings[2], {})
     (best / "trainer_state.json").unlink()
     assert settled(*resume, "--output_dir", "elsewhere") == ("elsewhere", "runs/copy/checkpoint-7")
     with pytest.raises(InputError, match="runs/copy lacks checkpoint-6"):

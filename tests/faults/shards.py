@@ -1,0 +1,66 @@
+"""A DeepSpeed checkpoint whose files are damaged under a manifest that vouches for them: resharded, and resumed."""
+
+import random
+import shutil
+import tempfile
+from pathlib import Path
+
+from faults.kills import KINDS, Trainings
+from faults.mutations import damaged_bytes
+from faults.outcomes import HANG, LINE, RIGHT, TRACEBACK, Tally, outcome_of
+
+from llata_fast.durable import write_manifest
+from llata_fast.training.deepspeed_state import reshard
+
+_STEP = 2
+
+
+def try_shards(trainings: Trainings, number: int, seed: int, tally: Tally):
+    """Damage a file of a checkpoint `number` times under each ZeRO stage: half are resharded, half resumed at once.
+
+    What was resharded in spite of the damage, and every other time without any, is damaged anew and resumed, too.
+    """
+    for kind in (kind for kind in KINDS if "ZeRO" in kind.name):
+        trainings.prepare(kind)
+        rng = random.Random(f"{seed} {kind.name} shards")
+        for index in range(number):
+            place = Path(tempfile.mkdtemp(dir=trainings.folder))
+            run = shutil.copytree(trainings.folder / f"kept {kind.name}", place / "run")
+            checkpoint = run / f"checkpoint-{_STEP}"
+            if index % 2:
+                if index % 4 == 1:
+                    _damage(checkpoint, rng)
+                outcome = outcome_of(lambda checkpoint=checkpoint: reshard(checkpoint), lambda path: path.is_dir())
+                tally.add(f"{kind.name}, resharded", *outcome)
+                if outcome[0] != RIGHT:
+                    shutil.rmtree(place)
+                    continue
+            damaged = _damage(checkpoint, rng)
+            for later in (path for path in run.glob("checkpoint-*") if path != checkpoint):
+                shutil.rmtree(later)
+            statuses = trainings.run(kind, run, "--resume_from_checkpoint=last")
+            what = "universal, resumed" if index % 2 else "resumed"
+            tally.add(f"{kind.name}, {what}", *_outcome(trainings, run, statuses, damaged))
+            shutil.rmtree(place)
+        tally.keep()
+
+
+def _damage(checkpoint: Path, rng: random.Random) -> str:
+    """Damage one of DeepSpeed's files; returns which and how."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.parent != checkpoint)
+    path = rng.choice([*files, checkpoint / "latest"])
+    path.write_bytes(damaged_bytes(path.read_bytes(), rng))
+    write_manifest(checkpoint)
+    return str(path.relative_to(checkpoint))
+
+
+def _outcome(trainings: Trainings, run: Path, statuses: list[int | None], damaged: str) -> tuple[str, str]:
+    said = "\n".join((trainings.folder / f"log-{rank}").read_text() for rank in range(len(statuses)))
+    if None in statuses:
+        return HANG, f"{damaged} {said}"
+    if statuses == [0] * len(statuses):
+        # nothing tells what the damaged bytes should have been
+        return RIGHT if (run / "model.safetensors").is_file() else TRACEBACK, f"{damaged} {said}"
+    # one rank says why, the others end with it
+    clear = "Traceback" not in said and ": error: " in said and set(statuses) <= {1, 2}
+    return (LINE if clear else TRACEBACK), f"{damaged} {statuses} {said[-3000:]}"
