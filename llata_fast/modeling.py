@@ -339,7 +339,7 @@ class LlataForPrediction(PreTrainedModel):
         if not (folder / "config.json").is_file() or not any(folder.glob("model*.safetensors")):
             raise InputError(f"{folder} holds no config.json and model.safetensors: not the folder of a trained model")
         with _describing_a_model(folder):
-            config = LlataConfig.from_pretrained(folder, **kwargs) if config is None else config
+            config = _stored_config(folder, kwargs) if config is None else config
             held = config.merged or config.includes_backbone or not config.has_frozen_base
             if held and config.base_precision != "auto":
                 raise InputError(f"{folder} holds its backbone itself, which base_precision cannot quantise any more")
@@ -626,6 +626,13 @@ def _describing_a_model(folder: Path) -> Iterator[None]:
     except Exception as error:
         what = f"{type(error).__name__}: {in_one_line(error)[:300]}"
         raise InputError(f"{folder} is damaged, its config.json and weights make no model: {what}") from error
+
+
+def _stored_config(folder: Path, given: dict) -> LlataConfig:
+    try:
+        return LlataConfig.from_pretrained(folder, **given)
+    except InputError as error:
+        raise error if given else InputError(f"{folder / 'config.json'}: {error}") from None
 
 
 def _check_shapes(cls: type[LlataForPrediction], config: LlataConfig, folder: Path):

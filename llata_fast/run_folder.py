@@ -24,6 +24,7 @@ import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -62,7 +63,7 @@ _LOCK = ".lock"
 _SERIES_BEFORE = "series.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # a table's columns may be many
-_MOST_VALUES = 2_000_000
+_MOST_VALUES = 1_000_000
 # locks that this file system, or this system, does not have
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
@@ -168,7 +169,7 @@ _OF_PANELS = {"id_column", "other_frequencies", "covariates"}
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 class Checkpoint(NamedTuple):

@@ -5,6 +5,7 @@ import functools
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -132,10 +133,12 @@ def read_table(
         date_column = _date_column(path, line, header, head)
     if columns is None:
         columns = [name for name in header if name != date_column]
-        if nameless := [header.index(name) + 1 for name in columns if name.startswith("Unnamed: ")]:
-            raise InputError(f"{path}, line {line}: column {nameless[0]} has no name; choose columns with --columns")
+        if nameless := [name for name in columns if name.startswith("Unnamed: ")]:
+            place = header.index(nameless[0]) + 1
+            raise InputError(f"{path}, line {line}: column {place} has no name; choose columns with --columns")
+    there = set(header)
     for name in (date_column, *columns):
-        if name not in header:
+        if name not in there:
             raise InputError(
                 f"{path}, line {line}: no column {name!r} among {shortened(header)}{_header_hint(head, line, name)}"
             )
@@ -180,7 +183,8 @@ def _has_date_name(line: str, names: Sequence[str] = (*DATE_COLUMNS, *PERIOD_COL
 
 
 def _check_header(path: Path, line: int, header: list[str]):
-    if doubled := [name for name in header if header.count(name) > 1]:
+    counts = Counter(header)
+    if doubled := [name for name in header if counts[name] > 1]:
         raise InputError(f"{path}, line {line}: column {doubled[0]!r} is there twice")
     if len(header) == 1 and (separators := re.findall("[;\t|]", header[0])):
         raise InputError(

@@ -1,6 +1,6 @@
 """Long tables: a row for each id and time. What they hold is checked here, before anything is made of it."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,12 @@ def read_frame(
     if (empty := df[id_column].isna().to_numpy()).any():
         raise InputError(f"{name}, column {id_column!r}, row {empty.argmax()}: the id is missing")
 
-    codes, ids = pd.factorize(df[id_column], sort=False)
+    try:
+        codes, ids = pd.factorize(df[id_column], sort=False)
+    except TypeError:
+        raise InputError(
+            f"{name}, column {id_column!r}: an id is a text or a number, not {_kind(df[id_column])}"
+        ) from None
     ids = pd.Index(ids)
     times, moments = df[timestamp_column], None
     try:
@@ -127,9 +132,18 @@ def _column(df: pd.DataFrame, given: str | None, usual: Sequence[str], argument:
     return found
 
 
+def _kind(column: pd.Series) -> str:
+    """What the first value that cannot be told from others is called."""
+    return next((type(value).__name__ for value in column if not isinstance(value, Hashable)), "of several kinds")
+
+
 def _numbers(column: pd.Series, ids: pd.Index, codes: np.ndarray, name: str) -> np.ndarray:
     """[rows] float64 of a target column."""
-    values = as_numbers(column).to_numpy(dtype=np.float64, na_value=np.nan)
+    numbers = as_numbers(column)
+    # durations and dates would be numbers of nanoseconds, complex ones their real parts
+    if {getattr(values.dtype, "kind", "") for values in (column, numbers)} & {"m", "M", "c"}:
+        raise InputError(f"{name}, column {column.name!r}: its values are {column.dtype}, no numbers")
+    values = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
     text = np.isnan(values) & column.notna().to_numpy()
     for wrong, problem in ((text, "is not a number"), (np.isinf(values), "is infinite")):
         if wrong.any():

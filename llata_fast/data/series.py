@@ -46,7 +46,8 @@ class TimeSeries:
 
     def select(self, columns: Sequence[str]) -> "TimeSeries":
         """The same series with `columns` alone, in their order."""
-        values = self.values[:, [self.columns.index(name) for name in columns]]
+        places = {name: place for place, name in enumerate(self.columns)}
+        values = self.values[:, [places[name] for name in columns]]
         return replace(self, values=values, columns=tuple(columns))
 
     def future_dates(self, steps: int) -> pd.Index:

@@ -10,6 +10,7 @@ window's deviation, what it moves by over a season, or the geometric mean of bot
 other origins cover one origin's windows best.
 """
 
+import math
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -21,8 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.memory import free_memory
 from ..data.units import Outputs, WindowUnits, run_windows
-from ..errors import InputError
+from ..errors import InputError, in_one_line
 from ..linear_start import Behind
 
 LEVELS = (0.005, 0.01, 0.025, *(round(0.05 * step, 2) for step in range(1, 20)), 0.975, 0.99, 0.995)
@@ -140,13 +142,18 @@ class Calibration:
     def load(cls, path: str | Path) -> "Calibration":
         """Raises InputError where the file is damaged."""
         try:
+            with zipfile.ZipFile(path) as packed:
+                if sum(entry.file_size for entry in packed.infolist()) > free_memory():
+                    raise ValueError("it is larger than memory")
             with np.load(path) as arrays:
                 levels, offsets = arrays["levels"].tolist(), torch.from_numpy(arrays["offsets"])
                 num_windows, season, power = int(arrays["num_windows"]), int(arrays["season"]), float(arrays["power"])
             if levels != list(LEVELS) or offsets.ndim != 3 or offsets.shape[-1] != len(levels):
                 raise ValueError("it is of another version")
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path} is damaged: {error}; calibrate anew") from None
+            if num_windows < 0 or season < 1 or not math.isfinite(power):
+                raise ValueError("its numbers make no sense")
+        except Exception as error:  # a damaged archive raises whatever its decompressor trips over
+            raise InputError(f"{path} is damaged: {in_one_line(error)}; calibrate anew") from None
         return cls(offsets, num_windows, season, power)
 
 

@@ -1,7 +1,7 @@
 """A trained run as a forecaster of tables and arrays, in their own units."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -439,11 +439,10 @@ def _panel_of_arrays(arrays: Sequence[Any], info: Preprocessor) -> Panel:
     """Arrays as items that are counted from 0."""
     values: list[np.ndarray] = []
     targets = tuple(info.columns)
+    if not isinstance(arrays, Iterable):
+        raise InputError(f"predict takes a list of arrays, got {type(arrays).__name__}")
     for place, array in enumerate(arrays):
-        try:
-            item = np.asarray(array.cpu() if isinstance(array, Tensor) else array, dtype=np.float64)
-        except (TypeError, ValueError):
-            raise InputError(f"array {place} does not hold numbers") from None
+        item = _numbers(array, place)
         item = item[:, None] if item.ndim == 1 else item
         if not targets and item.ndim == 2:
             # a pre-trained model takes any number of them
@@ -472,6 +471,19 @@ def _panel_of_arrays(arrays: Sequence[Any], info: Preprocessor) -> Panel:
         timestamp_column="timestamp",
         times=pd.Series([], dtype=np.int64),
     )
+
+
+def _numbers(array: Any, place: int) -> np.ndarray:
+    """An array of any kind as float64; what is masked is missing."""
+    try:
+        if isinstance(array, Tensor):
+            # numpy has no bf16
+            array = array.detach().cpu().double().numpy()
+        if np.iscomplexobj(array):
+            raise TypeError("complex")
+        return np.ma.filled(np.ma.asarray(array, dtype=np.float64), np.nan)
+    except (TypeError, ValueError, NotImplementedError):
+        raise InputError(f"array {place} does not hold numbers") from None
 
 
 def _without_negatives(table: pd.DataFrame) -> pd.DataFrame:

@@ -140,7 +140,7 @@ def _states_of(checkpoint: Path) -> Path | None:
     except (OSError, ValueError):
         return None
     # another checkpoint's would be written into
-    return checkpoint / name if re.fullmatch(r"[\w.-]*\w", name) else None
+    return checkpoint / name if re.fullmatch(r"[\w.-]{0,200}\w", name) else None
 
 
 def _convert(source: Path, target: Path):
