@@ -29,6 +29,7 @@ from faults.inputs import input_cases, try_damage  # noqa: E402
 from faults.kills import KINDS, Trainings, try_kills, try_two_at_once  # noqa: E402
 from faults.odd_values import try_odd_values  # noqa: E402
 from faults.outcomes import OUTCOMES, Tally  # noqa: E402
+from faults.shards import try_shards  # noqa: E402
 
 PAGE = ROOT / "docs" / "reliability.md"
 _TURN = 40
@@ -37,12 +38,12 @@ _BEGIN, _END = "<!-- figures: written by make faults -->", "<!-- end of figures 
 
 def try_inputs(folder: Path, options: argparse.Namespace, until: float, tally: Tally):
     """Alternate between damaging every file and generating odd values, _TURN each, until the time is up."""
-    cases = input_cases(folder)
+    cases = [case for case in input_cases(folder) if not options.cases or case.name.startswith(tuple(options.cases))]
     logging.disable(logging.CRITICAL)
-    each = -(-options.inputs // (len(cases) + 5))
+    each = -(-options.inputs // (len(cases) + (0 if options.cases else 5)))
     for turn, done in enumerate(range(0, each, _TURN)):
         count, seed = min(_TURN, each - done), options.seed + 1000 * turn
-        if time.monotonic() < until:
+        if time.monotonic() < until and not options.cases:
             try_odd_values(count, seed, tally)
         for case in cases:
             if time.monotonic() < until:
@@ -85,6 +86,7 @@ def main():
         "--kills", type=int, default=30, help="at most this many per kind of training, twice as many for one process"
     )
     parser.add_argument("--disks", type=int, default=10, help="trainings for each way that a disk fails")
+    parser.add_argument("--shards", type=int, default=12, help="damaged DeepSpeed checkpoints of each stage; 0: none")
     parser.add_argument("--each_event", action="store_true", help="kill averaged weights at every file event, too")
     parser.add_argument("--inputs", type=int, default=12_000, help="at most this many damaged or odd inputs")
     parser.add_argument("--kinds", nargs="+", default=[kind.name for kind in KINDS], help="kinds of trainings to kill")
@@ -112,6 +114,8 @@ def main():
             try_kills(trainings, kinds, options.kills, options.seed, tally, until, options.each_event)
         if options.disks:
             try_disks(trainings, options.disks, options.seed, tally)
+        if options.shards:
+            try_shards(trainings, options.shards, options.seed, tally)
         for kind in kinds:
             print(f"{kind.name}: {dict(tally.counts[f'kill: {kind.name}'])}", flush=True)
         if options.inputs:

@@ -22,10 +22,12 @@ def try_shards(trainings: Trainings, number: int, seed: int, tally: Tally):
     """
     for kind in (kind for kind in KINDS if "ZeRO" in kind.name):
         trainings.prepare(kind)
+        whole = trainings.folder / f"whole {kind.name}"
+        assert trainings.run(kind, whole) == [0] * kind.ranks, trainings.log()
         rng = random.Random(f"{seed} {kind.name} shards")
         for index in range(number):
             place = Path(tempfile.mkdtemp(dir=trainings.folder))
-            run = shutil.copytree(trainings.folder / f"kept {kind.name}", place / "run")
+            run = shutil.copytree(whole, place / "run")
             checkpoint = run / f"checkpoint-{_STEP}"
             if index % 2:
                 if index % 4 == 1:

@@ -5,7 +5,7 @@ def test_killed_trainings_resume_to_the_same_weights(launch):
     output = launch(
         "python",
         "tests/faults/campaign.py",
-        *("--kinds", "averaged weights", "--kills", 2, "--disks", 1, "--inputs", 0, "--minutes", 20),
+        *("--kinds", "averaged weights", "--kills", 2, "--disks", 1, "--shards", 0, "--inputs", 0, "--minutes", 20),
         timeout=900,
     )
     assert "averaged weights: {'right result': 4}" in output

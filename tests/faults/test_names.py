@@ -17,7 +17,7 @@ from llata_fast.run_folder import Preprocessor
 
 NAMES = [
     "../../escaped",
-    "/tmp/escaped",
+    "/var/escaped",
     "a\x00b",
     "x" * 5000,
     "=1+cmd|' /C calc'!A0",

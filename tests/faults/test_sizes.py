@@ -157,7 +157,7 @@ def test_a_parquet_file_of_more_rows_than_memory_is_not_read(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    "name", ["../other/checkpoint-1", "/tmp/checkpoint-1", "checkpoint-1/..", "", 5, ["checkpoint-1"]]
+    "name", ["../other/checkpoint-1", "/var/checkpoint-1", "checkpoint-1/..", "", 5, ["checkpoint-1"]]
 )
 def test_a_best_checkpoint_that_lies_elsewhere(name, tmp_path):
     (tmp_path / "trainer_state.json").write_text(json.dumps({"stateful_callbacks": {"best_checkpoint": name}}))
@@ -165,7 +165,7 @@ def test_a_best_checkpoint_that_lies_elsewhere(name, tmp_path):
         read_state(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../other/states", "/tmp/states", "..", ".", "", "a\x00b", "x" * 5000])
+@pytest.mark.parametrize("name", ["../other/states", "/var/states", "..", ".", "", "a\x00b", "x" * 5000])
 def test_states_of_another_checkpoint_are_not_resharded(name, tmp_path):
     """What is written would lie beside them."""
     other = tmp_path / "other" / "states"
