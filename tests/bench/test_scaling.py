@@ -1,4 +1,4 @@
-"""The scaling study: its matrix, what is not done twice, and what compares its rows."""
+"""The scaling study: its combinations, rows that are not repeated, and comparisons of rows."""
 
 import importlib.util
 import json
@@ -13,7 +13,7 @@ REPORT = Path(__file__).resolve().parents[2] / "bench" / "scaling_report.py"
 
 @pytest.fixture
 def study(tmp_path, launch):
-    """Runs the study's simulation of a tiny model into a folder of its own; returns its summary and rows."""
+    """`study(*options)` simulates a tiny model into a new folder and returns the summary and the rows."""
 
     def run(*options):
         backbone = f"{random_backbone(tmp_path, 'llama', num_attention_heads=4)}:2"
@@ -49,10 +49,10 @@ def test_rows_are_added_once_and_compared(study, tmp_path):
     assert (simulated.batch == 8 * simulated.ranks).all() and (simulated.windows_per_rank == 8).all()
     assert simulated.fits.all() and (simulated.basis == "data sheet").all()
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    # quality.png, too, where the quality results beside it hold runs of this kind
+    # also quality.png, if the quality results contain such runs
     assert names >= {"README.md", "efficiency.png", "throughput.png", "memory.png"}
 
-    # a fourth rank is new, the others are not done again; a strong step's batch stays
+    # four ranks are new, the others are not repeated; the batch of a strong step does not change
     summary, grown = study("--ranks", "1", "2", "4", "--scaling", "weak", "strong")
     assert len(grown) == 2 + 3 * 2 * 2
     strong = grown[grown.scaling == "strong"]
@@ -62,7 +62,7 @@ def test_rows_are_added_once_and_compared(study, tmp_path):
 
 
 @pytest.mark.parametrize("sizes, drawn", [((0, 70), True), ((70, 70), False)])
-def test_quality_is_drawn_where_sizes_differ(tmp_path, sizes, drawn):
+def test_quality_is_drawn_only_if_sizes_differ(tmp_path, sizes, drawn):
     spec = importlib.util.spec_from_file_location("scaling_report", REPORT)
     report = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(report)

@@ -1,4 +1,4 @@
-"""What tune.py keeps: only what beats the table by more than the spread, and a result that is the table's."""
+"""tune.py keeps only configs that beat the table by more than the spread and give the same result."""
 
 import dataclasses
 import importlib
@@ -24,7 +24,7 @@ def config():
 
 
 def timed_by(tune, times):
-    """A measurement in which a config takes times(config) milliseconds, give or take 0.1."""
+    """A fake measurement: a config takes `times(config)` ± 0.1 ms."""
     timing = lambda config: tune.Timing(times(config), times(config) - 0.1, times(config) + 0.1)
     return lambda first, second, call: (timing(first), timing(second))
 
@@ -37,7 +37,7 @@ def test_faster_by_more_than_the_spread(tune):
 
 
 def test_the_best_becomes_the_targets_row(tune, config):
-    # a step of its own each: two warps more, then one stage more
+    # improved in two steps: first more warps, then one more stage
     times = lambda c: 3.0 - (c.num_warps == 4) - (c.num_warps == 4 and c.num_stages == 2)
     best = tune.tune(config, lambda: torch.ones(3), "sm_90", "case", timed_by(tune, times))
     assert (best.num_warps, best.num_stages, best.target) == (4, 2, "sm_90")
@@ -46,13 +46,13 @@ def test_the_best_becomes_the_targets_row(tune, config):
     assert configs.TABLE["twin_norm_fwd", "D <= 256", "any"] is config
 
 
-def test_what_gains_nothing_leaves_the_table(tune, config):
+def test_without_a_gain_the_table_stays(tune, config):
     before = dict(configs.TABLE)
     assert tune.tune(config, lambda: torch.ones(3), "sm_90", "case", timed_by(tune, lambda c: 1.0)) is config
     assert configs.TABLE == before
 
 
-def test_another_result_is_no_gain(tune, config):
+def test_a_config_with_another_result_is_rejected(tune, config):
     def call():
         row = configs.TABLE["twin_norm_fwd", "D <= 256", "sm_90"]
         return torch.full((3,), 1.0 if row.num_warps == config.num_warps else 2.0)
@@ -69,7 +69,7 @@ def test_tables_are_written_as_they_are_read(tune, tmp_path, monkeypatch):
         assert module.read_table() == module.TABLE
 
 
-def test_rows_that_a_call_asks_for(tune, monkeypatch, device):
+def test_rows_that_a_call_looks_up(tune, monkeypatch, device):
     x, norm = torch.ones(4, 8, device=device), torch.ones(8, device=device)
     call = lambda: twin_norm(x, norm, None, norm, None, num_time_rows=2, eps=1e-6, kind="rms")
     assert tune.asked_rows(call) == [("twin_norm", "D <= 256", "any")]
