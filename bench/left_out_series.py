@@ -121,7 +121,7 @@ def _counts(rng: np.random.Generator, hours: np.ndarray) -> np.ndarray:
 
 
 def _causes(rng: np.random.Generator, hours: np.ndarray) -> np.ndarray:
-    """The second channel follows the first with a delay of 12 hours; the third is the sum of both one step earlier."""
+    """The second channel follows the first with a delay of 12 hours; the third is the sum of both 24 hours earlier."""
     first = _autoregressive(rng, hours)[:, 1]
     second = np.roll(first, 12) + 0.5 * rng.normal(size=_ROWS)
     third = np.roll(first + second, 24) + 0.5 * rng.normal(size=_ROWS)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from tiny import random_backbone
+from tiny import random_backbone, write_series
 
 from llata_fast.__main__ import command_parser
 from llata_fast.training.arguments import given_flags
@@ -53,6 +53,37 @@ def test_first_steps_run(page, tmp_path, monkeypatch):
             exec(compile(block, "forecasting.md", "exec"), names)
         assert list(names["wide_interval"].columns[-2:]) == ["0.05", "0.95"] and len(names["days"]) == 2 * 3
         assert names["points"][0].shape == (7, 1) and "coverage" in names["scores"]
+
+
+def test_panels_page_runs(tmp_path, monkeypatch):
+    (block,) = python_blocks(DOCS / "panels.md")
+    block = block.replace('    backbone="SmolLM2-135M-Instruct",\n', "").replace("max_steps=200", TINY)
+    block = block.replace("context_length=104", "context_length=16")
+    days = pd.date_range("2024-01-01", periods=160).append(pd.date_range("2024-02-01", periods=150))
+    items = ["a"] * 160 + ["b"] * 150
+    df = pd.DataFrame({"item_id": items, "timestamp": days, "target": np.random.default_rng(0).normal(20, 3, 310)})
+    monkeypatch.chdir(tmp_path)
+    names = {"df": df, "list_of_arrays": [np.arange(90.0)], "folder": tmp_path / "saved"}
+    exec(compile(block, "panels.md", "exec"), names | {"BACKBONE": random_backbone(tmp_path)}, names)
+    assert len(names["out"]) == 2 * 8 and names["cv"]["cutoff"].nunique() == 6
+    assert names["points"][0].shape == (8, 1) and names["quantiles"][0].shape == (8, 1, 3)
+    assert {"MASE", "WQL"} <= set(names["scores"]) and (tmp_path / "saved" / "calibration.npz").exists()
+
+
+def test_runs_page_runs(tmp_path, monkeypatch, capsys):
+    (block,) = python_blocks(DOCS / "runs.md")
+    write_series(tmp_path / "my.csv", 1000)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block.replace("max_steps=200", TINY), "runs.md", "exec"), {"BACKBONE": random_backbone(tmp_path)})
+    folder, error = capsys.readouterr().out.split()[-2:]
+    assert (tmp_path / folder / "metrics.json").exists() and float(error) > 0
+
+
+def test_every_page_with_code_is_run():
+    """Here, or in the file of tests/docs named after the page."""
+    here = {"README", "quickstart", "forecasting", "panels", "runs"}
+    pages = {page.stem for page in PAGES if python_blocks(page)}
+    assert pages == here | {"covariates", "kernels", "neighbours", "pretraining"}
 
 
 def command_lines():
