@@ -33,7 +33,7 @@ from llata_fast.evaluation.baselines import score
 from llata_fast.experiment import train
 from llata_fast.linear import LeastSquares
 from llata_fast.linear_mixture import mixture, worst_ratio
-from llata_fast.linear_start import BASELINES, SEASON, choose_of, measure_forms, picked_baseline
+from llata_fast.linear_start import BASELINES, SEASON, choose_of, measure_forms
 
 CONTEXT_LENGTH = 96
 HORIZONS = (96, 192, 336, 720)
@@ -83,7 +83,7 @@ def parts_of(series: TimeSeries) -> dict[str, TimeSeries]:
 
 def rules() -> dict[str, Callable[[list[str], list[Tensor], int], Tensor]]:
     """What could weigh the forms, by name: forms, errors behind origins, validation last, and yardstick -> shares."""
-    without = lambda word: lambda forms, scored, _: _mixture_of(forms, scored, lambda form: word not in form)
+    without = lambda word: lambda *measured: _mixture_of(*measured, lambda form: word not in form)
     return {
         "worst ratio": lambda forms, scored, yardstick: mixture(scored, yardstick),
         "worst ratio in validation": lambda forms, scored, yardstick: mixture(scored[-1:], yardstick),
@@ -140,12 +140,11 @@ def _splits(series: TimeSeries, horizon: int) -> Splits | None:
     return splits if min(len(splits.val), len(splits.test)) >= 8 else None
 
 
-def _mixture_of(forms: list[str], scored: list[Tensor], allowed: Callable[[str], bool]) -> Tensor:
+def _mixture_of(forms: list[str], scored: list[Tensor], yardstick: int, allowed: Callable[[str], bool]) -> Tensor:
     """`mixture` of the baselines and some other forms."""
     chosen = torch.tensor([place for place, form in enumerate(forms) if form in BASELINES.values() or allowed(form)])
     shares = torch.zeros(len(forms), dtype=torch.float64)
-    allowed_errors = [errors[chosen] for errors in scored]
-    shares[chosen] = mixture(allowed_errors, picked_baseline([forms[place] for place in chosen], allowed_errors))
+    shares[chosen] = mixture([errors[chosen] for errors in scored], chosen.tolist().index(yardstick))
     return shares
 
 

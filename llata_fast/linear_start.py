@@ -8,7 +8,7 @@ one split of validation rows does not tell which. So every form is fitted on wha
 training rows and scored on what follows each; the training rows as a whole are scored on the validation rows. The
 baseline that is best in validation is what the choice is held against: of the mixtures of forms it takes the one whose
 worst ratio to that baseline, in squared and in absolute error behind every origin, is least. So it leaves the baseline
-only for what is better behind every origin, and no further. A mixture of linear maps is a linear map.
+for what is nowhere worse, by more than half a percent, and no further. A mixture of linear maps is a linear map.
 
 Letters: B windows, L lookback, H horizon, C channels, F forms.
 """
@@ -47,6 +47,8 @@ The last is the baselines' as well.
 # windows that a fit sees, and that an origin is scored on, with so many of their steps; neighbours hardly differ
 _FITTED, _SCORED, _STEPS, _ERRORS = 16384, 160, 24, 4096
 _BATCH = 256
+# windows of validation that baselines are compared on
+_PICKED = 1024
 # squares let a few wild windows rule: each weighs by the inverse of its error, found in so many rounds
 _ROUNDS = 3
 
@@ -151,6 +153,8 @@ class Measured(NamedTuple):
     """Name and number of windows scored, validation last."""
     scored: list[Tensor]
     """Errors [F, M] behind each origin."""
+    yardstick: int
+    """The place of the baseline that is best in validation, in squared error."""
     before: list[tuple[Tensor, list[Tensor]]]
     """Windows behind each origin but the last, and the maps fitted before it, for `_STEPS` steps."""
 
@@ -175,13 +179,15 @@ def measure_forms(
     behind = _spread(range(len(validation)), _SCORED)
     origins.append(("validation", len(behind)))
     scored.append(forms.errors(maps, validation, behind))
-    return Measured(names, maps, origins, scored, fitted)
+    baselines = [place for place, form in enumerate(names) if form in BASELINES.values()]
+    windows = _spread(range(len(validation)), _PICKED)
+    squared = forms.squared_errors([maps[place] for place in baselines], validation, windows)
+    return Measured(names, maps, origins, scored, baselines[int(squared.argmin())], fitted)
 
 
 def choose_of(measured: Measured, weigh: Callable[[list[str], list[Tensor], int], Tensor] | None = None) -> LinearStart:
     """Mix what was measured by `weigh(forms, errors behind origins, yardstick)`, by default `mixture`."""
-    names, maps, named, scored, before = measured
-    yardstick = picked_baseline(names, scored)
+    names, maps, named, scored, yardstick, before = measured
     shares = weigh(names, scored, yardstick) if weigh else mixture(scored, yardstick)
     parts = dict.fromkeys(names, 0.0)
     for name, share in zip(names, shares.tolist(), strict=True):
@@ -203,12 +209,6 @@ def choose_of(measured: Measured, weigh: Callable[[list[str], list[Tensor], int]
         mixed = sum(share * weight for share, weight in zip(shares, fitted, strict=True))
         start.fitted_behind.append((indices, mixed, _spread(range(shared.shape[-1]), _STEPS)))
     return start
-
-
-def picked_baseline(forms: list[str], scored: list[Tensor]) -> int:
-    """The baseline with the least squared error behind the last origin, validation."""
-    places = [place for place, form in enumerate(forms) if form in BASELINES.values()]
-    return min(places, key=lambda place: scored[-1][place].square().sum().item())
 
 
 @torch.no_grad()
@@ -338,17 +338,22 @@ class _Forms:
 
     def errors(self, maps: list[Tensor], windows: Any, indices: Tensor) -> Tensor:
         """Errors [F, M] at `_STEPS` steps of the windows `indices`, what is missing left out."""
-        H = windows[0]["future_values"].shape[0]
-        steps = _spread(range(H), _STEPS)
-        maps = [(weight[..., steps] if weight.shape[-1] == H else weight).float() for weight in maps]
-        parts = []
-        for inputs, target in self._batches(windows, indices, _STEPS):
-            errors = torch.stack([torch.matmul(inputs, weight) - target for weight in maps])
-            parts.append(errors[:, ~target.isnan()])
-        errors = torch.cat(parts, 1)
+        errors = torch.cat(list(self._errors(maps, windows, indices)), 1)
         if not errors.shape[1]:
             return errors
         return errors[:, _spread(range(errors.shape[1]), _ERRORS)].double()
+
+    def squared_errors(self, maps: list[Tensor], windows: Any, indices: Tensor) -> Tensor:
+        """Sums [F] of the squares of all such errors."""
+        return torch.stack([part.double().square().sum(1) for part in self._errors(maps, windows, indices)]).sum(0)
+
+    def _errors(self, maps: list[Tensor], windows: Any, indices: Tensor) -> Iterator[Tensor]:
+        H = windows[0]["future_values"].shape[0]
+        steps = _spread(range(H), _STEPS)
+        maps = [(weight[..., steps] if weight.shape[-1] == H else weight).float() for weight in maps]
+        for inputs, target in self._batches(windows, indices, _STEPS):
+            errors = torch.stack([torch.matmul(inputs, weight) - target for weight in maps])
+            yield errors[:, ~target.isnan()]
 
     def _batches(self, windows: Any, indices: Tensor, most_steps: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs [C, B, L + 2] and targets minus the lookback's mean [C, B, steps]."""
