@@ -52,14 +52,14 @@ def writing(partial: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        delete_tree(partial)
         where = error.filename or partial.parent
         raise InputError(f"cannot write {where}: {error.strerror or error}") from error
     except Exception as error:
         # safetensors and torch have errors of their own for these
         if type(error).__name__ != "SafetensorError" and "inline_container" not in str(error):
             raise
-        shutil.rmtree(partial, ignore_errors=True)
+        delete_tree(partial)
         raise InputError(f"cannot write into {partial.parent}: {error}") from error
 
 
@@ -142,19 +142,27 @@ def settle_folder(partial: Path, folder: Path):
     sync(folder.parent)
 
 
+def delete_tree(path: Path):
+    """Delete a folder and all that is in it; a link to one goes alone. What is not there is no error."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def delete_folder(folder: Path):
     """Delete a folder; an interruption leaves nothing under its name."""
     doomed = partial_name(folder.with_name(f"{folder.name}.deleted"))
-    shutil.rmtree(doomed, ignore_errors=True)
+    delete_tree(doomed)
     folder.replace(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    delete_tree(doomed)
 
 
 def delete_partials(folder: Path):
     """Delete leftovers of interrupted writes and deletions in `folder`."""
     for path in folder.glob(f".*{PARTIAL}"):
         if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+            delete_tree(path)
         else:
             path.unlink(missing_ok=True)
 

@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llata_fast import durable
-from llata_fast.durable import delete_folder, find_damage, read_manifest, replacing, settle_folder, write_manifest
+from llata_fast.durable import (
+    delete_folder,
+    delete_partials,
+    delete_tree,
+    find_damage,
+    read_manifest,
+    replacing,
+    settle_folder,
+    write_manifest,
+)
 
 
 @pytest.fixture
@@ -116,3 +125,18 @@ def test_an_interrupted_deletion_leaves_nothing_under_the_name(folder, monkeypat
 
 def test_the_manifest_is_json_that_people_can_read(folder):
     assert json.loads((folder / "manifest.json").read_text())["version"] == 1
+
+
+def test_a_link_is_deleted_and_not_what_it_leads_to(tmp_path):
+    """Somebody's run may hold links to your folders under the names of leftovers and of checkpoints."""
+    mine, run = tmp_path / "mine", tmp_path / "run"
+    (mine / "deep").mkdir(parents=True)
+    (mine / "deep" / "file").write_text("kept")
+    run.mkdir()
+    for name in (".checkpoint-1.partial", "checkpoint-2", ".checkpoint-3.deleted.partial"):
+        (run / name).symlink_to(mine)
+    delete_partials(run)
+    delete_folder(run / "checkpoint-2")
+    delete_tree(run / "nothing")
+    assert not list(run.iterdir())
+    assert (mine / "deep" / "file").read_text() == "kept"

@@ -8,7 +8,6 @@ split (of M4: the numbers of the series).
 import json
 import logging
 import math
-import shutil
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +18,7 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 from ..data.windows import Windows
-from ..durable import partial_name, settle_folder, write_text
+from ..durable import delete_tree, partial_name, settle_folder, write_text
 from ..errors import InputError
 from ..ranks import on_first_rank
 from ..run_folder import NONFINITE
@@ -142,7 +141,7 @@ class FiniteGuard(TrainerCallback):
     def _stop(self, records: list[dict[str, Any]], problem: str, step: int):
         folder = self.trainer.run / NONFINITE
         partial = partial_name(folder)
-        on_first_rank(lambda: shutil.rmtree(partial, ignore_errors=True))
+        on_first_rank(lambda: delete_tree(partial))
         self.trainer.write_model(str(partial / MODEL))
 
         def keep():

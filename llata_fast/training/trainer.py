@@ -4,7 +4,6 @@ import copy
 import functools
 import logging
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from ..backbone.placing import finish_partitioning, whole_models
 from ..data import Splits, collate
 from ..data.units import forecast_windows
 from ..data.windows import Windows
-from ..durable import partial_name, settle_folder, writing
+from ..durable import delete_tree, partial_name, settle_folder, writing
 from ..metrics import ForecastMetrics
 from ..modeling import LlataForPrediction
 from ..ranks import on_first_rank
@@ -177,7 +176,7 @@ class ForecastTrainer(Trainer):
         """The Trainer's checkpoint under another name, and its own once a manifest vouches for all of it."""
         args, state, name = self.args, self.state, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         partial = partial_name(self.run / name)
-        on_first_rank(lambda: shutil.rmtree(partial, ignore_errors=True))
+        on_first_rank(lambda: delete_tree(partial))
         args.output_dir = str(partial)
         with writing(partial):
             try:

@@ -5,14 +5,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from faults.kills import KINDS, Trainings
+from faults.kills import KINDS, STEPS, Trainings
 from faults.mutations import damaged_bytes
 from faults.outcomes import HANG, LINE, RIGHT, TRACEBACK, Tally, outcome_of
 
 from llata_fast.durable import write_manifest
 from llata_fast.training.deepspeed_state import reshard
-
-_STEP = 2
 
 
 def try_shards(trainings: Trainings, number: int, seed: int, tally: Tally):
@@ -28,7 +26,7 @@ def try_shards(trainings: Trainings, number: int, seed: int, tally: Tally):
         for index in range(number):
             place = Path(tempfile.mkdtemp(dir=trainings.folder))
             run = shutil.copytree(whole, place / "run")
-            checkpoint = run / f"checkpoint-{_STEP}"
+            checkpoint = run / f"checkpoint-{STEPS}"
             if index % 2:
                 if index % 4 == 1:
                     _damage(checkpoint, rng)
@@ -40,7 +38,7 @@ def try_shards(trainings: Trainings, number: int, seed: int, tally: Tally):
             damaged = _damage(checkpoint, rng)
             for later in (path for path in run.glob("checkpoint-*") if path != checkpoint):
                 shutil.rmtree(later)
-            statuses = trainings.run(kind, run, "--resume_from_checkpoint=last")
+            statuses = trainings.run(kind, run, "--resume_from_checkpoint=last", f"--max_steps={STEPS + 1}")
             what = "universal, resumed" if index % 2 else "resumed"
             tally.add(f"{kind.name}, {what}", *_outcome(trainings, run, statuses, damaged))
             shutil.rmtree(place)
