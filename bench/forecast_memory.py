@@ -1,15 +1,15 @@
-"""How much memory `llata-fast predict` takes of a wide table: by its channels, and by the number of forecasts.
+"""Measure the memory that `llata-fast predict` needs for a wide table, by number of channels and of forecasts.
 
     python bench/forecast_memory.py                                     # up to 10,000 channels and 1,000,000 forecasts
-    python bench/forecast_memory.py --channels 100 1000 --windows 1000  # a try
+    python bench/forecast_memory.py --channels 100 1000 --windows 1000  # a quick try
 
-A model around SmolLM2's first block, as it is before training, forecasts random walks in a process of its own, into a
-CSV. Of many channels there are few forecasts and of many forecasts one channel; channels are tokens, or cut into
-patches, 10 of each. Memory is the process's peak of resident pages, sampled ten times a second; in `rest_mib` without
-what a forecast of one channel takes. The last line is one JSON object.
+An untrained model on SmolLM2's first block forecasts random walks in a separate process and writes a CSV. Many channels
+are combined with few forecasts, and many forecasts with one channel; a channel is one token, or 10 patches. Memory is
+the process's peak of resident pages, sampled ten times a second; `rest_mib` excludes what a forecast of one channel
+takes. The last line is one JSON object.
 """
 
-# first: why says llata_fast/__init__.py
+# must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
 
 import argparse
@@ -34,7 +34,7 @@ from llata_fast.run_folder import Preprocessor
 
 CONTEXT, HORIZON = 96, 6
 FORECASTS = 2
-"""Of a table of many channels."""
+"""Number of forecasts for a table of many channels."""
 TOKENS: dict[str, dict[str, int]] = {"variates": {}, "patches": {"patch_length": 15, "patch_stride": 9}}
 
 
@@ -57,7 +57,7 @@ def main():
 
 
 def untrained(backbone: str, **patches: int) -> LlataForPrediction:
-    """A model that nothing has trained."""
+    """An untrained model."""
     sizes = {"num_layers": 1, "context_length": CONTEXT, "prediction_length": HORIZON}
     return LlataForPrediction.from_backbone(LlataConfig(backbone=backbone, **sizes, **patches))
 
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--windows", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--tokens", nargs="+", choices=TOKENS, default=list(TOKENS))
     parser.add_argument("--backbone", default="SmolLM2-135M-Instruct")
-    parser.add_argument("--folder", help="where the tables go; default the system's")
+    parser.add_argument("--folder", help="where to write the tables; default: the temporary folder")
     return parser
 
 

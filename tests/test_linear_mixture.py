@@ -1,4 +1,4 @@
-"""The mixture of forecasts against scipy's, and what a form that fails somewhere gets of it."""
+"""The mixture of forecasts against scipy's, and the small weight of a form that fails somewhere."""
 
 import numpy as np
 import pytest
@@ -25,11 +25,11 @@ def test_the_mixture_is_optimal():
     assert worst_ratio(found, scored) == pytest.approx(best, abs=5e-3)
 
 
-def test_the_yardstick_is_hardly_left_where_nothing_is_better_everywhere():
+def test_the_baseline_keeps_nearly_all_weight_if_nothing_is_better_everywhere():
     errors = torch.randn(500, dtype=torch.float64)
     better_in_one = [torch.stack((errors, 0.5 * errors)), torch.stack((errors, 1.01 * errors))]
     assert mixture(better_in_one, 0)[0] > 0.95
-    # the second has the lower absolute error, and the higher squared one
+    # the second form has the lower absolute error and the higher squared error
     few = torch.arange(500) < 100
     large = torch.stack((torch.where(few, 2.0, 0.1), torch.where(few, 2.1, 0.0))).double()
     assert relative_errors(torch.tensor([0.0, 1.0]).double(), large)[1] < 0.9

@@ -18,6 +18,6 @@ class Case:
     structure: Any = None
     """Parsed content of a JSON or YAML file; then half of the damage changes its values."""
     vouch: Callable[[], Any] = lambda: None
-    """Called once the file is damaged, and once it is whole again."""
+    """Called after the file is damaged, and after it is restored."""
     slow: bool = False
-    """Whether reading takes seconds."""
+    """Whether reading takes several seconds."""

@@ -1,4 +1,4 @@
-"""Names of items, columns and data sets are text wherever they go: no path, no markup, no template."""
+"""Names of items, columns and datasets stay text everywhere: never a path, markup or a template."""
 
 import csv
 import gzip

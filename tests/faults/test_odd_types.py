@@ -1,4 +1,4 @@
-"""Arrays and columns of every type: what holds no numbers, or no names, is refused; what is masked is missing."""
+"""Arrays and columns of every type: without numbers or names they are refused; masked values are missing."""
 
 import datetime
 import decimal
@@ -94,7 +94,7 @@ ODD = {
 @pytest.mark.parametrize("column", ["id", "date", "y"])
 @pytest.mark.parametrize("kind", ODD)
 def test_columns_of_a_table(kind, column):
-    """Whatever can be told apart may be an id; as dates and as numbers these are refused, but for dates themselves."""
+    """Any values that can be told apart may be ids; as dates or numbers they are refused, unless they are dates."""
     table = {"id": ["x"] * STEPS, "date": pd.date_range("2024-01-01", periods=STEPS), "y": np.arange(STEPS) * 1.0}
     table = pd.DataFrame(table | {column: ODD[kind]})
     read = lambda: Panel.from_df(table, id_column="id", timestamp_column="date", target="y", freq="D", missing="mask")

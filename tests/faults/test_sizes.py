@@ -1,4 +1,4 @@
-"""What a file says of sizes and places is checked before memory is taken and before anything is written."""
+"""Sizes and paths in files are checked before memory is allocated and before anything is written."""
 
 import bz2
 import gzip
@@ -29,7 +29,7 @@ HUGE = 10**9
 
 @pytest.fixture(autouse=True)
 def at_most_gibibytes():
-    """More than this process takes and than any of these files may make it take."""
+    """A limit on this process's memory that none of these files may exceed."""
     before = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (12 * 2**30, before[1]))
     yield
@@ -38,7 +38,7 @@ def at_most_gibibytes():
 
 @pytest.fixture
 def run(backbone, plain_ops, tmp_path):
-    """A finished run that holds its backbone."""
+    """A finished run that contains its backbone."""
     model = tiny_model(backbone, quantile_levels=[0.1, 0.5, 0.9]).eval()
     series = Preprocessor("x", ["a"], "date", "D", 7, [0.0], [1.0])
     Forecaster(model, series, settings={"seed": 0}).save_pretrained(tmp_path / "run")
@@ -46,7 +46,7 @@ def run(backbone, plain_ops, tmp_path):
 
 
 def rewritten(run, name, **values):
-    """`run` with other values in a JSON file, "a.b" for one inside another, and a manifest that vouches for them."""
+    """`run` with other values in a JSON file (keys like "a.b" for nested ones), and a manifest that matches."""
     stored = json.loads((run / name).read_text())
     for path, value in values.items():
         *outer, last = path.split(".")
@@ -88,14 +88,14 @@ def test_a_configuration_that_is_not_that_of_the_weights(values, run):
 
 
 def test_a_vocabulary_of_any_size_takes_no_memory(run):
-    """A forecaster reads no words."""
+    """Forecasting uses no vocabulary."""
     forecaster = Forecaster.from_pretrained(rewritten(run, "config.json", **{"backbone_config.vocab_size": 10**12}))
     assert forecaster.model.backbone.model.config.vocab_size == 10**12
 
 
 @pytest.mark.parametrize("family", BACKBONES)
 def test_a_backbone_of_endless_layers(family, tmp_path):
-    """Some families list the kind of every layer as soon as their configuration is read."""
+    """Some families list the type of every layer when their configuration is read."""
     fields = {name: value for name, value in BACKBONES[family].items() if name != "layer_types"}
     depth = "n_layer" if family == "gpt2" else "num_hidden_layers"
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family} | fields | {depth: HUGE}))
@@ -113,7 +113,7 @@ def test_a_preprocessor_of_no_series(values, run):
 
 
 def test_aliases_that_multiply(run):
-    """Nine lines of ten aliases each are a billion values to whoever prints them."""
+    """Nine lines of ten aliases each expand to a billion values."""
     lines = ["a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
     lines += [f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]" for before, name in itertools.pairwise("abcdefghi")]
     for text in ("\n".join(lines), "a: &a [*a]"):
@@ -167,7 +167,7 @@ def test_a_best_checkpoint_that_lies_elsewhere(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["../other/states", "/var/states", "..", ".", "", "a\x00b", "x" * 5000])
 def test_states_of_another_checkpoint_are_not_resharded(name, tmp_path):
-    """What is written would lie beside them."""
+    """Otherwise the result would be written beside them."""
     other = tmp_path / "other" / "states"
     other.mkdir(parents=True)
     (other / "zero_optim_states.pt").touch()

@@ -1,7 +1,7 @@
-"""What somebody may hand you, damaged under a manifest that vouches for it: a manifest is no promise of sense.
+"""Damaged runs from others, whose manifests match the damage: a valid manifest does not make a file meaningful.
 
-Nothing tells then what the files should have said: any forecast, page or training is a right result, a traceback or a
-hang never is. With them come tables of the future, which have no manifest.
+Nothing then tells what the files should contain: any forecast, report or training counts as right, but never a
+traceback or a hang. Tables of the future, which have no manifest, are included.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ HORIZON, ROWS = 4, 30
 
 
 def vouched_cases(folder: Path, run: Path, settings: dict[str, Any]) -> list[Case]:
-    """All of them, on copies of a run."""
+    """All cases, on copies of a run."""
     return [*_forecasts(folder, run), *_resumes(folder, run, settings), *_futures(folder)]
 
 
@@ -62,7 +62,7 @@ def _forecasts(folder: Path, run: Path) -> list[Case]:
         return str(model_card(copy.path, "org/name"))
 
     def report() -> Path:
-        # the windows are forecast as elsewhere
+        # other cases forecast the test windows
         with mock.patch.object(page, "_test_sections", lambda *_: ({}, None)):
             return page.write_report(copy.path, folder / "report.html")
 
@@ -75,7 +75,7 @@ def _forecasts(folder: Path, run: Path) -> list[Case]:
 
 
 def _resumes(folder: Path, run: Path, settings: dict[str, Any]) -> list[Case]:
-    """A checkpoint that is resumed for one more step."""
+    """Cases that resume a checkpoint for one more step."""
     copy = shutil.copytree(run, folder / "resumed")
     checkpoint = copy / "checkpoint-2"
     flags = [f"--{name}={value}" for name, value in (settings | {"max_steps": 3, "save_strategy": "no"}).items()]
@@ -110,7 +110,7 @@ def _resumes(folder: Path, run: Path, settings: dict[str, Any]) -> list[Case]:
 
 
 def _futures(folder: Path) -> list[Case]:
-    """The known covariates of the steps ahead, numbers and texts."""
+    """Cases for tables of known covariates, numbers and texts, for the steps ahead."""
     dates = pd.date_range("2024-01-01", periods=ROWS + HORIZON, freq="D")
     rng = np.random.default_rng(0)
     table = pd.concat(

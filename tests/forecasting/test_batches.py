@@ -72,7 +72,7 @@ PATCHES = {"patch_length": 4, "patch_stride": 2}
 
 
 def most_tokens(model, call):
-    """Tokens that any part of `model` gives out at once, during `call()`, and what that returns."""
+    """The most tokens that any module of `model` returns at once during `call()`, and the result of `call()`."""
     seen = []
 
     def note(module, inputs, output):
@@ -90,7 +90,7 @@ def most_tokens(model, call):
 @pytest.mark.parametrize("fields", [{}, {"linear_skip": True}, {"quantile_levels": LEVELS}], ids=str)
 @pytest.mark.parametrize("num_channels", [9, 30, 300])
 def test_a_window_of_many_channels_goes_through_in_groups(fields, num_channels, backbone, plain_ops, monkeypatch):
-    """Of patches, whose channels are sequences of their own: the same forecasts, never more tokens."""
+    """With patches every channel is a separate sequence: groups give the same forecasts with fewer tokens at once."""
     model = tiny_model(backbone, **PATCHES, **fields).eval()
     past = torch.randn(2, 12, num_channels).cumsum(1)
     observed = torch.rand(past.shape) > 0.1
@@ -99,7 +99,7 @@ def test_a_window_of_many_channels_goes_through_in_groups(fields, num_channels, 
         monkeypatch.setattr(config, "TOKENS_AT_ONCE", 40)
         tokens, output = most_tokens(model, lambda: model(past, past_observed_mask=observed))
     assert whole == 2 * num_channels * model.config.num_patches
-    # of each of the two windows
+    # for both windows
     assert tokens <= 2 * 40
     for name, values in expected.items():
         torch.testing.assert_close(output[name], values, rtol=1e-5, atol=1e-5)
@@ -107,7 +107,7 @@ def test_a_window_of_many_channels_goes_through_in_groups(fields, num_channels, 
 
 @pytest.mark.parametrize("patches", [{}, PATCHES], ids=["variates", "patches"])
 def test_paths_of_one_window_are_no_more_than_a_batch(patches, backbone, plain_ops, monkeypatch):
-    """Beyond the trained horizon a window goes on as ten: however many channels it has, one at a time."""
+    """Beyond the trained horizon a window continues as ten paths; with many channels, one path at a time."""
     model = tiny_model(backbone, **patches, quantile_levels=LEVELS).eval()
     ahead = PanelForecaster(model, None)
     past = torch.randn(1, 12, 30, dtype=torch.float64).cumsum(1)
