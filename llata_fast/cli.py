@@ -14,7 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, NoReturn, get_args, get_type_hints
 
-from .errors import InputError, InputWarning
+from .errors import InputError, InputWarning, RankInputError
 from .settings import GROUPS, RENAMED
 
 FAILED = 2
@@ -137,7 +137,7 @@ def one_line_errors(
     try:
         yield
     except InputError as error:
-        report_and_exit(error, program)
+        report_and_exit(error, program, every_rank=isinstance(error, RankInputError))
     # what only shows when a file is written: no permission after all, a full disk
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

@@ -19,9 +19,10 @@ from transformers import AutoModel
 
 from llata_fast.__main__ import command_parser, main
 from llata_fast.backbone.loading import load_backbone_weights, read_backbone_config
-from llata_fast.cli import show_log
+from llata_fast.cli import one_line_errors, show_log
 from llata_fast.commands import COMMANDS
 from llata_fast.data import read_csv
+from llata_fast.errors import InputError, RankInputError
 from llata_fast.forecasting import pictures
 from llata_fast.forecasting.forecaster import Forecaster
 from llata_fast.run_folder import RunFolder
@@ -546,3 +547,11 @@ def test_gaps_are_masked_where_the_runs_dataset_says_so(run, tmp_path):
     path = write(tmp_path, with_cell(np.nan)(make_table(60)))
     llata_fast("predict", copy, "--input", path, "--output", tmp_path / "forecast.csv")
     assert len(pd.read_csv(tmp_path / "forecast.csv")) == H
+
+
+@pytest.mark.parametrize(("kind", "said"), [(InputError, ""), (RankInputError, "run: error: wrong\n")])
+def test_a_rank_says_what_it_alone_may_know(kind, said, monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit) as ended, one_line_errors("run"):
+        raise kind("wrong")
+    assert ended.value.code == 2 and capsys.readouterr().err == said

@@ -15,7 +15,7 @@ from ..backbone.loading import settled_source
 from ..config import LlataConfig
 from ..data.sources import settled_dataset
 from ..durable import delete_partials, find_damage, partial_name
-from ..errors import InputError, in_one_line
+from ..errors import InputError, RankInputError, in_one_line
 from ..ranks import from_first_rank
 from ..run_folder import CONFIG, SETTINGS, FolderInUse, RunFolder, numbered_folders
 from ..settings import DataSettings, ModelSettings, check_agreement
@@ -125,18 +125,21 @@ def reading(checkpoint: str | Path | None, trust: bool) -> Iterator[None]:
     """What is read inside is a checkpoint's, under `restricted_unpickling`.
 
     Raises:
-        InputError: it holds more than tensors and plain values, or what no training has written.
+        RankInputError: it holds more than tensors and plain values, or what no training has written.
     """
     try:
         with restricted_unpickling(trust):
             yield
-    except (InputError, DistError, torch.OutOfMemoryError):
+    except InputError as error:
+        # under ZeRO every rank reads a file of its own
+        raise RankInputError(str(error)) from None
+    except (DistError, torch.OutOfMemoryError):
         raise
     except _ODD as error:
         if checkpoint is None:
             raise
         what = f"{type(error).__name__}: {in_one_line(error)}"
-        raise InputError(
+        raise RankInputError(
             f"{checkpoint} cannot be resumed from, its files are not what they should be: {what}"
         ) from error
 
