@@ -86,10 +86,10 @@ def main():
         "--kills", type=int, default=30, help="at most this many per kind of training, twice as many for one process"
     )
     parser.add_argument("--disks", type=int, default=10, help="trainings for each way that a disk fails")
-    parser.add_argument("--shards", type=int, default=12, help="damaged DeepSpeed checkpoints of each stage; 0: none")
+    parser.add_argument("--shards", type=int, default=12, help="damaged DeepSpeed checkpoints per ZeRO stage")
     parser.add_argument("--each_event", action="store_true", help="kill averaged weights at every file event, too")
     parser.add_argument("--inputs", type=int, default=12_000, help="at most this many damaged or odd inputs")
-    parser.add_argument("--cases", nargs="+", help="damage only files whose case names begin so, make up nothing")
+    parser.add_argument("--cases", nargs="+", help="only damage files whose case names begin with one of these")
     parser.add_argument("--kinds", nargs="+", default=[kind.name for kind in KINDS], help="kinds of trainings to kill")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--add", type=Path, metavar="FILE", help="JSON file of earlier counts, to continue")

@@ -1,4 +1,4 @@
-"""A DeepSpeed checkpoint whose files are damaged under a manifest that vouches for them: resharded, and resumed."""
+"""Damages DeepSpeed checkpoints and updates their manifests to match, then reshards or resumes them."""
 
 import random
 import shutil
@@ -14,9 +14,9 @@ from llata_fast.training.deepspeed_state import reshard
 
 
 def try_shards(trainings: Trainings, number: int, seed: int, tally: Tally):
-    """Damage a file of a checkpoint `number` times under each ZeRO stage: half are resharded, half resumed at once.
+    """Damage and resume a checkpoint `number` times under each ZeRO stage.
 
-    What was resharded in spite of the damage, and every other time without any, is damaged anew and resumed, too.
+    Every second one is resharded before that, half of these already damaged; one that is refused is not resumed.
     """
     for kind in (kind for kind in KINDS if "ZeRO" in kind.name):
         trainings.prepare(kind)
@@ -35,7 +35,7 @@ def try_shards(trainings: Trainings, number: int, seed: int, tally: Tally):
                 if outcome[0] != RIGHT:
                     shutil.rmtree(place)
                     continue
-            # the harness itself is tried by one that nothing happened to
+            # an undamaged checkpoint checks the harness itself
             damaged = "nothing" if index < 2 else _damage(checkpoint, rng)
             flags = f"--resume_from_checkpoint={checkpoint}", f"--max_steps={STEPS + 1}"
             statuses = trainings.run(kind, run, *flags)
@@ -61,8 +61,8 @@ def _outcome(trainings: Trainings, run: Path, statuses: list[int | None], damage
     if damaged == "nothing" and statuses != [0] * len(statuses):
         return WRONG, f"the resume of what is whole: {statuses} {said[-3000:]}"
     if statuses == [0] * len(statuses):
-        # nothing tells what the damaged bytes should have been
+        # the correct bytes are unknown, so any result counts as right
         return RIGHT if (run / "model.safetensors").is_file() else TRACEBACK, f"{damaged} {said}"
-    # one rank says why, the others end with it
+    # one rank prints the reason, and the others end with it
     clear = "Traceback" not in said and ": error: " in said and set(statuses) <= {1, 2}
     return (LINE if clear else TRACEBACK), f"{damaged} {statuses} {said[-3000:]}"
