@@ -1,6 +1,6 @@
 """The planner's memory and bytes on the wire, against trainings on two CPU ranks; the twin pass against two passes.
 
-One launch runs all trainings (`measured_cases.py`) and takes most of this file's time.
+Two launches run all trainings (`measured_cases.py`) and take most of this file's time.
 """
 
 import json
@@ -74,54 +74,72 @@ def heavy(folder):
 
 
 @pytest.fixture(scope="module")
-def measured(folder, small, heavy, launch, free_port):
-    """{name of a case: its measurements}."""
-    series = write_series(folder / "series.csv", 160, 3)
-    wide = write_series(folder / "wide.csv", 300, CHANNELS)
+def flags(folder):
+    """(case, settings, data, stage, more flags, fields of zero_optimization) -> flags of its training."""
     common = {"max_steps": 3, "precision": "fp32", "use_cpu": True, "eval_strategy": "no", "save_strategy": "no"}
     common |= {"report_to": "none", "disable_tqdm": True, "recipe": "paper"}
 
-    def flags(name, settings, data, stage, more, fields):
+    def of(name, settings, data, stage, more, fields):
         named = settings | common | {"dataset": data, "output_dir": folder / "runs" / name}
         zero = [] if stage == "ddp" else ["--deepspeed", zero_file(folder, stage, fields)]
         return [*(f"--{key}={value}" for key, value in named.items()), *zero, *more]
 
-    # Heavy cases come first, since a process that has trained keeps some memory. DDP comes before DeepSpeed, because
-    # accelerate keeps DeepSpeed's state.
-    cases = {"ddp": flags("ddp", small | {"batch_size": 8}, series, "ddp", [], {})}
-    cases |= {name: flags(name, heavy | {"batch_size": 2 * RANKS}, wide, *case) for name, case in HELD.items()}
-    cases |= {
-        name: flags(name, small | {"batch_size": 8}, series, *case) for name, case in WIRE.items() if name != "ddp"
-    }
+    return of
+
+
+@pytest.fixture(scope="module")
+def measure(folder, launch, free_port):
+    """(name of a launch, its cases) -> {name of a case: its measurements}."""
+    script = ROOT / "tests" / "planning" / "measured_cases.py"
+
+    def launched(name, cases):
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps(cases))
+        command = ("deepspeed", "--num_gpus", RANKS, "--master_port", free_port, script, file)
+        launch(*command, timeout=500, env=RETURN_MEMORY)
+        return {name: json.loads((folder / f"{name}.measured").read_text()) for name in cases}
+
+    return launched
+
+
+# DDP comes before DeepSpeed in each launch, because accelerate keeps DeepSpeed's state
+@pytest.fixture(scope="module")
+def held(folder, flags, measure, heavy):
+    """{name of a case of `HELD`: its measurements}."""
+    wide = write_series(folder / "wide.csv", 300, CHANNELS)
+    return measure("held", {name: flags(name, heavy | {"batch_size": 2 * RANKS}, wide, *HELD[name]) for name in HELD})
+
+
+@pytest.fixture(scope="module")
+def counted(folder, flags, measure, small):
+    """{name of a case of `WIRE` or `PUBLISHED`: its measurements}."""
+    series = write_series(folder / "series.csv", 160, 3)
+    cases = {name: flags(name, small | {"batch_size": 8}, series, *case) for name, case in WIRE.items()}
     gpt2 = small | {"backbone": random_backbone(folder, "gpt2", **GPT2), "intermediate_size": 2048, "batch_size": 8}
     sizes = {name: gpt2[name] for name in ("context_length", "prediction_length", "num_prototypes")}
     for name, fields in PUBLISHED.items():
         cases[f"twin{name}"] = flags(f"twin{name}", gpt2, series, "zero3", [], fields)
         cases[f"published{name}"] = {"backbone": GPT2, "zero_file": zero_file(folder, "zero3", fields), **sizes}
-    (folder / "cases.json").write_text(json.dumps(cases))
-    script = ROOT / "tests" / "planning" / "measured_cases.py"
-    command = ("deepspeed", "--num_gpus", RANKS, "--master_port", free_port, script, folder / "cases.json")
-    launch(*command, timeout=420, env=RETURN_MEMORY)
-    return {name: json.loads((folder / f"{name}.measured").read_text()) for name in cases}
+    return measure("counted", cases)
 
 
-def total(measured):
+def total(case):
     """All bytes that the logger counted in a step."""
-    return sum(measured["messages"].values())
+    return sum(case["messages"].values())
 
 
 @pytest.mark.parametrize("case", WIRE)
-def test_bytes_on_the_wire(case, measured, small, monkeypatch):
+def test_bytes_on_the_wire(case, counted, small, monkeypatch):
     stage, more, fields = WIRE[case]
     if fields:
         monkeypatch.setattr(stages, "REUSE_DISTANCE", 0)
     passes = {"backbone_pass": "two_pass"} if "two_pass" in more else {}
     weights = weigh(model_config(ModelSettings(**small | passes)), "fp32")
     moved = messages(stage, weights, RANKS, 1, "--gradient_checkpointing" in more)
-    assert moved.sent_bytes(RANKS) == pytest.approx(total(measured[case]), rel=0.05)
+    assert moved.sent_bytes(RANKS) == pytest.approx(total(counted[case]), rel=0.05)
     if stage == "ddp":
         return
-    seen = measured[case]["messages"]
+    seen = counted[case]["messages"]
     for name, planned in (
         ("all_gather_into_tensor", moved.all_gather),
         ("reduce_scatter_tensor", moved.reduce_scatter),
@@ -131,34 +149,34 @@ def test_bytes_on_the_wire(case, measured, small, monkeypatch):
 
 
 @pytest.mark.parametrize("case", HELD)
-def test_memory(case, measured, heavy):
+def test_memory(case, held, heavy):
     plan = make_plan(
         model_config(ModelSettings(**heavy)),
         Request("cpu", RANKS, 2 * RANKS, channels=CHANNELS, precision="fp32", checkpointing=False),
         (HELD[case][0],),
     )
-    assert measured[case]["peak"] > 2**30
-    assert plan.stages[0].memory_bytes == pytest.approx(measured[case]["peak"], rel=0.1)
+    assert held[case]["peak"] > 2**30
+    assert plan.stages[0].memory_bytes == pytest.approx(held[case]["peak"], rel=0.1)
 
 
 @pytest.mark.parametrize("case", [name for name in WIRE if name.startswith("zero3")])
-def test_shards_add_up_to_what_the_logger_counted(case, measured):
+def test_shards_add_up_to_what_the_logger_counted(case, counted):
     """Except for small weights, which are gathered together after the optimizer's step."""
-    shards = measured[case]["frozen_shards"] + measured[case]["trained_shards"]
-    assert shards == pytest.approx(measured[case]["messages"]["all_gather_into_tensor"], rel=0.05)
+    shards = counted[case]["frozen_shards"] + counted[case]["trained_shards"]
+    assert shards == pytest.approx(counted[case]["messages"]["all_gather_into_tensor"], rel=0.05)
 
 
-def test_twin_pass_gathers_half_of_two_calls(measured):
+def test_twin_pass_gathers_half_of_two_calls(counted):
     """If the base cannot stay gathered, calling one copy twice gathers it twice as often."""
-    twin, two_pass = measured["zero3, large"], measured["zero3, large, two_pass"]
+    twin, two_pass = counted["zero3, large"], counted["zero3, large, two_pass"]
     assert 0 < twin["frozen_shards"] <= 0.55 * two_pass["frozen_shards"]
     assert twin["messages"]["all_gather_into_tensor"] < two_pass["messages"]["all_gather_into_tensor"]
 
 
 @pytest.mark.parametrize("case", PUBLISHED)
-def test_twin_pass_gathers_half_of_the_published_copies(case, measured):
+def test_twin_pass_gathers_half_of_the_published_copies(case, counted):
     """The published model has two copies of the base, each as large as the single one here."""
-    twin, published = measured[f"twin{case}"], measured[f"published{case}"]
+    twin, published = counted[f"twin{case}"], counted[f"published{case}"]
     assert 0 < twin["frozen_shards"] <= 0.55 * published["frozen_shards"]
     # both train equally many weights, so the steps differ only by the copies
     assert twin["trained_shards"] == pytest.approx(published["trained_shards"], rel=0.01)
