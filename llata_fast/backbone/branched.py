@@ -3,11 +3,11 @@
 import copy
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..kernels import twin_norm
+from .products import product
 
 
 class _Branched(nn.Module):
@@ -62,7 +62,7 @@ class _TwinLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, low, weight, bias, a, b, scale, time_rows):
-        y = F.linear(x, weight, bias)
+        y = product(x, weight, bias)
         rows = x[:time_rows] if low is None else low
         hidden = rows.flatten(0, 1) @ a.t()
         y[:time_rows].flatten(0, 1).addmm_(hidden, b.t(), alpha=scale)
@@ -79,7 +79,7 @@ class _TwinLinear(torch.autograd.Function):
         # beta 0: `a` and `b` lend their shapes alone
         da = torch.addmm(a, dhidden.t(), rows.flatten(0, 1), beta=0, alpha=ctx.scale)
         db = torch.addmm(b, dtime.t(), hidden, beta=0, alpha=ctx.scale)
-        dx = dy @ weight if needs_x else None
+        dx = product(dy, weight.t()) if needs_x else None
         dlow = None
         if ctx.dropped:
             dlow = (dhidden @ a).mul_(ctx.scale).view_as(rows) if needs_low else None

@@ -44,6 +44,7 @@ from .activations import replace_gelus
 from .dequantised import read_gguf
 from .families import FAMILIES
 from .placing import whole_models
+from .products import replace_products
 
 DEFAULT_BACKBONE = "SmolLM2-135M-Instruct"
 
@@ -134,6 +135,7 @@ def build_backbone(
     model.set_input_embeddings(None)
     model.config.vocab_size = vocab_size
     replace_gelus(model)
+    replace_products(model)
     return model
 
 
