@@ -121,7 +121,8 @@ def _fwd_kernel(
     tl.store(partial_ptr + tile, tl.sum(tl.where(target == target, rho, 0.0)))
     if CONSISTENCY is not None:
         rho, _ = _rho(time, text, unit, CONSISTENCY)
-        tl.store(partial_ptr + tl.num_programs(0) + tile, tl.sum(tl.where(mask, rho, 0.0)))
+        # beyond the horizon both are the level, beyond the channels 0: nothing is apart
+        tl.store(partial_ptr + tl.num_programs(0) + tile, tl.sum(rho))
 
 
 @triton.jit(do_not_specialize=["num_partials"])

@@ -230,7 +230,7 @@ def _normalise_kernel(
         for start in range(0, P, BLOCK_L):
             offs_p = start + tl.arange(0, BLOCK_L)[:, None]
             patches = _load_patches(
-                x_row, mask_row, first + n * patch_stride, offs_p, row < R, P, loc, loc_rest, inverse,
+                x_row, mask_row, first + n * patch_stride, offs_p, in_row, P, loc, loc_rest, inverse,
                 stride_xl, stride_ol, HAS_MASK,
             )  # fmt: skip
             # steps along the fast axis of what is written

@@ -58,7 +58,7 @@ def twin_norm_ref(
     return y if x.dtype == torch.float64 else y.to(out_dtype or x.dtype), total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_time_rows"])
 def _fwd_kernel(
     x_ptr, update_ptr, time_weight_ptr, time_bias_ptr, text_weight_ptr, text_bias_ptr,
     y_ptr, sum_ptr, mean_ptr, rstd_ptr,

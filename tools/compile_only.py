@@ -16,13 +16,14 @@ import json
 import math
 import os
 import pathlib
+from unittest import mock
 
 if __name__ == "__main__":
     os.environ.pop("TRITON_INTERPRET", None)
 
 import assembly
 import triton
-from kernel_launches import launches, named_launches
+from kernel_launches import NAMED, launches, named_launches
 from llata_fast.kernels import _launch, configs
 from triton.backends.compiler import GPUTarget
 from triton.runtime.cache import get_cache_manager
@@ -257,6 +258,21 @@ def waves() -> list[Waves]:
             )
             rows.append(Waves(config.kernel, config.shape_class, shape, config.target, math.prod(grid), *resident))
     return list(dict.fromkeys(rows))
+
+
+def binaries(shape: str, windows: int) -> set[str]:
+    """Function, types and specialised arguments of all that a step of so many windows would compile; nothing is."""
+    found = set()
+
+    def keep(*, key, fn, **_):
+        found.add(f"{fn.module} {fn.name} {key}")
+        return True  # which ends it there
+
+    with mock.patch.object(triton.knobs.runtime, "jit_cache_hook", keep):
+        for _, launch in named_launches({shape: (windows, *NAMED[shape][1:])}):
+            with compile_only(TARGETS[WAVES_TARGET]):
+                launch()
+    return found
 
 
 def main() -> None:

@@ -137,10 +137,10 @@ NAMED = {
 }
 
 
-def named_launches():
+def named_launches(sizes: dict[str, tuple[int, ...]] = NAMED):
     """(shape, launch) of a training step's kernels: bf16 products, a residual stream and series in fp32."""
     half = partial(torch.empty, dtype=torch.bfloat16)
-    for shape, (B, C, L, P, S, D, A, V) in NAMED.items():
+    for shape, (B, C, L, P, S, D, A, V) in sizes.items():
         N = (L - P) // S + 1
         M = B * C * N
         x, weight, bias = torch.empty(B, L, C), half(D, P), half(D)

@@ -37,12 +37,10 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
-    if x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32 or not onednn_is_faster():
-        return False
-    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32:
         return False
     # one row is bound by reading the weight, and oneDNN is slow at it across rows
-    return x.numel() > x.shape[-1]
+    return onednn_is_faster() and not torch.is_autocast_enabled("cpu") and x.numel() > x.shape[-1]
 
 
 class _FrozenProduct(torch.autograd.Function):

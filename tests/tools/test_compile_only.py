@@ -18,12 +18,17 @@ import triton
 from llata_fast.kernels import configs
 
 
-def compiled(target: str, *options: str) -> list[compile_only.Resources]:
+def output(*command: str) -> str:
+    """What Python prints in a process without the interpreter of kernels."""
     env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, compile_only.__file__, "--targets", target, *options]
-    run = subprocess.run(command, env=env, capture_output=True, text=True)
+    env["PYTHONPATH"] = os.path.dirname(compile_only.__file__)
+    run = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    return compile_only.parse_rows(run.stdout)
+    return run.stdout
+
+
+def compiled(target: str, *options: str) -> list[compile_only.Resources]:
+    return compile_only.parse_rows(output(compile_only.__file__, "--targets", target, *options))
 
 
 def table_compiler() -> str:
@@ -62,6 +67,21 @@ def test_every_kernel_compiles(target):
             for fact in ("registers", "spill_bytes", "shared_bytes"):
                 assert getattr(row, fact) <= getattr(worst, fact), (row, worst)
             assert row.matrix_instructions >= worst.matrix_instructions, (row, worst)
+
+
+BINARIES = """
+import compile_only
+for shape, *windows in (("ETT", 256, 57), ("Weather", 64, 63), ("Traffic", 16, 5), ("ECL patches", 32, 9)):
+    first, last = (compile_only.binaries(shape, number) for number in windows)
+    print(len(first), *sorted(first ^ last))
+"""
+
+
+def test_a_last_smaller_batch_compiles_nothing():
+    """As long as it is of the same size class: a handful of windows has tiles and splits of its own."""
+    for line in output("-c", BINARIES).splitlines():
+        count, *others = line.split(" ", 1)
+        assert int(count) >= 6 and not others
 
 
 def test_waves_are_full():
