@@ -3,12 +3,17 @@
     python bench/gpu_suite.py --out DIR                                   # on the machine with the GPU
     python bench/gpu_suite.py --out DIR --bundle BACKBONE --data_dir DATA # also ETTh1, whose CSV is in DATA
     python bench/gpu_suite.py --out DIR --parts kernels,inference
+    python bench/gpu_suite.py --out DIR --parts providers,compiled --write
     python bench/gpu_suite.py --out DIR --dry-run                         # every part at its smallest, on any machine
 
 It needs the checkout, installed with `pip install --no-deps --no-build-isolation -e .`, and no network. Each part runs
 in a separate process with a time limit, so that a hang or a broken CUDA context loses only that part, and what it has
 measured so far is kept. DIR/<device>/ gets suite.json (rewritten after every part), suite.log (all output), the
 kernels' CSV files and the profile. Finally it prints a table of the parts, and one JSON object as the last line.
+
+`--write` lets the parts `providers` and `compiled` rewrite this checkout by what they measure: who computes each op
+(kernels/providers.csv), and the batch size below which steps are compiled by default (COMPILED_BELOW). The rewritten
+files are also copied to DIR/<device>/written.
 """
 
 # must come first; llata_fast/__init__.py says why
@@ -97,6 +102,15 @@ def attention(options: argparse.Namespace) -> list[str]:
     return script("attention.py", "--out", str(options.out), *(small if options.dry_run else ()))
 
 
+def providers(options: argparse.Namespace) -> list[str]:
+    return script("tune.py", "--providers")
+
+
+def compiled(options: argparse.Namespace) -> list[str]:
+    flags = [flag for flag, given in (("--dry-run", options.dry_run), ("--write", options.write)) if given]
+    return script("compiled.py", *flags)
+
+
 def large(options: argparse.Namespace) -> list[str]:
     return pytest("tests/kernels/test_custom_ops.py" if options.dry_run else "tests", "-m", "gpu")
 
@@ -166,6 +180,17 @@ def crossover(output: str, results: list[dict]) -> str:
     return f"faster than sdpa: {', '.join(told)}"
 
 
+def written_rows(output: str, results: list[dict]) -> str:
+    """Which rows of the providers' table were measured."""
+    rows = re.findall(r"^(\w+, .+): (triton|library) \(", output, re.MULTILINE)
+    library = ", ".join(row for row, provider in rows if provider == "library")
+    return f"{len(rows)} rows measured, the library's: {library or 'none'}"
+
+
+def reads_only(options: argparse.Namespace) -> str | None:
+    return None if options.write and not options.dry_run else "rewrites kernels/providers.csv: only with --write"
+
+
 def no_sanitizer(options: argparse.Namespace) -> str | None:
     return None if options.dry_run or shutil.which("compute-sanitizer") else "no compute-sanitizer on the path"
 
@@ -201,6 +226,8 @@ PARTS = {
         ratios,
         "faster than the compiled reference",
     ),
+    "providers": Part(120, providers, written_rows, "a row of every op and class", reads_only),
+    "compiled": Part(180, compiled, told),
     "sanitizer": Part(180, own("sanitizer"), told, "no errors", no_sanitizer),
     "profile": Part(60, profile, told),
     "attention": Part(60, attention, crossover),
@@ -276,6 +303,18 @@ def device_folder() -> str:
     return subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.strip()
 
 
+# what `--write` lets parts rewrite
+WRITTEN = ("kernels/providers.csv", "llata_fast/training/arguments.py")
+
+
+def keep_written(folder: Path):
+    """Copies of the rewritten files beside the results: a machine that is lent takes its checkout with it."""
+    for name in WRITTEN:
+        copy = folder / "written" / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, copy)
+
+
 def table(outcomes: list[Outcome]) -> str:
     rows = [("part", "seconds", "result", "", "target")]
     rows += [(o.part, f"{o.seconds:.1f}", o.status, o.headline, o.target) for o in outcomes]
@@ -299,6 +338,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--bundle", type=Path, help="backbone written by `python -m llata_fast bundle`")
     parser.add_argument("--data_dir", type=Path, help="folder that contains ETTh1.csv")
     parser.add_argument("--commit", default="", help="commit to record, if the checkout is not a repository")
+    parser.add_argument("--write", action="store_true", help="rewrite this checkout's tables by what is measured")
     parser.add_argument("--dry-run", action="store_true", help="run every part at its smallest; measures nothing")
     options = parser.parse_args()
     if unknown := [name for name in options.parts if name not in PARTS]:
@@ -327,6 +367,8 @@ def main():
         outcomes.append(run_part(name, options, limit, folder / "suite.log"))
         print(table(outcomes[-1:]).splitlines()[-1], flush=True)
         write_results(folder, outcomes, options.commit)
+    if options.write and not options.dry_run:
+        keep_written(folder)
     print(f"\n{table(outcomes)}\n")
     brief = [{key: value for key, value in asdict(outcome).items() if key != "results"} for outcome in outcomes]
     print(json.dumps({"folder": str(folder), "parts": brief}))

@@ -84,6 +84,26 @@ def test_headlines():
     assert suite.fastest("", [rows]) == "Triton the fastest in 1 of 2 cases"
 
 
+def test_rows_of_the_providers_that_were_measured():
+    output = """noise: here
+twin_norm, D <= 256: triton (small, fwd+bwd: triton 0.1000 ms, library 0.2000 ms, NVIDIA H100)
+alignment_loss_backward, many tiles: library (ECL, fwd+bwd: triton 2.0000 ms, library 1.0000 ms, NVIDIA H100)
+"""
+    told = "2 rows measured, the library's: alignment_loss_backward, many tiles"
+    assert suite.written_rows(output, []) == told
+    assert suite.written_rows("", []) == "0 rows measured, the library's: none"
+
+
+def test_tables_are_rewritten_only_when_asked(tmp_path):
+    options = lambda write, dry_run: Namespace(write=write, dry_run=dry_run)
+    assert suite.reads_only(options(True, False)) is None
+    assert "--write" in suite.reads_only(options(False, False)) and suite.reads_only(options(True, True))
+    assert suite.compiled(options(False, True))[-1] == "--dry-run"
+    suite.keep_written(tmp_path)
+    for name in suite.WRITTEN:
+        assert (tmp_path / "written" / name).read_bytes() == (ROOT / name).read_bytes()
+
+
 def test_where_attention_starts_to_pay():
     times = {"sdpa": (1.0, 2.0, 4.0), "eager": (0.5, 3.0, 9.0), "flash": (2.0, 1.5, 2.0)}
     rows = [
