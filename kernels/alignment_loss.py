@@ -28,7 +28,7 @@ TILES_A_MULTIPROCESSOR = 8
 
 def alignment_loss_ref(time: Tensor, text: Tensor, time_weight: Tensor, text_weight: Tensor, *, kind: str) -> Tensor:
     """Specification and CPU path of `alignment_loss`; float64 throughout if the inputs are."""
-    difference = torch.addmm(F.linear(time, time_weight), text, text_weight.t(), alpha=-1)
+    difference = F.linear(time, time_weight) - F.linear(text, text_weight)
     if difference.dtype != torch.float64:
         difference = difference.float()
     if kind == "l1":
