@@ -49,7 +49,7 @@ MUTANTS = [
     ("patch_embed", "scale is not stored", "        tl.store(scale_ptr + row, scale, mask=row < R)\n", ""),
     ("patch_embed", "each split overwrites dweight", "dweight_ptr += split.to(tl.int64) * stride_split", "dweight_ptr += 0"),
     ("patch_embed", "a row without values is divided by none", "count = tl.maximum(count, 1.0)", "count = count + 0.0"),
-    ("patch_embed", "first columns of the weight again", "_load_weight(weight_row, start, P", "_load_weight(weight_row, 0, P"),
+    ("patch_embed", "first columns of the weight again", "weight = _load_weight(weight_row, start, P", "weight = _load_weight(weight_row, 0, P"),
     ("patch_embed", "each split overwrites dbias", "dbias_ptr += split.to(tl.int64) * stride_split", "dbias_ptr += 0"),
     ("patch_embed", "gradient's strides swapped", "b * stride_gb + c * stride_gc", "b * stride_gc + c * stride_gb"),
     ("patch_embed", "a tile of the last split is left out", "tiles_per_split=triton.cdiv(tiles, splits)", "tiles_per_split=max(1, tiles // splits)"),
@@ -186,7 +186,10 @@ def main(names: list[str]) -> int:
             path = folder / f"{file}.py"
             source = path.read_text()
             assert source.count(before) >= 1, f"{file}: {broken}: the code to replace is gone"
-            path.write_text(source.replace(before, after))
+            mutant = source.replace(before, after)
+            # what cannot be imported would end the process, too
+            compile(mutant, path, "exec")
+            path.write_text(mutant)
             test = first_failure(folder, TESTS[file])
         survivors += test is None
         print(f"| {file} | {broken} | {test or '**none**'} |", flush=True)

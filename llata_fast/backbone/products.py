@@ -8,6 +8,7 @@ thread of an AMD EPYC. Elsewhere nothing is replaced.
 import functools
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 _CPU_INFO = Path("/proc/cpuinfo")
 # what Inductor's code calls, too: no public function reaches oneDNN with fp32
-_ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+_ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
 @functools.cache
