@@ -41,7 +41,7 @@ from .durable import (
     write_manifest,
     write_text,
 )
-from .errors import InputError
+from .errors import InputError, in_one_line
 
 if TYPE_CHECKING:
     from .data import StandardScaler, TimeSeries
@@ -427,6 +427,19 @@ class RunFolder:
                 f"{path} is of version {version or 1}, this llata_fast writes version {METRICS_VERSION}: train again"
             )
         return metrics
+
+    @contextlib.contextmanager
+    def as_written(self) -> Iterator[None]:
+        """Turn what settings and scores raise inside that no training has written into an InputError."""
+        try:
+            yield
+        except (InputError, OSError):
+            raise
+        except Exception as error:
+            what = f"{type(error).__name__}: {in_one_line(error)}"
+            raise InputError(
+                f"{self}: {SETTINGS}, {PREPROCESSOR} or {METRICS} is not as a training writes it: {what}"
+            ) from error
 
     def append_log(self, record: dict[str, Any]):
         """Append a record of training, with its "step", to the log."""

@@ -67,7 +67,14 @@ def model_card(run: str | Path, repo_id: str, licence: str = "apache-2.0") -> Mo
     """
     folder = RunFolder(run)
     folder.check_finished(weights=False)
-    settings, series, metrics = folder.read_settings(), folder.read_preprocessor(), folder.read_metrics()
+    series = folder.read_preprocessor()
+    with folder.as_written():
+        return _card(folder.read_settings(), series, folder.read_metrics(), repo_id, licence)
+
+
+def _card(
+    settings: dict[str, Any], series: Preprocessor, metrics: dict[str, Any], repo_id: str, licence: str
+) -> ModelCard:
     # a path of this machine means nothing elsewhere, and a revision has no place in a card's fields
     base = settings["backbone"].partition("@")[0]
     base = _BASES.get(base, base if _is_hub_id(base) else Path(base).name)

@@ -38,24 +38,25 @@ def write_report(run: str | Path, output: str | Path) -> Path:
     folder.check_finished()
     settings, metrics = folder.read_settings(), folder.read_metrics()
     sections, note = _test_sections(folder, settings, metrics.get("scored_on", "test"))
-    where = "On the test split; training never saw it."
-    if metrics.get("scored_on") == "validation":
-        where = "On the validation windows, by which the weights were chosen: nothing was held back for a test."
-    coverage = (metrics.get("intervals") or {}).get("coverage_80")
-    if coverage is not None:
-        where += f" The 80 % intervals held {100 * coverage:.1f} % of what came."
-    return _write(
-        output,
-        title=f"{Path(metrics.get('dataset', 'run')).name}: {settings['prediction_length']} steps ahead",
-        folder=folder.path.name,
-        scores=_scores(metrics),
-        where=where,
-        metrics=metrics,
-        loss=figures.losses(folder.read_log()),
-        sections=sections,
-        note=note,
-        settings=settings,
-    )
+    with folder.as_written():
+        where = "On the test split; training never saw it."
+        if metrics.get("scored_on") == "validation":
+            where = "On the validation windows, by which the weights were chosen: nothing was held back for a test."
+        coverage = (metrics.get("intervals") or {}).get("coverage_80")
+        if coverage is not None:
+            where += f" The 80 % intervals held {100 * coverage:.1f} % of what came."
+        return _write(
+            output,
+            title=f"{Path(metrics.get('dataset', 'run')).name}: {settings['prediction_length']} steps ahead",
+            folder=folder.path.name,
+            scores=_scores(metrics),
+            where=where,
+            metrics=metrics,
+            loss=figures.losses(folder.read_log()),
+            sections=sections,
+            note=note,
+            settings=settings,
+        )
 
 
 def write_backtest_report(

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from ..run_folder import UNAVERAGED
+from .resuming import reading
 
 
 class WeightAverage(TrainerCallback):
@@ -35,8 +36,9 @@ class WeightAverage(TrainerCallback):
         if args.resume_from_checkpoint and (path := Path(args.resume_from_checkpoint, UNAVERAGED)).is_file():
             # the model holds the average until the first step, and for good if none is left
             self.average = [weight.clone() for weight in self.weights]
-            stored = load_file(path)
-            self.saved = [stored[name] for name in self.names]
+            with reading(path.parent, trust=False):
+                stored = load_file(path)
+                self.saved = [stored[name] for name in self.names]
 
     @torch.no_grad()
     def on_step_begin(self, *args, **kwargs):
@@ -81,5 +83,6 @@ class UnaveragedWeights(TrainerCallback):
     @torch.no_grad()
     def on_train_begin(self, args, state, control, **kwargs):
         if args.resume_from_checkpoint and (path := Path(args.resume_from_checkpoint, UNAVERAGED)).is_file():
-            for name, value in load_file(path).items():
-                self.weights[name].copy_(value)
+            with reading(path.parent, trust=False):
+                for name, value in load_file(path).items():
+                    self.weights[name].copy_(value)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch.distributed import DistError
 
 from ..backbone.fingerprint import same_weights
@@ -25,7 +26,17 @@ from .deepspeed_state import restricted_unpickling
 
 _LAST = ("last", "true", "True")
 # what reading raises of files that a manifest vouches for, and that no training has written
-_ODD = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError)
+_ODD = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+)
+_ODD += (ValueError,)
 
 
 class Claim(NamedTuple):

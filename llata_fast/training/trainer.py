@@ -231,6 +231,10 @@ class ForecastTrainer(Trainer):
             arguments = (max_steps, updates_per_epoch, epochs, resume_from_checkpoint, trial)
             return super()._init_training_state(*arguments)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None):
+        with reading(resume_from_checkpoint, self.args.trust_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _load_rng_state(self, checkpoint: str | None):
         with reading(checkpoint, self.args.trust_checkpoint):
             super()._load_rng_state(checkpoint)
