@@ -27,16 +27,9 @@ from .deepspeed_state import restricted_unpickling
 _LAST = ("last", "true", "True")
 # what reading raises of files that a manifest vouches for, and that no training has written
 _ODD = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    RuntimeError,
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError),
     SafetensorError,
-    TypeError,
 )
-_ODD += (ValueError,)
 
 
 class Claim(NamedTuple):
