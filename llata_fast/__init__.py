@@ -5,8 +5,8 @@
     forecaster = Forecaster.from_pretrained("runs/Metro-336-96")
     print(forecaster.predict_df(read_csv("my.csv")))
 
-The names below are all that everyday use takes. Each is imported when it is first asked for: neither torch nor
-transformers is loaded before.
+The names below cover everyday use. Each is imported on first access, so importing the package loads neither torch nor
+transformers.
 """
 
 import importlib
@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# Our folder kernels/ is installed as llata_fast.kernels. Whatever is started in a checkout (python train.py, python -m
+# Our folder kernels/ is installed as llata_fast.kernels. Anything started from a checkout (python train.py, python -m
 # llata_fast, python bench/...) has the checkout's root on sys.path, where that folder would be found as the top-level
-# package "kernels": Hugging Face's, which transformers imports. Hence the root leaves the path here, before anything
-# third-party is imported, and whatever is started from the root imports llata_fast first.
+# package "kernels": the name of Hugging Face's package, which transformers imports. So the root leaves the path here,
+# before any third-party import, and every script in the root imports llata_fast first.
 _root = Path(__file__).resolve().parent.parent
 if (_root / "setup.py").is_file():
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _root]

@@ -1,7 +1,7 @@
-"""What stands where the language model was, in the ablations that take it out (`LlataConfig.ablation`).
+"""What replaces the language model in the ablations that remove it (`LlataConfig.ablation`).
 
-As in the experiments of Tan et al. (arXiv 2406.16964), the tokens go to the head as they are, through one attention
-layer or through one encoder layer; the encoder before them stays.
+As in the experiments of Tan et al. (arXiv 2406.16964), the encoder stays, and its tokens reach the head unchanged,
+through one attention layer or through one encoder layer.
 """
 
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, hidden_size: int):
         super().__init__()
-        # the widths of the language models known are multiples of 8; a test's need not be
+        # known language models have widths that are multiples of 8; those in tests may not
         self.num_heads = _ATTENTION_HEADS if hidden_size % _ATTENTION_HEADS == 0 else 1
         self.qkv_proj = nn.Linear(hidden_size, 3 * hidden_size)
         self.out_proj = nn.Linear(hidden_size, hidden_size)
@@ -29,7 +29,7 @@ class AttentionBlock(nn.Module):
 
 
 class StandIn(nn.Module):
-    """`block` in the place of a `TwinBackbone`: tokens [B, T, D] -> (features [B, T, D],), all of it trained."""
+    """`block` in place of a `TwinBackbone`: tokens [B, T, D] -> (features [B, T, D],), all of it trained."""
 
     def __init__(self, block: nn.Module):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Runs a protocol: every run is measured and becomes a row of the CSV, from which the table is made."""
+"""Runs a benchmark protocol: each run becomes one row of the CSV from which the tables are made."""
 
 import argparse
 import os
@@ -27,23 +27,23 @@ from .run_folder import METRICS, RunFolder
 from .settings import ABLATIONS
 from .training.arguments import choose_settings
 
-# of the paper's long-term, few-shot and zero-shot tables, whatever a data set's preset prefers
+# lookback of the paper's long-term, few-shot and zero-shot tables; it overrides a dataset's preset
 CONTEXT_LENGTH = 96
 
 _PROTOCOL_BASELINES = {
     "long_term": ("seasonal_naive", "linear", "dlinear", "linear_per_channel", "linear_start"),
     "few_shot": ("seasonal_naive", "linear", "dlinear", "linear_per_channel", "linear_start"),
-    # a map of a channel is none of another series
+    # per-channel maps do not transfer to another series
     "zero_shot": ("seasonal_naive", "linear", "dlinear"),
     "short_term": tuple(M4_BASELINES),
 }
 
 
 def run_benchmark(options: argparse.Namespace) -> tuple[int, Results]:
-    """Do the runs of a benchmark that the CSV lacks; returns how many they were, and the results.
+    """Run what the CSV lacks; returns the number of runs done and all results.
 
     Raises:
-        InputError: options that do not go together, or data that cannot be had.
+        InputError: options that contradict each other, or data that cannot be read.
     """
     RunFolder(options.out).check_can_be_made()
     results = Results(Path(options.out, "results.csv"), options.reference_protocol)
@@ -67,9 +67,9 @@ def _plan(options: argparse.Namespace) -> list[Run]:
         datasets = [get_dataset(name).name for name in datasets]
     targets = [get_dataset(name).name for name in options.targets or []]
     if options.protocol == "zero_shot" and not targets:
-        raise InputError("zero_shot needs --targets, the data sets to score")
+        raise InputError("zero_shot needs --targets, the datasets to score")
     if options.protocol != "zero_shot" and targets:
-        raise InputError(f"--targets is for zero_shot, {options.protocol} scores what it trains on")
+        raise InputError(f"--targets is for zero_shot only: {options.protocol} scores the dataset that it trains on")
     if min(options.horizons) < 1:
         raise InputError(f"--horizons must be at least 1, got {min(options.horizons)}")
     if wrong := [percent for percent in options.percents if not 0 < percent <= 100]:
@@ -94,7 +94,7 @@ def _plan(options: argparse.Namespace) -> list[Run]:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """Settings of a run by the names of `train.py`'s options, without its folders."""
+    """The run's settings, keyed by the names of `train.py`'s options, without folders."""
     short_term = run.protocol == "short_term"
     settings = {
         "dataset": f"M4-{run.dataset}" if short_term else run.dataset,
@@ -108,7 +108,7 @@ def _settings(run: Run) -> dict[str, Any]:
 
 
 def _command(run: Run, options: argparse.Namespace) -> str:
-    """The command that repeats the run, to be read by people."""
+    """The command that reproduces the run, for people to read."""
     if run.model not in BASELINES and run.protocol != "zero_shot":
         return " ".join(
             ["python train.py", *(f"--{name} {_in_words(value)}" for name, value in _settings(run).items())]
@@ -147,7 +147,7 @@ def _measure(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     else:
         outcome = _trained(run, options)
         forecast, measures = forecast_of(outcome.model.eval()), _costs(outcome.metrics)
-        # what the run says of itself, where that is what is asked for
+        # only a run on its own dataset and protocol can reuse the scores in its metrics.json
         own = run.target == run.dataset and not options.reference_protocol
         scores = outcome.metrics["test"] if own else None
     if scores is None:
@@ -159,13 +159,13 @@ def _baseline(run: Run, target: TimeSeries, splits: Splits) -> Forecast:
     if run.model == "seasonal_naive":
         return seasonal_naive(target.seasonality, run.horizon)
     if run.model == "linear_start":
-        # what a run of ours starts from, and all of its forecast where nothing that it learned is kept
+        # what a run of ours starts from, and its whole forecast if validation keeps nothing that was learned
         return choose_start(splits.train, splits.val, own=True, seasonality=target.seasonality)
     return LeastSquares(run.model == "linear_per_channel", centred=run.model != "dlinear").fit(splits.train)
 
 
 def _trained(run: Run, options: argparse.Namespace) -> Outcome:
-    """A finished run; one whose folder is complete is read, not trained again."""
+    """A finished run; a complete folder is read instead of trained again."""
     m4 = "M4-" if run.protocol == "short_term" else ""
     folder = RunFolder(Path(options.runs, f"{m4}{run.folder}"))
     if (folder / METRICS).exists():

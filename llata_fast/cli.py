@@ -1,4 +1,4 @@
-"""The command line: options made of settings, errors of one line, exit codes. Nothing heavy is imported here."""
+"""The command line: options generated from settings, one-line errors, exit codes. Nothing heavy is imported here."""
 
 import argparse
 import contextlib
@@ -18,13 +18,13 @@ from .errors import InputError, InputWarning, RankInputError
 from .settings import GROUPS, RENAMED
 
 FAILED = 2
-"""Exit code of a command that has refused its input."""
+"""Exit code of a command that rejects its input."""
 INTERRUPTED = 130
-"""Exit code of a shell's command that Ctrl-C has stopped."""
+"""Exit code of a command stopped by Ctrl-C, as shells define it."""
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults that say something, docstrings as they are written, and of an option's two spellings one."""
+    """Shows informative defaults only, keeps the layout of docstrings, and lists one of an option's two spellings."""
 
     def __init__(self, prog: str, **kwargs: Any):
         super().__init__(prog, **{"max_help_position": 36} | kwargs)
@@ -45,15 +45,15 @@ _PARSING: dict[str, Any] = {"formatter_class": _HelpFormatter, "allow_abbrev": F
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line and name the nearest option; options are not abbreviated."""
+    """An ArgumentParser whose errors are one line and suggest the nearest option; options cannot be abbreviated."""
 
-    # what is being read, in front of every message
+    # what is being parsed; a prefix of every message
     source = ""
 
     def __init__(self, **kwargs: Any):
         super().__init__(**_PARSING | kwargs)
 
-    # argparse reports missing options first, even where a misspelt one is the cause
+    # argparse reports missing options first, even when the real cause is a misspelt one
     _given: tuple[str, ...] | list[str] = ()
 
     def parse_args(self, args=None, namespace=None):
@@ -64,7 +64,7 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def option_names(self) -> list[str]:
-        """Every option's names without the dashes in front."""
+        """Every option's names, without leading dashes."""
         return [name[2:] for name in self._option_string_actions if name.startswith("--")]
 
     def error(self, message: str) -> NoReturn:
@@ -76,7 +76,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def unknown_option(name: str, known: Iterable[str]) -> str:
-    """The message for an option, or a file's key, that does not exist, with the nearest one that does."""
+    """The message for an unknown option or key of a file, with the nearest known one."""
     stem = name.lstrip("-").partition("=")[0]
     stem = stem.replace("-", "_")
     near = [RENAMED[stem]] if stem in RENAMED else difflib.get_close_matches(stem, sorted(known), n=1)
@@ -87,7 +87,7 @@ def unknown_option(name: str, known: Iterable[str]) -> str:
 def report_and_exit(
     message: str | Exception, program: str | None = None, every_rank: bool = False, status: int = FAILED
 ) -> NoReturn:
-    """One line on stderr (of the first local rank, unless another may be the only one to know), exit code `status`."""
+    """Print one line on stderr and exit with `status`; only the first local rank prints unless `every_rank`."""
     if every_rank or os.environ.get("LOCAL_RANK", "0") == "0":
         line = " ".join(str(message).split())
         print(f"{program or Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
@@ -95,7 +95,7 @@ def report_and_exit(
 
 
 def show_warnings_in_one_line():
-    """From here on, what may be a mistake in the input is one line on stderr, of the first local rank."""
+    """From here on, show each warning about input as one line on stderr, from the first local rank only."""
     show = warnings.showwarning
 
     def show_in_one_line(message, category, *where):
@@ -108,7 +108,7 @@ def show_warnings_in_one_line():
 
 
 class _Shown(logging.Handler):
-    """Prints what the package logs: progress on stdout, between any bars, and a line on stderr of what goes wrong."""
+    """Prints the package's log: progress on stdout, around progress bars, and problems on stderr, one line each."""
 
     def emit(self, record: logging.LogRecord):
         message = record.getMessage()
@@ -122,7 +122,7 @@ class _Shown(logging.Handler):
 
 
 def show_log():
-    """From here on, what the package logs is shown; a library call leaves that to its caller's `logging`."""
+    """From here on, show the package's log; library callers configure `logging` themselves."""
     log = logging.getLogger(__package__)
     log.setLevel(logging.INFO)
     if not any(isinstance(handler, _Shown) for handler in log.handlers):
@@ -133,7 +133,7 @@ def show_log():
 def one_line_errors(
     program: str | None = None, interrupted: Callable[[], str] = lambda: "interrupted"
 ) -> Iterator[None]:
-    """End the program with one line for what a user can mend: wrong input, a full disk, Ctrl-C."""
+    """Turn errors that a user can fix (wrong input, a full disk, Ctrl-C) into one line and an exit code."""
     try:
         yield
     except InputError as error:
@@ -147,17 +147,17 @@ def one_line_errors(
 
 
 def training_parser(**kwargs: Any) -> Parser:
-    """The options of training that are ours, in titled groups; the Trainer's come with `training.arguments`."""
+    """Our own training options, in titled groups; the Trainer's come with `training.arguments`."""
     parser = Parser(usage="%(prog)s [--OPTION VALUE ...]", **kwargs)
-    parser.add_argument("--help-all", action="store_true", help="show the Trainer's own options, too")
-    parser.add_argument("--config", metavar="FILE", help="YAML file of any of these options; the command line wins")
+    parser.add_argument("--help-all", action="store_true", help="also list the Trainer's own options")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of any of these options; command-line flags win")
     for kind in GROUPS:
         add_settings(parser, kind)
     return parser
 
 
 def add_settings(parser: argparse.ArgumentParser, kind: type):
-    """An option for every field of a class of settings, under its group's title."""
+    """Add an option for every field of a settings class, under its group's title."""
     hints = get_type_hints(kind)
     groups = {group.title: group for group in parser._action_groups}
     for item in fields(kind):
@@ -171,7 +171,7 @@ def add_settings(parser: argparse.ArgumentParser, kind: type):
 
 
 def _conversion(hint: Any, metadata: Any) -> dict:
-    """How argparse reads a value of that type: its `type`, `nargs`, `choices` and `metavar`, which names the unit."""
+    """How argparse reads a value of this type: `type`, `nargs`, `choices` and `metavar`, which names the unit."""
     kinds = [kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,)) if kind is not type(None)]
     kind = str if str in kinds else kinds[0]
     unit = metadata["unit"].upper().replace(" ", "_") if metadata["unit"] else None
@@ -187,9 +187,9 @@ def _conversion(hint: Any, metadata: Any) -> dict:
 
 
 def _truth(value: str) -> bool:
-    """What YAML and people write for true and false."""
+    """Parse the spellings of true and false that YAML and people use."""
     spellings = {"true": True, "yes": True, "t": True, "y": True, "1": True}
     spellings |= {"false": False, "no": False, "f": False, "n": False, "0": False}
     if value.lower() not in spellings:
-        raise argparse.ArgumentTypeError(f"true or false expected, got {value!r}")
+        raise argparse.ArgumentTypeError(f"expected true or false, got {value!r}")
     return spellings[value.lower()]

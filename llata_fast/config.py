@@ -1,4 +1,4 @@
-"""All that shapes the weights of a forecaster: one table of fields for the command line and `config.json` alike."""
+"""Everything that determines a forecaster's weights: one table of fields for the command line and `config.json`."""
 
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -9,9 +9,9 @@ from .errors import InputError
 from .settings import ABLATIONS, ModelSettings
 
 MOST_MAPS = 64
-"""Channels that get a linear map each: those of more would outweigh the model."""
+"""At most this many channels get a linear map each; more maps would outweigh the model."""
 TOKENS_AT_ONCE = 8192
-"""The most that pass through the backbone in a forecast, unless one sequence alone has more."""
+"""Limit on tokens in one call of the backbone in a forecast, unless a single sequence is longer."""
 
 MOST_LAYERS = 1000
 """Blocks of a decoder; a configuration that says more is damaged, and building it would take for ever."""
@@ -32,25 +32,24 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
     """Configuration of `LlataForPrediction`: the fields of `ModelSettings`, and the backbone's own configuration.
 
     Args:
-        backbone_config: configuration of the backbone, already cut to `num_layers` blocks; `from_backbone` of the
-            model fills it in.
-        merged: LoRA and tuned norms are folded into the backbone, which the checkpoint then holds itself.
-        includes_backbone: the checkpoint holds the frozen base, too.
-        num_channels: C of the series that it is trained on; each has a linear map of its own then.
-        covariates: of those that it is trained with, role (known, past, static) -> for each column the number of its
-            categories, 0 for numbers.
-        backbone_fingerprint: what the frozen base is known by (`backbone/fingerprint.py`); taken as it is first read.
+        backbone_config: configuration of the backbone, already cut to `num_layers` blocks; the model's
+            `from_backbone` fills it in.
+        merged: LoRA and tuned norms are folded into the backbone, which the checkpoint then includes.
+        includes_backbone: the checkpoint also holds the frozen base.
+        num_channels: C of the training series; if given, each channel gets its own linear map.
+        covariates: role (known, past, static) -> for each column its number of categories, 0 for a numeric column.
+        backbone_fingerprint: identifies the frozen base (`backbone/fingerprint.py`); taken when the base is first read.
         **kwargs: fields of `ModelSettings`, then those of `PreTrainedConfig`.
     """
 
     model_type = "llata"
     if TYPE_CHECKING:
-        # None before `from_backbone` has read the backbone; no model is built then
+        # None until `from_backbone` has read the backbone; no model is built before that
         backbone_config: PreTrainedConfig
         num_heads: int
         num_prototypes: int
         alignment_rank: int
-    # a forecast is all that evaluation gathers from the ranks
+    # evaluation gathers only the forecast from the ranks
     keys_to_ignore_at_inference = [
         "quantile_outputs",
         "text_outputs",
@@ -70,11 +69,11 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
         covariates: dict[str, list[int]] | None = None,
         **kwargs,
     ):
-        # written by the version before, whose skips were others
+        # only an older version wrote both fields, and its skips were different
         if kwargs.get("linear_skip") and "zero_head" in kwargs:
-            raise InputError("a run with a linear skip of the version before cannot be read: train again")
+            raise InputError("this run's linear skip was written by an older version and cannot be read: train again")
         own = {item.name: kwargs.pop(item.name) for item in fields(ModelSettings) if item.name in kwargs}
-        # transformers' way of saying that nobody asked for one
+        # transformers writes None for "not requested"
         if own.get("attn_implementation", "auto") is None:
             del own["attn_implementation"]
         vars(self).update(vars(ModelSettings(**own)))
@@ -88,20 +87,20 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
         self.backbone_fingerprint = backbone_fingerprint
         self.covariates = covariates
         if covariates is not None and set(covariates) != {"known", "past", "static"}:
-            raise InputError("covariates must hold the sizes of known, past and static ones")
+            raise InputError("covariates must hold the sizes of the known, past and static columns")
         super().__init__(**kwargs)
         if backbone_config is not None:
             self._resolve()
 
     def to_diff_dict(self) -> dict:
-        """What `config.json` holds: all but attention and the base's precision, which are matters of the machine."""
+        """What `config.json` holds: everything but attention and base precision, which depend on the machine."""
         stored = super().to_diff_dict()
         for name in ("attn_implementation", "base_precision"):
             stored.pop(name, None)
         return stored
 
     def _resolve(self):
-        """Settle the defaults that depend on the backbone's width, and check the sizes against it."""
+        """Resolve the defaults that depend on the backbone's width, and check the sizes against it."""
         D = self.hidden_size
         if self.num_heads is None:
             self.num_heads = 12 if D % 12 == 0 else self.backbone_config.num_attention_heads
@@ -112,7 +111,7 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
         if self.num_prototypes > D - 1:
             raise InputError(f"num_prototypes {self.num_prototypes}: a backbone of width {D} has at most {D - 1}")
         if self.alignment_rank is None:
-            # two projections a layer that grow with the width's square would outweigh the rest of what is trained
+            # two full projections per layer would outweigh the rest of the trained weights
             self.alignment_rank = D if D <= 1024 else 256
         if self.alignment_rank > D:
             raise InputError(f"alignment_rank {self.alignment_rank} is larger than the backbone's width {D}")
@@ -124,33 +123,33 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
 
     @property
     def has_text_branch(self) -> bool:
-        """Whether training runs a textual branch beside the temporal one."""
+        """Whether training also runs the textual branch."""
         return ABLATIONS[self.ablation].text_branch
 
     @property
     def has_language_model(self) -> bool:
-        """Whether tokens pass through a decoder, of pre-trained weights or random ones."""
+        """Whether tokens pass through a decoder, with pre-trained or random weights."""
         return ABLATIONS[self.ablation].language_model
 
     @property
     def has_frozen_base(self) -> bool:
-        """Whether the pre-trained backbone is part of the forecaster."""
+        """Whether the forecaster contains the frozen pre-trained backbone."""
         return ABLATIONS[self.ablation].frozen_base
 
     @property
     def num_own_maps(self) -> int:
-        """How many channels have a linear map of their own: none of a single one, none of very many."""
+        """Number of channels with their own linear map: 0 for a single channel or for very many."""
         channels = self.num_channels or 0
         return channels if 1 < channels <= MOST_MAPS else 0
 
     @property
     def variate_tokens(self) -> bool:
-        """One token per channel, attention over channels; otherwise patches, each channel a sequence of its own."""
+        """One token per channel, with attention over channels; otherwise patches, one sequence per channel."""
         return self.patch_length in (None, self.context_length)
 
     @property
     def patching(self) -> tuple[int, int]:
-        """Patch length P and stride S in steps."""
+        """Patch length P and stride S in time steps."""
         length = self.patch_length or self.context_length
         return length, self.patch_stride or length
 
@@ -162,19 +161,19 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
 
     @property
     def num_covariate_tokens(self) -> int:
-        """K, covariates with a token of their own: those that move."""
+        """K, the covariates that get a token each: those that vary over time."""
         return 0 if self.covariates is None else len(self.covariates["known"]) + len(self.covariates["past"])
 
     def num_tokens(self, num_channels: int) -> int:
-        """T, tokens that the backbone attends over for a series of `num_channels`."""
+        """T, the tokens in one sequence of the backbone for a series of `num_channels`."""
         return self.num_covariate_tokens + (num_channels if self.variate_tokens else self.num_patches)
 
     def tokens_per_window(self, num_channels: int) -> int:
-        """Tokens of all sequences of a window of `num_channels`, of one branch."""
+        """Tokens of one window of `num_channels`, over all its sequences, for one branch."""
         return self.num_tokens(num_channels) * (1 if self.variate_tokens else num_channels)
 
     def channel_groups(self, num_channels: int) -> list[slice]:
-        """Channels that a forecast computes together: all, unless they are sequences of their own and too many."""
+        """Channels that a forecast computes together: all, unless each is a sequence and they are too many."""
         if self.variate_tokens or self.tokens_per_window(num_channels) <= TOKENS_AT_ONCE:
             return [slice(None)]
         size = max(1, TOKENS_AT_ONCE // self.num_tokens(num_channels))

@@ -1,8 +1,8 @@
-"""Covariates in front of the language model: a token for each that moves, and what static ones add to the targets'.
+"""Covariates as inputs of the language model: each that varies over time is a token, static ones shift the targets'.
 
-Letters: B windows, L lookback, H horizon, K covariates, D width. A model is built by the sizes of its covariates: for
-each the number of its categories, 0 for one of numbers. Numbers are in units of their own, categories 1, 2, ... with 0
-for one that training has not seen, NaN is missing (`data.covariate_encoding`).
+Letters: B windows, L lookback, H horizon, K covariates, D width. The sizes of the covariates define the layers: for
+each column its number of categories, or 0 for a numeric column. Numbers are standardised; categories are 1, 2, ..., or
+0 where unseen in training; NaN is missing (`data.covariate_encoding`).
 """
 
 from collections.abc import Mapping
@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 INPUTS = ("past_covariates", "future_covariates", "static_covariates")
-"""Of the model, in this order."""
+"""The model's covariate inputs, in this order."""
 
 Sizes = dict[str, list[int]]
-"""known, past and static -> the sizes of the role's columns."""
+"""known, past and static -> the size of each column."""
 
 _WIDTH = 4
-"""Learned numbers that stand for a category at each step."""
+"""Width of a category's embedding at each step."""
 
 
 def input_shapes(sizes: Sizes | None, context_length: int, prediction_length: int) -> dict[str, tuple[int, ...]]:
-    """Input -> its shape behind the batch, of those that a model of these sizes takes."""
+    """Input -> its shape without the batch axis, for the inputs that a model with these sizes takes."""
     if sizes is None:
         return {}
     known, past, static = (len(sizes[role]) for role in ("known", "past", "static"))
@@ -31,14 +31,14 @@ def input_shapes(sizes: Sizes | None, context_length: int, prediction_length: in
 
 
 def moving(inputs: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Past and future covariates among a model's inputs; None for what is not there."""
+    """The past and future covariates among a model's inputs; None for an absent one."""
     return inputs.get(INPUTS[0]), inputs.get(INPUTS[1])
 
 
 class CovariateTokens(nn.Module):
-    """A token for each known covariate, of lookback and horizon, then one for each past one, of the lookback.
+    """One token per known covariate, from lookback and horizon, then one per past covariate, from the lookback.
 
-    Training takes a share `dropout` of categories for unseen: so their place is learned, too.
+    In training a share `dropout` of the categories is replaced by "unseen", so that its embedding is learned, too.
     """
 
     def __init__(
@@ -63,18 +63,18 @@ class CovariateTokens(nn.Module):
         return torch.stack([embed(values) for embed, values in zip(self.moving, stretches, strict=True)], 1)
 
     def add_static(self, tokens: Tensor, static: Tensor | None) -> Tensor:
-        """Tokens [B, C, N, D] of the targets, and what static covariates [B, S] add to each of them."""
+        """Add static covariates [B, S] to the target tokens [B, C, N, D]."""
         for place, embed in enumerate(self.static):
             assert static is not None
             values, observed = _known(static[:, place : place + 1])
-            # a linear layer does not cast, and under DeepSpeed weights are of half precision
+            # a linear layer does not cast its input, and DeepSpeed's weights are half precision
             shift = embed(values)[:, 0] if isinstance(embed, _Category) else embed(values.to(tokens.dtype))
             tokens = tokens + (shift * observed.to(shift.dtype))[:, None, None]
         return tokens
 
 
 class _Stretch(nn.Module):
-    """Values [B, steps] of one covariate -> its token [B, D]; what is missing adds nothing."""
+    """Values [B, steps] of one covariate -> its token [B, D]; missing values add nothing."""
 
     def __init__(self, size: int, length: int, hidden_size: int, dropout: float):
         super().__init__()
@@ -89,7 +89,7 @@ class _Stretch(nn.Module):
 
 
 class _Category(nn.Module):
-    """Categories [B, steps] -> learned numbers [B, steps, width]."""
+    """Categories [B, steps] -> embeddings [B, steps, width]."""
 
     def __init__(self, size: int, width: int, dropout: float):
         super().__init__()
@@ -105,6 +105,6 @@ class _Category(nn.Module):
 
 
 def _known(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The same with 0 for NaN, and which are observed."""
+    """The values with 0 for NaN, and a mask of the observed ones."""
     missing = values.isnan()
     return values.masked_fill(missing, 0), ~missing

@@ -1,7 +1,7 @@
-"""Files that are whole or not there: written under another name, synced, renamed; and a manifest that vouches for them.
+"""Atomic files (written under a temporary name, synced, renamed) and a manifest that vouches for a folder.
 
-A folder's `manifest.json` is written last, over files that are on the disk by then. It names every file with its size
-and SHA-256, so that what a kill, a full disk or a copy has left half-done is told from what is whole.
+A folder's `manifest.json` is written last, once its files are on disk. It lists every file's size and SHA-256, so a
+folder that a kill, a full disk or a copy left incomplete can be told from a complete one.
 """
 
 import contextlib
@@ -18,20 +18,20 @@ from .errors import InputError
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
-"""How names end of what is still being written, or being deleted; they begin with a dot."""
+"""Suffix of a file or folder that is being written or deleted; its name also starts with a dot."""
 
 
 def partial_name(path: str | Path) -> Path:
-    """Where `path` is written before it takes its name, beside it."""
+    """The temporary name beside `path` under which it is written."""
     path = Path(path)
     return path.with_name(f".{path.name}{PARTIAL}")
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A path to write instead of `path`, which it replaces at the end; whatever interrupts leaves `path` as it was."""
+    """A temporary path that replaces `path` on success; an interruption leaves `path` unchanged."""
     path = Path(path)
-    # several processes, and threads of one, may write one cache
+    # several processes and threads may write the same cache file
     partial = partial_name(path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}"))
     try:
         yield partial
@@ -39,7 +39,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         partial.replace(path)
         sync(path.parent)
     except OSError as error:
-        # a full disk does not say what was being written
+        # a full-disk error does not name the file
         error.filename = error.filename or str(path)
         raise
     finally:
@@ -48,7 +48,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(partial: Path) -> Iterator[None]:
-    """Turn what a full disk, a limit or a folder that is gone does to writing into an InputError; `partial` goes."""
+    """Turn a failed write (full disk, quota, missing folder) into an InputError, and delete `partial`."""
     try:
         yield
     except OSError as error:
@@ -56,7 +56,7 @@ def writing(partial: Path) -> Iterator[None]:
         where = error.filename or partial.parent
         raise InputError(f"cannot write {where}: {error.strerror or error}") from error
     except Exception as error:
-        # safetensors and torch have errors of their own for these
+        # safetensors and torch raise their own exceptions for a failed write
         if type(error).__name__ != "SafetensorError" and "inline_container" not in str(error):
             raise
         delete_tree(partial)
@@ -64,7 +64,7 @@ def writing(partial: Path) -> Iterator[None]:
 
 
 def write_text(path: str | Path, text: str):
-    """Write a file whole or not at all."""
+    """Write a file completely or not at all."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
@@ -79,9 +79,9 @@ def sync(path: str | Path):
 
 
 def write_manifest(folder: str | Path, names: Iterable[str] | None = None, written: float | None = None):
-    """Write the manifest of files in `folder`, by default all: they are synced and hashed first.
+    """Sync and hash the files `names` in `folder` (default: all), then write their manifest.
 
-    `written` is when, in seconds since 1970; default now.
+    `written` is the time in seconds since 1970, by default now.
     """
     folder = Path(folder)
     if names is None:
@@ -99,7 +99,7 @@ def write_manifest(folder: str | Path, names: Iterable[str] | None = None, writt
 
 
 def read_manifest(folder: str | Path) -> dict | None:
-    """{"version", "written" (seconds since 1970), "files": {name: {"bytes", "sha256"}}}; None without a valid one."""
+    """{"version", "written" (seconds since 1970), "files": {name: {"bytes", "sha256"}}}; None if absent or invalid."""
     try:
         manifest = json.loads(Path(folder, MANIFEST).read_text(encoding="utf-8"))
         files = {
@@ -112,11 +112,11 @@ def read_manifest(folder: str | Path) -> dict | None:
 
 
 def find_damage(folder: str | Path, names: Container[str] | None = None) -> str | None:
-    """What is wrong with `folder`, or `names` in it, by its manifest, as the end of a sentence; None: it is whole."""
+    """Check `folder` (or only `names`) against its manifest; returns the end of an error message, None if intact."""
     manifest = read_manifest(folder)
     if manifest is None:
         there = Path(folder, MANIFEST).exists()
-        return f"its {MANIFEST} is damaged" if there else f"it has no {MANIFEST}: its writing was cut short"
+        return f"its {MANIFEST} is damaged" if there else f"it has no {MANIFEST}: it was not written to the end"
     for name, entry in manifest["files"].items():
         if names is not None and name not in names:
             continue
@@ -127,14 +127,14 @@ def find_damage(folder: str | Path, names: Container[str] | None = None) -> str 
             if path.stat().st_size != entry["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes, not {entry['bytes']}"
             if _digest(path) != entry["sha256"]:
-                return f"{name} is not what was written: its checksum differs"
+                return f"{name} was changed or damaged: its checksum differs"
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
     return None
 
 
 def settle_folder(partial: Path, folder: Path):
-    """Rename a complete folder to its final name, replacing one of that name."""
+    """Rename a complete folder to its final name, replacing any folder there."""
     write_manifest(partial)
     if folder.exists():
         delete_folder(folder)
@@ -151,7 +151,7 @@ def delete_tree(path: Path):
 
 
 def delete_folder(folder: Path):
-    """Delete a folder; an interruption leaves nothing under its name."""
+    """Delete a folder; if interrupted, nothing is left under its name."""
     doomed = partial_name(folder.with_name(f"{folder.name}.deleted"))
     delete_tree(doomed)
     folder.replace(doomed)
@@ -159,7 +159,7 @@ def delete_folder(folder: Path):
 
 
 def delete_partials(folder: Path):
-    """Delete leftovers of interrupted writes and deletions in `folder`."""
+    """Delete what interrupted writes and deletions left in `folder`."""
     for path in folder.glob(f".*{PARTIAL}"):
         if path.is_dir():
             delete_tree(path)

@@ -1,8 +1,8 @@
-"""The exception for mistakes that a user can mend, and the warning for what may be one."""
+"""The exception for mistakes that a user can fix, and the warning for input that may be one."""
 
 
 class InputError(ValueError):
-    """Wrong input: a file, a column, a name, a size. One line says what and where; the CLI exits with 2."""
+    """Wrong input: a file, a column, a name, a size. The message is one line (what, where); the CLI exits with 2."""
 
 
 class RankInputError(InputError):
@@ -10,9 +10,9 @@ class RankInputError(InputError):
 
 
 class InputWarning(UserWarning):
-    """Input that is taken, but may not mean what it says; the CLI shows it as one line."""
+    """Input that is accepted but may be a mistake; the CLI shows it as one line."""
 
 
 def in_one_line(error: BaseException) -> str:
-    """The message of an error, or its class where it has none."""
+    """An error's message in one line, or its class if it has none."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""One experiment: typed settings in, a run's folder out. `train.py`, `benchmark` and M4 all go through here."""
+"""One experiment: typed settings in, a run's folder out. `train.py`, the benchmark and M4 all go through it."""
 
 import functools
 import logging
@@ -44,30 +44,30 @@ class Outcome:
 
     folder: RunFolder
     metrics: dict[str, Any]
-    """What `metrics.json` holds (`RunFolder.write_metrics`); {} on other ranks than the first."""
+    """What `metrics.json` holds (`RunFolder.write_metrics`); {} on every rank but the first."""
     model: LlataForPrediction
     picture: Path | None
-    """None where there is no matplotlib."""
+    """None without matplotlib."""
 
 
 def train(dataset: str = "Metro", **settings: Any) -> Outcome:
-    """Train a forecaster on a data set's name or a CSV, as `python train.py --dataset ...` does.
+    """Train a forecaster on a named dataset or a CSV file, as `python train.py --dataset ...` does.
 
     >>> outcome = train("my.csv", prediction_length=24, max_steps=200)
     >>> Forecaster.from_pretrained(outcome.folder.path).predict_df(read_csv("my.csv"))
 
     Args:
         dataset: as `--dataset`.
-        **settings: any option of `train.py` by its name; the data set's preset and the defaults fill the others.
+        **settings: options of `train.py` by name; the dataset's preset and the defaults supply the rest.
 
     Raises:
-        InputError: an unknown setting, a value outside its range, data that cannot be read, a folder that holds a run.
+        InputError: an unknown setting, a value out of range, unreadable data, or a folder that already holds a run.
     """
     return run_experiment(*choose_settings({"dataset": dataset} | settings))
 
 
 def train_on_panel(panel: Panel, **settings: Any) -> Outcome:
-    """Train on all but the last rows of a panel's items, which validate: as `train`, of whose settings it takes any."""
+    """As `train`, with the same settings, on a panel: the last rows of each item are held out for validation."""
     model, data, training = choose_settings({"dataset": panel.name} | settings)
     data.id_column, data.date_column, data.target = panel.id_column, panel.timestamp_column, list(panel.targets)
     if data.held_out_ids:
@@ -85,13 +85,13 @@ def run_experiment(
 ) -> Outcome:
     """Read the data, train on its windows, score every test window once, and write the run's folder.
 
-    Every rank calls it; the first one logs what the model and the folder are. `task` is read from the data unless it is
-    given.
+    Every rank calls it; the first logs the model's description and the folder. `task` defaults to the one that the data
+    settings describe.
 
     Raises:
-        InputError: what the settings ask for cannot be had; nothing is written then.
+        InputError: the settings cannot be met; nothing has been written then.
     """
-    # a run is found again from any folder, and finds what it was made of
+    # absolute paths let the run find its data again from any working directory
     data = replace(
         data,
         dataset=settled_dataset(data.dataset),
@@ -113,7 +113,7 @@ def run_experiment(
         trained = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         seconds, speed = time.perf_counter() - start, trainer.throughput.summary()
         learned = weigh_learned_part(trainer, seconds)
-        # before what may still fail: the run can forecast from here on
+        # save before any step that may still fail: from here on the run can forecast
         _save(trainer, folder, task, data)
         calibration = _calibrate(trainer, folder, task, linear_start, learned)
         test = task.test(trainer)
@@ -126,9 +126,9 @@ def run_experiment(
             return Outcome(folder, {}, trainer.model, None)
         baselines, forecasts = task.baselines()
         without = None
-        # a corpus is trained on for as long as there is money
+        # a corpus is trained on for as long as the budget lasts, so the comparison would double the cost
         if learned is not None and learned.share and not isinstance(task, CorpusTask):
-            _log.info("the same training without the language model follows, to tell whether that is what helped")
+            _log.info("repeating the training without the language model, to tell whether it is what helped")
             without = learned_without_language_model(trainer)
         metrics = {
             "dataset": data.corpus or data.dataset,
@@ -171,7 +171,7 @@ def _task(model: ModelSettings, data: DataSettings, training: ForecastTrainingAr
 def _prepare(
     task: Task, claim: Claim, model: ModelSettings, data: DataSettings, training: ForecastTrainingArguments
 ) -> tuple[ForecastTrainer, LinearStart | None]:
-    """A new model and its Trainer, ready to start; writes the run's settings into its folder."""
+    """Build a new model and its Trainer, and write the run's settings into its folder."""
     check_losses(task, model)
     set_seed(training.seed)
     mixture = task.mixture.description() if isinstance(task, CorpusTask) else None
@@ -179,7 +179,7 @@ def _prepare(
     sizes = None if encoding is None else encoding.sizes
     config = LlataConfig(**asdict(model), num_channels=len(task.columns), covariates=sizes)
     if training.checkpointing and not config.has_language_model:
-        raise InputError(f"gradient_checkpointing: ablation {config.ablation} has no blocks whose activations it drops")
+        raise InputError(f"gradient_checkpointing: ablation {config.ablation} has no backbone blocks to checkpoint")
     forecaster = LlataForPrediction.from_backbone(config, frozen_dtype=training.compute_dtype)
     if training.resume_from_checkpoint:
         check_resumes(forecaster.config, data, training.resume_from_checkpoint)
@@ -190,7 +190,7 @@ def _prepare(
         linear_start = task.start(forecaster)
     else:
         load_initial(forecaster, training.init)
-    # more channels than the backbone has positions: found before anything is written
+    # reject more channels than the backbone has positions before anything is written
     forecaster.check_shapes(task.splits.train[0]["past_values"][None])
     trainer = ForecastTrainer(forecaster, training, task.splits, task.columns)
 
@@ -211,7 +211,7 @@ def _description(trainer: ForecastTrainer, counts: dict[str, int]) -> list[str]:
 
 
 def _save(trainer: ForecastTrainer, folder: RunFolder, task: Task, data: DataSettings):
-    """Write what a forecast needs into the run's folder, the manifest last; every rank calls it."""
+    """Write the files that a forecast needs into the run's folder, the manifest last; every rank calls it."""
     partial = partial_name(folder / "model")
     with writing(partial):
         trainer.save_model(str(partial))
@@ -233,9 +233,10 @@ def _calibrate(
     start: LinearStart | None,
     learned: LearnedShare | None,
 ) -> Calibration | None:
-    """Calibrate quantiles on the validation windows, and keep that in the run; every rank calls it.
+    """Calibrate quantiles on the validation windows and save the result in the run; every rank calls it.
 
-    Behind a start's other origins nothing is known of what was learned: it is taken to change errors as in validation.
+    Errors of the learned part are unknown at the linear start's earlier origins; they are assumed to change as they do
+    in validation.
     """
     if not calibrates(task):
         return None
@@ -282,7 +283,7 @@ def _fan(
     observed: torch.Tensor,
     covariates: dict[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Ends of the 80 and 50 percent intervals of lookbacks [B, L, C], each [B, H, C], lower before upper."""
+    """Bounds of the 80 and 50 percent intervals for lookbacks [B, L, C]: each [B, H, C], lower before upper."""
     config, device = trainer.model.config, trainer.args.device
     past, observed = past.to(device), observed.to(device)
     units, outputs = run_windows(
@@ -295,7 +296,7 @@ def _fan(
 
 
 def forecast_of(model: LlataForPrediction) -> Forecast:
-    """A trained model as a function of standardised windows."""
+    """Wrap a trained model as a function of standardised windows."""
 
     @torch.inference_mode()
     def forecast(past, observed):

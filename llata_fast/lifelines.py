@@ -1,8 +1,8 @@
-"""A connection of every rank to the first one, by which all learn at once that one of them has died.
+"""A connection from every rank to the first, so that all ranks learn at once when one of them dies.
 
-A rank that dies leaves the others where they wait for it, with some backends for half an hour. The kernel closes a
-dead process's connections, however it died; of a machine that is gone, keep-alive tells within a minute. They are made
-before anything else that ranks do together, so that the meeting of the process group is watched, too.
+When a rank dies, the others keep waiting for it, with some backends for half an hour. The kernel closes the connections
+of a dead process, however it died, and keep-alive detects a lost machine within a minute. Ranks connect before their
+first collective, so the rendezvous of the process group is watched, too.
 """
 
 import datetime
@@ -20,31 +20,31 @@ from torch import distributed
 _log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 10
-"""How long a rank may take to end by itself once another one has failed, before it is ended."""
+"""How long a rank may take to end by itself after another one has failed, before it is killed."""
 MISSED_SECONDS = 30
-"""After so long a rank that has not come is named."""
+"""After this long, a rank that has not connected is named in the log."""
 MEETING_SECONDS = 300
-"""After so long it is given up: nothing tells one that died before it came from a machine that is slow to start."""
+"""After this long, the job ends: a rank that died before connecting looks the same as a slow machine."""
 _LEAVE_SECONDS = 40
 _CLOSE_SECONDS = 5
 _CONNECT_SECONDS = 20
-# a wait inside torch sees no signal
+# no signal is handled while torch waits
 _TRY_SECONDS = 10
-# seconds without traffic, between probes, and how many go unanswered: 40 s in all
+# idle seconds, seconds between probes, number of unanswered probes: 40 s in all
 _KEEPALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 _MEETING = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def several_started() -> bool:
-    """Whether a launcher has started this process as one of several ranks, and says where they meet."""
+    """Whether a launcher started this process as one of several ranks and told it where they meet."""
     return all(os.environ.get(name) for name in _MEETING) and int(os.environ["WORLD_SIZE"]) > 1
 
 
 class Lifelines:
-    """What one rank holds of them. Every rank makes it, where `several_started`, before it joins the others.
+    """One rank's connections. If `several_started`, every rank creates them before it joins the process group.
 
-    Who dies is named in the log, by the first rank of each machine that is left, and the others end with 1, after
-    GRACE_SECONDS if their main threads have not done so. A rank that ends early, and says why, takes them along.
+    The first surviving rank of each machine logs which rank died. The others exit with code 1, and are killed if their
+    main threads have not ended after GRACE_SECONDS. A rank that reports its own error and ends early ends them, too.
     """
 
     def __init__(self):
@@ -67,24 +67,24 @@ class Lifelines:
             self._connect(*json.loads(self._store.get("first")))
 
     def _open_store(self) -> "distributed.Store":
-        """The store at which the process group will meet, too; torchrun's launcher holds it, or else the first rank."""
+        """The store of the process group's rendezvous, held by torchrun's launcher or else by the first rank."""
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         first = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        # what torch itself opens later joins a server of this process's
+        # stores that torch opens later share this process's server
         options = {"is_master": first, "multi_tenant": True, "wait_for_workers": False}
         missed = False
         while True:
             with suppress(distributed.DistError):
                 store = distributed.TCPStore(host, port, self.size, timeout=_seconds(_TRY_SECONDS), **options)
                 store.set_timeout(_seconds(self._time_left()))
-                # a launcher that starts its ranks anew keeps the store
+                # a launcher that restarts its ranks keeps the store, hence a prefix for each restart
                 return distributed.PrefixStore(f"lifelines {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
             if self._time_left() <= 0:
-                _log.error(f"rank 0 has not come to {host}:{port} within {MEETING_SECONDS} s: the job ends")
+                _log.error(f"rank 0 did not appear at {host}:{port} within {MEETING_SECONDS} s: the job ends")
                 raise SystemExit(1)
             if not missed and self._time_left() < MEETING_SECONDS - MISSED_SECONDS:
                 missed = True
-                _log.error(f"{self.name} waits for rank 0 at {host}:{port}")
+                _log.error(f"{self.name} is waiting for rank 0 at {host}:{port}")
 
     def _time_left(self) -> float:
         return self._until - time.monotonic()
@@ -96,9 +96,9 @@ class Lifelines:
                 waited = MEETING_SECONDS - self._time_left()
                 if waited > MISSED_SECONDS and not missed:
                     missed = True
-                    _log.error(f"{self.name} waits for {_ranks(missing)}")
+                    _log.error(f"{self.name} is waiting for {_ranks(missing)}")
                 if waited > MEETING_SECONDS:
-                    self._end(f"{_ranks(missing)} has not come within {MEETING_SECONDS} s", 1)
+                    self._end(f"{_ranks(missing)} did not connect within {MEETING_SECONDS} s", 1)
                     break
                 listener.settimeout(1)
                 with suppress(OSError, ValueError):
@@ -114,7 +114,7 @@ class Lifelines:
         threading.Thread(target=accept, daemon=True, name="lifelines").start()
 
     def _missing(self) -> list[int]:
-        """Ranks that have yet to come; the first one asks."""
+        """Ranks that have not connected yet; only the first rank asks."""
         if self._left.is_set() or self.lost.is_set():
             return []
         ranks = [rank for rank in range(1, self.size) if rank not in self._peers]
@@ -128,7 +128,7 @@ class Lifelines:
             peer = socket.create_connection(address, timeout=_CONNECT_SECONDS)
             peer.sendall(f"{token} {self.rank} {self.name}\n".encode())
         except OSError as error:
-            # the first rank may hold the store, too
+            # if the first rank holds the store, it is gone with that rank
             try:
                 self._store.set(f"goes without {self.rank}", "")
             except distributed.DistError:
@@ -173,19 +173,19 @@ class Lifelines:
             self._left.set()
 
     def _end(self, why: str | None, status: int):
-        """This job cannot go on; `why` names who died, None: a rank has said itself why it ended."""
+        """End this rank, as the job cannot go on: `why` names the rank that died, None if a rank reported an error."""
         with self._lock:
             if self.lost.is_set():
                 return
             self.lost.set()
-        # the first local rank speaks for its machine
+        # the first local rank reports for its machine
         if why and (self.rank == 0 or os.environ.get("LOCAL_RANK", "0") == "0" or why.startswith("rank 0 ")):
             _log.error(f"{why}: the job ends")
         if self.rank == 0:
             self._tell(f"died {why}" if why else f"ended {status}")
         threading.Event().wait(GRACE_SECONDS)
         if not self._left.is_set():
-            # the main thread is in a collective that nobody will answer
+            # the main thread is stuck in a collective that will never complete
             os._exit(status)
 
     def _tell(self, line: str):
@@ -194,7 +194,7 @@ class Lifelines:
                 peer.sendall(f"{line}\n".encode())
 
     def leave(self):
-        """Wait up to _LEAVE_SECONDS for the others to leave; from here on a closed connection is no death."""
+        """Wait up to _LEAVE_SECONDS for the others to leave; from here on, a closed connection is not a death."""
         if self.rank != 0:
             self._tell("bye")
         self._left.wait(_LEAVE_SECONDS)
@@ -203,16 +203,16 @@ class Lifelines:
         self._left.set()
 
     def end_early(self, status: int):
-        """End the others, which cannot go on without this rank: it ends with `status` and reports why itself."""
+        """Tell the other ranks to end: this one exits with `status` and reports the reason itself."""
         until = time.monotonic() + _CONNECT_SECONDS
         while self.rank == 0 and self._missing() and time.monotonic() < until:
-            # who has not come yet would wait for it
+            # a rank that connects later would wait forever, so wait for it here
             time.sleep(0.1)
         self._tell(f"ended {status}")
         self._left.set()
 
     def close(self):
-        """End the connections; the first rank waits for the others to do so, as it may hold the store they met at."""
+        """Close the connections; the first rank waits for the others to close theirs, as it may hold the store."""
         for peer in self._peers.values():
             with suppress(OSError):
                 peer.shutdown(socket.SHUT_WR)

@@ -1,4 +1,4 @@
-"""A linear forecast of the lookback: fitted in closed form, and added to what the language model forecasts."""
+"""Linear forecasts of the lookback, fitted in closed form: a baseline, and a part added to the model's forecast."""
 
 import contextlib
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 class LeastSquares:
-    """Ridge regression from L values to H: one map for all channels, or one for each.
+    """Ridge regression from L values to H, with one map for all channels or one per channel.
 
-    Solved in closed form in float64: the exact minimum, no seed, no schedule. Windows with a missing target are left
-    out. Toner and Darlow (arXiv 2403.14587) show that the linear forecasters of the literature are all this model.
+    Solved in closed form in float64: the exact minimum, without seed or schedule. Windows with a missing target are
+    left out. Toner and Darlow (arXiv 2403.14587) show that the published linear forecasters are all this model.
 
-    A fitted one is a function of past values [B, L, C] and their observed mask -> forecast [B, H, C].
+    Once fitted, an instance maps past values [B, L, C] and their observed mask to a forecast [B, H, C].
     """
 
     def __init__(
@@ -27,17 +27,17 @@ class LeastSquares:
         centred: bool = True,
         unit: Literal["deviation", "level"] | None = None,
     ):
-        """How the maps are fitted.
+        """Choose how the maps are fitted.
 
         Args:
-            per_channel: a map for each channel: the one for all plus what ridge regression finds beyond it in the
-                channel's windows. A large ridge leaves the one for all.
+            per_channel: fit one map per channel: the shared map plus a ridge regression on its residuals in that
+                channel. A large ridge leaves the shared map alone.
             ridge: the penalty.
-            centred: the map sees a window minus its mean. Otherwise it sees the window and a constant: DLinear (arXiv
-                2205.13504), whose two linear layers, on a moving average and on what it leaves, can be any one linear
-                map and nothing else.
-            unit: what a window is measured in, for series of different sizes: the standard deviation of its lookback
-                or the size of its mean.
+            centred: the map sees a window minus its mean. If False, it sees the window and a constant, as in DLinear
+                (arXiv 2205.13504): its two linear layers, on a moving average and on the remainder, can represent any
+                single linear map and nothing else.
+            unit: scale of a window, for series of different sizes: the standard deviation of its lookback, or the
+                absolute value of its mean.
         """
         if unit == "deviation" and not centred:
             raise ValueError("unit 'deviation' is for centred windows: a constant has none")
@@ -48,7 +48,7 @@ class LeastSquares:
         self.weight: Tensor
 
     def fit(self, train: Any, batch_size: int = 1024) -> "LeastSquares":
-        """Learn from every window of `train`, made by `llata_fast.data`.
+        """Fit on every window of `train`, a dataset from `llata_fast.data`.
 
         Sets `shared` [L, H] (L + 1 rows unless centred) and `weight` [C, L, H], float64.
         """
@@ -73,17 +73,17 @@ class LeastSquares:
 
     def __call__(self, past: Tensor, observed: Tensor) -> Tensor:
         inputs, mean, unit = self._inputs(past, observed)
-        # a map for all channels is one for those of another series, too
+        # the shared map also serves a series with another number of channels
         weight = self.weight if self.per_channel else self.weight[:1].expand(inputs.shape[2], -1, -1)
         return torch.einsum("blc,clh->bhc", inputs, weight).to(past.dtype) * unit + mean
 
     def _inputs(self, past: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the map reads [B, L, C] or [B, L + 1, C], float64, and the windows' level and unit [B, 1, C]."""
+        """The map's inputs [B, L, C] or [B, L + 1, C], float64, and the windows' mean and unit [B, 1, C]."""
         filled = fill_with_mean(past, observed)
         mean = filled.mean(1, keepdim=True)
         unit = torch.ones_like(mean)
         if self.unit == "deviation":
-            # the least that instance norm divides by
+            # the same lower bound as in the instance norm
             unit = (filled.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
         elif self.unit == "level":
             unit = torch.where(mean == 0, 1, mean.abs())
@@ -93,14 +93,14 @@ class LeastSquares:
 
 
 def solve_ridge(gram: Tensor, moment: Tensor, penalty: float) -> Tensor:
-    """Sums of squares [..., L, L] and products [..., L, H] -> maps [..., L, H]."""
+    """Sums of squares [..., L, L] and cross products [..., L, H] -> maps [..., L, H]."""
     penalties = penalty * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    # not linalg.solve: MKL's LU of several matrices fails in a process that DeepSpeed has started
+    # not linalg.solve: MKL's batched LU fails in a process started by DeepSpeed
     return torch.cholesky_solve(moment, torch.linalg.cholesky(gram + penalties))
 
 
 def fill_with_mean(past: Tensor, observed: Tensor) -> Tensor:
-    """Lookbacks [B, L, C] whose missing values are the mean of the window's others; 0 where there are none."""
+    """Lookbacks [B, L, C] with missing values replaced by the mean of the observed ones, or by 0 if there are none."""
     mean = (past * observed).sum(1, keepdim=True) / observed.sum(1, keepdim=True).clamp(min=1)
     return torch.where(observed, past, mean)
 
@@ -113,25 +113,25 @@ def level_inputs(past: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def deviation(past: Tensor, observed: Tensor) -> Tensor:
-    """Standard deviation [B, 1, C] of the observed values of lookbacks [B, L, C]; 0 where there are none."""
+    """Standard deviation [B, 1, C] of the observed values of lookbacks [B, L, C]; 0 if there are none."""
     filled = fill_with_mean(past, observed)
     squares = (filled - filled.mean(1, keepdim=True)).square().sum(1, keepdim=True)
     return (squares / observed.sum(1, keepdim=True).clamp(min=1)).sqrt()
 
 
 def _keep_share(skip: "LinearSkip", keys: Any):
-    """What a loaded share means for the learned part; a function by name, so that a model can be pickled."""
+    """Set `is_all` from a loaded share; a module-level function, so that the model can be pickled."""
     skip.keep(skip.learned_share.item())
 
 
 class LinearSkip(nn.Module):
     """A linear forecast of the normalised lookback: past_values [B, L, C] -> [B, C, H], fp32.
 
-    What the published method does not have: what is linear in a series (seasons, trends) is then not left to the
-    language model, as in the residual connection of TiDE (arXiv 2304.08424). It sees the lookback and the mean and
-    deviation that the instance norm takes away, so that a series can return to its level. With `num_channels` each
-    channel's map differs from the shared one by its own; a series of another number of channels is forecast by the
-    shared one. Nothing here is trained: `linear_start` chooses the maps, zero before.
+    The published method has no such part. It relieves the language model of what is linear in a series (seasons,
+    trends), like the residual connection of TiDE (arXiv 2304.08424). It reads the lookback plus the mean and deviation
+    that the instance norm removes, so that a forecast can return to the series' level. With `num_channels`, each
+    channel adds its own map to the shared one; a series with another number of channels uses the shared map alone.
+    Nothing here is trained: `linear_start` chooses the maps, which are zero until then.
     """
 
     shared: Tensor
@@ -143,17 +143,17 @@ class LinearSkip(nn.Module):
         sizes = (context_length + 2, prediction_length)
         self.register_buffer("shared", torch.zeros(*sizes))
         self.register_buffer("own", torch.zeros(num_channels, *sizes) if num_channels else None)
-        # of what is learned beside it, in the forecast
+        # share of the learned part in the forecast
         self.register_buffer("learned_share", torch.ones(()))
         self.is_all = False
         self.register_load_state_dict_post_hook(_keep_share)
-        # what covariates add, of a model that has some
+        # the covariates' effect, in a model that has covariates
         self.covariates: LinearCovariates | None = None
 
     def keep(self, share: float):
-        """Take `share` of what is learned beside it; of none, `is_all`, the language model need not run."""
+        """Use this share of the learned part; with share 0 (`is_all`), the language model need not run."""
         self.learned_share.fill_(share)
-        # not read from the buffer at every batch, which would wait for a GPU
+        # reading the buffer in every batch would wait for the GPU
         self.is_all = share == 0
 
     def forward(
@@ -166,14 +166,14 @@ class LinearSkip(nn.Module):
         series_scale: Tensor,
         *covariates: Tensor | None,
     ) -> Tensor:
-        """loc and scale [B, C] are those of `past_values`; the level is read from those of the series.
+        """loc and scale [B, C] are those of `past_values`; `series_loc` and `series_scale` are in the series' units.
 
-        `covariates` of past and future as the model takes them, of one that has some; without them no effect of them.
+        `covariates` are past and future ones, as for the model; without them their effect is left out.
         """
         normalised = (past_values.float() - loc[:, None]) / scale[:, None]
         if observed_mask is not None:
             normalised = normalised.masked_fill(~observed_mask, 0)
-        # a constant window is forecast by its level alone
+        # a constant window is forecast from its level alone
         unit = 1 / torch.where(series_scale > 0, series_scale, torch.inf)
         with _without_autocast(past_values.device.type):
             forecast = self._forecast(torch.cat((normalised, (series_loc * unit)[:, None], unit[:, None]), 1))
@@ -185,7 +185,7 @@ class LinearSkip(nn.Module):
         return any((maps[..., -2:, :] != 0).any().item() for maps in (self.shared, self.own) if maps is not None)
 
     def alone(self, past: Tensor, observed: Tensor, *covariates: Tensor | None) -> Tensor:
-        """The forecast [B, H, C] of standardised lookbacks [B, L, C] without what is learned."""
+        """The forecast [B, H, C] of standardised lookbacks [B, L, C] without the learned part."""
         inputs, mean = level_inputs(past, observed)
         forecast = mean + self._forecast(inputs.float()).transpose(1, 2)
         if self.covariates is None:
@@ -202,8 +202,8 @@ class LinearSkip(nn.Module):
 
 
 def _without_autocast(device_type: str):
-    """The level and a season's weights are what bf16 has too few digits for; what lies behind does not mend it."""
-    # the meta device, for one, knows no autocast
+    """Disable autocast: bf16 has too few digits for the level and a season's weights."""
+    # some devices, such as meta, do not support autocast
     if not torch.amp.is_autocast_available(device_type):
         return contextlib.nullcontext()
     return torch.autocast(device_type, enabled=False)

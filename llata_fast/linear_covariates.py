@@ -1,12 +1,12 @@
-"""A linear effect of covariates on what a linear forecast leaves: ridge on the residuals, as TimesFM offers it.
+"""A linear effect of covariates, fitted by ridge regression on the residuals of a linear forecast.
 
     forecast += deviation of the lookback * sum_f weight[c, f, h] * feature[f, h]
 
-A known covariate's feature is its value at the step less its mean in the lookback, a past one's its last value
-likewise, the same for every step; each category is a feature of its own. A number is a second one in deviations of its
-own lookback: where it drives the series, it is what the lookback's deviation comes from. All steps share a weight, and
-each has what a stronger ridge finds beyond it; of no effect, the shared one and several ridges, validation chooses.
-Forecast and effect are fitted in turn, each on what the other leaves. Idea: TimesFM's covariates,
+The feature of a known covariate is its value at the step minus its mean in the lookback. A past covariate uses its last
+value instead, at every step. Each category is a feature of its own. A number gives a second feature, in units of its
+deviation in the lookback: if it drives the series, it also causes the series' deviation. All steps share a weight, and
+each step may add a correction under a stronger ridge. Validation chooses between no effect, the shared weight and
+several ridges. Forecast and effect are fitted in turn, each on the residuals of the other. Idea: TimesFM's covariates,
 https://github.com/google-research/timesfm (Apache-2.0).
 
 Letters: B windows, L lookback, H horizon, C channels, F features.
@@ -22,36 +22,36 @@ from .covariate_tokens import Sizes, moving
 from .linear import LeastSquares, deviation, solve_ridge
 
 MOST_CATEGORIES = 64
-"""Columns of more have no features."""
+"""A column with more categories gets no features."""
 
 _BATCH = 256
 
 LEAST_DEVIATION = 0.1
-"""Of a lookback, in units of the covariate, that a number is divided by."""
+"""Lower bound of a lookback's deviation, in units of the covariate, where a number is divided by it."""
 
 RIDGE_BASELINE = "ridge_covariates"
-"""The name of `RidgeOnResiduals` among the baselines."""
+"""Name of `RidgeOnResiduals` among the baselines."""
 
 RIDGE, STEP_RIDGES = 10.0, (30.0, 300.0, 3000.0)
-"""Penalties on a shared weight, and on what a step's has beyond it, in windows."""
+"""Penalties, in windows, on the shared weight and on each step's correction to it."""
 
 ROUNDS = 2
-"""How often forecast and effect are fitted in turn."""
+"""How many times forecast and effect are fitted in turn."""
 
 
 class Residuals(NamedTuple):
-    """What a forecast of windows left."""
+    """Residuals of a forecast of windows."""
 
     past: Tensor | None
-    """[B, L, K] covariates, and of the known ones the future [B, H, K']; None where there are none."""
+    """[B, L, K] past values of all covariates and [B, H, K'] future values of the known ones; None without any."""
     future: Tensor | None
     errors: Tensor
-    """[B, H, C], NaN where nothing was observed, and in the same units the lookbacks' deviations [B, C]."""
+    """[B, H, C], NaN where nothing was observed; `deviations` [B, C] are the lookbacks', in the same units."""
     deviations: Tensor
 
 
 class LinearCovariates(nn.Module):
-    """The effect that `fit` finds; none before."""
+    """The effect found by `fit`, zero until then."""
 
     weight: Tensor
 
@@ -62,7 +62,7 @@ class LinearCovariates(nn.Module):
         self.register_buffer("weight", torch.zeros(num_channels, features, prediction_length))
 
     def forward(self, past: Tensor | None, future: Tensor | None) -> Tensor:
-        """past [B, L, K], future [B, H, known] -> [B, C, H] in deviations of the lookbacks, fp32."""
+        """past [B, L, K], future [B, H, known] -> [B, C, H], in deviations of the lookbacks, fp32."""
         features = self.features(past, future)
         return torch.einsum("bhf,cfh->bch", features.to(self.weight.dtype), self.weight).float()
 
@@ -71,7 +71,7 @@ class LinearCovariates(nn.Module):
         return self(*moving(inputs)).transpose(1, 2)
 
     def features(self, past: Tensor | None, future: Tensor | None) -> Tensor:
-        """[B, H, F] in the precision of `past`; 0 where the value of the step is missing."""
+        """[B, H, F] in the precision of `past`; 0 where the step's value is missing."""
         assert past is not None
         H = self.weight.shape[-1]
         parts = []
@@ -95,7 +95,7 @@ class LinearCovariates(nn.Module):
 
     @torch.no_grad()
     def fit(self, train: Callable[[], Iterator[Residuals]], validation: Callable[[], Iterator[Residuals]]):
-        """Find the effect on the residuals of training windows, and how much of it validation bears out."""
+        """Fit the effect on the residuals of training windows; validation chooses how much of it to keep."""
         candidates = _solve(self, train)
         errors = torch.zeros(len(candidates), dtype=torch.float64)
         for part in validation():
@@ -107,7 +107,7 @@ class LinearCovariates(nn.Module):
 
 
 class RidgeOnResiduals:
-    """The baseline with the same information: a least-squares map of the lookback, and the effect on what it leaves.
+    """The covariate baseline: a least-squares map of the lookback, plus the effect fitted on its residuals.
 
     A function of past values [B, L, C], their observed mask and covariates by name -> forecast [B, H, C].
     """
@@ -115,7 +115,7 @@ class RidgeOnResiduals:
     takes_covariates = True
 
     def __init__(self, sizes: Sizes, train: Any, validation: Any):
-        """Fitted on windows of a panel with covariates of these `sizes`."""
+        """Fit on windows of a panel whose covariates have these `sizes`."""
         C = train[0]["past_values"].shape[-1]
         self.effect = LinearCovariates(sizes, train.prediction_length, C)
         for _ in range(ROUNDS):
@@ -136,13 +136,13 @@ class RidgeOnResiduals:
 
 
 def _solve(part: LinearCovariates, train: Callable[[], Iterator[Residuals]]) -> Tensor:
-    """Weights [candidates, C, F, H], float64: of no effect, of one that all steps share, and of each of STEP_RIDGES."""
+    """Weights [candidates, C, F, H], float64: no effect, one shared by all steps, and one for each of STEP_RIDGES."""
     gram: Tensor | float = 0.0
     moment: Tensor | float = 0.0
     for windows in train():
         features = part.features(windows.past, windows.future).double()
         observed = ~windows.errors.isnan()
-        # a window whose lookback hardly moves says little of an effect in its deviations
+        # a window whose lookback hardly varies says little about an effect in units of its deviation
         weights = windows.deviations[:, None].double() * observed  # [B, H, C]
         errors = windows.errors.double().nan_to_num(nan=0.0)
         inputs = features.permute(1, 0, 2)[None] * weights.permute(2, 1, 0)[..., None]  # [C, H, B, F]
@@ -157,7 +157,7 @@ def _solve(part: LinearCovariates, train: Callable[[], Iterator[Residuals]]) -> 
 
 
 class WithoutEffect:
-    """Windows of a panel, their targets less an effect of their covariates."""
+    """Windows of a panel whose targets have a covariate effect subtracted."""
 
     def __init__(self, windows: Any, effect: LinearCovariates):
         self.windows, self.effect = windows, effect
@@ -184,12 +184,12 @@ class WithoutEffect:
 
 
 def _width(size: int) -> int:
-    """Features of a column."""
+    """Number of features of a column."""
     return 2 if size == 0 else size if size <= MOST_CATEGORIES else 0
 
 
 def _expanded(values: Tensor, size: int) -> Tensor:
-    """Values [B, steps] -> [B, steps, width], NaN where missing: a category has a column of its own."""
+    """Values [B, steps] -> [B, steps, width], NaN where missing; categories are one-hot."""
     if size == 0:
         return values[..., None]
     ones = (values[..., None] == torch.arange(1, size + 1, device=values.device)).to(values.dtype)
@@ -197,7 +197,7 @@ def _expanded(values: Tensor, size: int) -> Tensor:
 
 
 def _last(values: Tensor) -> Tensor:
-    """The last observed of values [B, L, width] -> [B, width]; NaN where there is none."""
+    """The last observed of the values [B, L, width] -> [B, width]; NaN if there is none."""
     steps = torch.arange(values.shape[1], device=values.device)[:, None]
     last = torch.where(values.isnan(), -1, steps).amax(1, keepdim=True).clamp(min=0)
     return values.gather(1, last)[:, 0]

@@ -1,4 +1,4 @@
-"""How the linear part of a forecaster is chosen: forms fitted in closed form, mixed by their errors at several origins.
+"""Choose the linear part of a forecaster: forms fitted in closed form, mixed by their errors at several origins.
 
 A linear forecast of a lookback is its mean plus a map of [lookback - mean, mean, 1]. The forms differ in three ways:
 one map for all channels or one for each, whether the level stays or returns to that of the training rows, and how much
@@ -36,7 +36,7 @@ BASELINES = {SHARED: "linear", OWN: "linear_per_channel", SHARED_RETURN: "dlinea
 _OF_CHANNELS = (OWN, OWN_RETURN, BASELINES[OWN])
 
 ORIGINS = (0.5, 0.6, 0.7, 0.8, 0.9)
-"""Shares of the training rows behind which an origin lies."""
+"""Origins, as shares of the training rows that lie before them."""
 
 RIDGES = (1e3, 1.0)
 """Penalties on what a map does beyond keeping the level, and on what a channel's map does beyond the shared one.
@@ -44,7 +44,7 @@ RIDGES = (1e3, 1.0)
 The last is the baselines' as well.
 """
 
-# windows that a fit sees, and that an origin is scored on, with so many of their steps; neighbours hardly differ
+# at most this many windows for a fit, windows and steps for a score; neighbouring windows hardly differ
 _FITTED, _SCORED, _STEPS, _ERRORS = 16384, 160, 24, 4096
 _BATCH = 256
 # windows of validation that baselines are compared on
@@ -54,7 +54,7 @@ _ROUNDS = 3
 
 
 class Origin(NamedTuple):
-    """What was measured behind an origin."""
+    """The mixture's score at one origin."""
 
     name: str
     windows: int
@@ -63,14 +63,14 @@ class Origin(NamedTuple):
 
 
 class Behind(NamedTuple):
-    """The windows behind an origin, and how far the truth lay from a start that was fitted on the rows before it."""
+    """The windows after an origin, and their errors under a start fitted on the rows before it."""
 
     past: Tensor
     """[N, L, C], NaN where missing."""
     errors: Tensor
     """[N, S, C]"""
     steps: Tensor
-    """[S], of the horizon."""
+    """[S], indices into the horizon."""
 
 
 @dataclass
@@ -78,26 +78,26 @@ class LinearStart:
     """A chosen linear forecast: mean + [lookback - mean, mean, 1] @ weight."""
 
     shared: Tensor
-    """[L + 2, H], fp32: for series of any channels."""
+    """[L + 2, H], fp32: the map for a series with any channels."""
     own: Tensor | None
-    """[C, L + 2, H]: what each channel's map has beyond it."""
+    """[C, L + 2, H]: each channel's correction to the shared map."""
     mixture: dict[str, float] = field(default_factory=dict)
-    """Shares of the forms, whatever their penalty."""
+    """Share of each form, summed over its penalties."""
     origins: list[Origin] = field(default_factory=list)
     yardstick: str = ""
     """The baseline that is best in validation."""
     seasonality: int = 1
     fitted_behind: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
-    """Of the origins in the training rows: windows behind it, map [C or 1, L + 2, S] of the rows before, and steps."""
+    """For each origin in the training rows: windows after it, map [C or 1, L + 2, S] of the rows before it, steps."""
 
     def __call__(self, past: Tensor, observed: Tensor) -> Tensor:
-        """Lookbacks [B, L, C] and what of them is observed -> forecasts [B, H, C], in the units of the windows."""
+        """Lookbacks [B, L, C] and their observed mask -> forecasts [B, H, C], in the units of the windows."""
         inputs, mean = level_inputs(past, observed)
         weight = self.shared if self.own is None else self.shared + self.own
         return mean + _mapped(inputs.float(), weight).to(past.dtype)
 
     def behind_origins(self, train: WindowDataset) -> list[Behind]:
-        """Errors behind the origins of the training windows, each of a forecast that knows the rows before it."""
+        """Errors after each origin in the training windows, of a start fitted on the rows before it."""
         found = []
         for indices, weight, steps in self.fitted_behind:
             past, future = train.stretches(indices.tolist())
@@ -130,12 +130,12 @@ def choose_start(
     """Fit the forms on `train` and mix them by their errors.
 
     Args:
-        train: windows as `llata_fast.data` makes them; origins lie in those of one series, which are in order.
-        validation: windows behind them; the last origin.
-        own: fit maps of each channel, too.
-        seasonality: steps of a season, repeated where the lookback holds one.
-        unit: "deviation": errors of a window count in its lookback's standard deviations and no level is returned to,
-            for series of different sizes.
+        train: windows as made by `llata_fast.data`; only those of a single series, which are in order, have origins.
+        validation: the windows after them; the last origin.
+        own: also fit one map per channel.
+        seasonality: steps per season, repeated if the lookback holds at least one.
+        unit: "deviation", for series of different sizes: a window's errors are in standard deviations of its lookback,
+            and no form returns to a level.
     """
     start = choose_of(measure_forms(train, validation, own=own, seasonality=seasonality, unit=unit))
     start.seasonality = seasonality
@@ -150,13 +150,13 @@ class Measured(NamedTuple):
     maps: list[Tensor]
     """Fitted on all training rows: [C or 1, L + 2, H], float64."""
     origins: list[tuple[str, int]]
-    """Name and number of windows scored, validation last."""
+    """Name and number of scored windows, validation last."""
     scored: list[Tensor]
     """Errors [F, M] behind each origin."""
     yardstick: int
     """The place of the baseline that is best in validation, in squared error."""
     before: list[tuple[Tensor, list[Tensor]]]
-    """Windows behind each origin but the last, and the maps fitted before it, for `_STEPS` steps."""
+    """For each origin but the last: windows after it, and the maps fitted before it for `_STEPS` steps."""
 
 
 def measure_forms(
@@ -167,7 +167,7 @@ def measure_forms(
     seasonality: int = 1,
     unit: Literal["deviation"] | None = None,
 ) -> Measured:
-    """Fit the forms behind every origin, with each of `RIDGES`, and score them; arguments as `choose_start`'s."""
+    """Fit every form with each of `RIDGES` before each origin and score it after; arguments as for `choose_start`."""
     forms = _Forms(own, seasonality, unit)
     origins, scored, fitted = [], [], []
     for name, before, behind in _origins(train):
@@ -192,7 +192,7 @@ def choose_of(measured: Measured, weigh: Callable[[list[str], list[Tensor], int]
     parts = dict.fromkeys(names, 0.0)
     for name, share in zip(names, shares.tolist(), strict=True):
         parts[name] += share
-    # what a channel's map has beyond the one for all: behind each form of own maps stands the shared one
+    # in the list, the shared form stands right before its per-channel form
     places = range(len(names))
     shared_of = [maps[place - 1] if names[place] in _OF_CHANNELS else maps[place] for place in places]
     shared = sum(shares[place] * shared_of[place][0] for place in places)
@@ -220,7 +220,7 @@ def start_linear_part(
     seasonality: int = 1,
     unit: Literal["deviation"] | None = None,
 ) -> LinearStart | None:
-    """Choose the model's linear skip, as `choose_start` does; None where it has none."""
+    """Choose the model's linear skip as `choose_start` does; None if it has none."""
     skip = model.skip
     if not isinstance(skip, LinearSkip):
         return None
@@ -243,7 +243,7 @@ def start_linear_part(
 
 
 def _residuals(skip: LinearSkip, windows: Any) -> Iterator[Residuals]:
-    """What the linear forecast leaves of windows of a panel, the effect of their covariates among it."""
+    """Residuals of the linear forecast on windows of a panel; they still contain the covariates' effect."""
     for part in _spread(range(len(windows)), _FITTED).split(_BATCH):
         batch = windows.__getitems__(part)
         past, level, scale = batch["past_values"], batch["window_level"], batch["window_scale"]
@@ -253,9 +253,9 @@ def _residuals(skip: LinearSkip, windows: Any) -> Iterator[Residuals]:
 
 
 def _origins(train: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Name, windows that end before it and windows that begin behind it, for each origin with enough of both."""
+    """Name, windows that end before it and windows that begin after it, for each origin with enough of both."""
     if not isinstance(train, WindowDataset):
-        # windows of several series are in no order
+        # windows of several series are not in order of time
         return
     L, H = train.context_length, train.prediction_length
     cuts = [int(len(train.values) * share) - L for share in ORIGINS]
@@ -268,13 +268,13 @@ def _origins(train: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
 
 
 def _spread(indices: range, most: int) -> Tensor:
-    """At most so many of them, evenly."""
+    """At most `most` of the indices, evenly spaced."""
     number = min(len(indices), most)
     return torch.linspace(indices[0], indices[-1], number, dtype=torch.float64).round().long()
 
 
 class _Forms:
-    """The forms and how they are fitted: names and maps [C or 1, L + 2, steps], float64."""
+    """The forms and how to fit them: names and maps [C or 1, L + 2, steps], float64."""
 
     def __init__(self, own: bool, seasonality: int, unit: str | None):
         self.own, self.seasonality, self.unit = own, seasonality, unit
@@ -300,7 +300,7 @@ class _Forms:
     def _moments(
         self, windows: Any, indices: Tensor, most_steps: int | None, maps: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Sums of squares of inputs [C or 1, L + 2, L + 2] and with targets [C or 1, L + 2, steps]."""
+        """Sums of squares of inputs [C or 1, L + 2, L + 2], and products with targets [C or 1, L + 2, steps]."""
         gram: Any = 0.0
         moment: Any = 0.0
         weights = complete_windows = 0.0
@@ -319,7 +319,7 @@ class _Forms:
             gram = gram + (weighted @ inputs).double()
             moment = moment + (weighted @ target).double()
             weights, complete_windows = weights + weight.sum().item(), complete_windows + complete.sum().item()
-        # the penalty is in windows of weight 1, as many as the indices stand for
+        # the penalty counts windows of weight 1, scaled to all the windows that the indices sample
         scale = (int(indices[-1]) + 1) / len(indices) * complete_windows / weights if weights else 1.0
         return gram * scale, moment * scale
 
@@ -356,7 +356,7 @@ class _Forms:
             yield errors[:, ~target.isnan()]
 
     def _batches(self, windows: Any, indices: Tensor, most_steps: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs [C, B, L + 2] and targets minus the lookback's mean [C, B, steps]."""
+        """Inputs [C, B, L + 2], and targets minus the lookback's mean [C, B, steps]."""
         for part in indices.split(_BATCH):
             batch = windows.__getitems__(part)
             past, future, level = batch["past_values"], batch["future_values"], batch.get("window_level")
@@ -364,7 +364,7 @@ class _Forms:
                 observed = batch.get("past_observed_mask", torch.ones_like(past, dtype=torch.bool))
                 past = fill_with_mean(past, observed)
                 level = past.mean(1)
-                # the least that instance norm divides by
+                # the same lower bound as in the instance norm
                 size = (past.var(1, correction=0) + 1e-5).sqrt()
                 past, future = past - level[:, None], future - level[:, None]
             else:
@@ -378,7 +378,7 @@ class _Forms:
 
 
 def _mapped(inputs: Tensor, weight: Tensor) -> Tensor:
-    """inputs [B, L + 2, C] by maps [L + 2, H], or one for each channel -> [B, H, C]."""
+    """inputs [B, L + 2, C] times maps [L + 2, H], or one map per channel -> [B, H, C]."""
     return torch.matmul(inputs.permute(2, 0, 1), weight).permute(1, 2, 0)
 
 

@@ -1,4 +1,4 @@
-"""The loss of one branch's forecast; both branches' are those of `kernels.forecast_losses`."""
+"""The loss of one branch's forecast; training computes both branches' at once by `kernels.forecast_losses`."""
 
 from torch import Tensor
 
@@ -12,17 +12,17 @@ __all__ = ["LOSSES", "check_loss", "forecast_loss"]
 def forecast_loss(kind: str, prediction: Tensor, target: Tensor, insample_scale: Tensor | None = None) -> Tensor:
     """Loss `kind` of prediction against target, both [B, H, C] -> fp32 scalar.
 
-    NaN in target marks a missing value; it adds nothing. The sum is divided by B * H * C, missing values counted in, so
-    that the mean over micro-batches and ranks is the loss of the global batch whatever is missing where.
+    NaN in target marks a missing value, which adds nothing. The sum is divided by B * H * C, missing values included,
+    so that the mean over micro-batches and ranks equals the loss of the global batch wherever values are missing.
 
-    mase divides errors by `insample_scale` [B, C]: each series' mean absolute error of the seasonal-naive forecast
-    inside its sample. Raises InputError where that is not given.
+    mase divides errors by `insample_scale` [B, C]: each series' mean absolute in-sample error of the seasonal-naive
+    forecast. Raises InputError if it is None.
     """
     check_loss(kind, insample_scale)
     return mean_distance(kind, prediction, target, insample_scale, has_missing=True)
 
 
 def check_loss(kind: str | None, insample_scale: Tensor | None):
-    """Raise InputError where a loss lacks the scale that it divides by; None is no loss."""
+    """Raise InputError if a loss lacks the scale that it divides by; None means no loss."""
     if kind == "mase" and insample_scale is None:
-        raise InputError("the mase loss needs insample_scale [B, C], which only the M4 data sets carry")
+        raise InputError("the mase loss needs insample_scale [B, C], which only the M4 datasets provide")

@@ -1,7 +1,7 @@
-"""Trained weights in the dtype of their products, all by one copy a step.
+"""Trained weights cast to the dtype of their products, all in one copy per step.
 
-Under autocast they are fp32 masters, and each one's cast and its gradient's way back would be launches of their own:
-some 70 a step of six blocks, which a GPU runs in less time than the host needs to start them.
+Autocast keeps fp32 master weights, and casting each of them and its gradient would take a launch: about 70 in a step of
+six blocks, which a GPU runs faster than the host can launch them.
 """
 
 import contextlib
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 
 class _Cast(torch.autograd.Function):
-    """fp32 tensors in `dtype`, and their gradients in fp32, by a multi-tensor copy each."""
+    """fp32 tensors cast to `dtype`, and their gradients back to fp32, by one multi-tensor copy each."""
 
     @staticmethod
     def forward(ctx, dtype: torch.dtype, *masters: Tensor):
-        # zeros in the place of a gradient that is not there would be written, and count as one
+        # materialised zeros would turn a missing gradient into a real one
         ctx.set_materialize_grads(False)
         return _copies(masters, dtype)
 
@@ -37,10 +37,10 @@ def _copies(tensors: Iterable[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]
 
 @contextlib.contextmanager
 def cast_masters(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Within it the trained fp32 parameters of `modules` themselves are their casts to the dtype of autocast.
+    """Within it, the trained fp32 parameters of `modules` are replaced by their casts to autocast's dtype.
 
-    Does nothing without autocast; in a graph that is compiled, whose casts are part of other kernels; and to weights
-    that ZeRO-3 gathers.
+    It does nothing without autocast, in a compiled graph (whose casts are fused into other kernels), or to weights that
+    ZeRO-3 gathers.
     """
     slots = _slots(modules)
     if not slots:
@@ -58,7 +58,7 @@ def cast_masters(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _slots(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, str, nn.Parameter]]:
-    """(module, name, parameter) of every one to cast."""
+    """(module, name, parameter) for every parameter to cast."""
     if torch.compiler.is_compiling():
         return []
     slots = []
@@ -67,7 +67,7 @@ def _slots(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, str, nn.Parame
             if parameter is None or not parameter.requires_grad or parameter.dtype != torch.float32:
                 continue
             device_type = parameter.device.type
-            # the meta device, for one, knows no autocast
+            # some devices, such as meta, do not support autocast
             if not (torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)):
                 return []
             if not hasattr(parameter, "ds_id"):

@@ -1,4 +1,4 @@
-"""Forecast errors over observed values, streamed: no forecast is kept, and no batch size or rank count shows."""
+"""Streaming forecast errors over observed values: no forecast is stored; batch size and ranks change nothing."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ from torch import Tensor
 class ForecastMetrics:
     """Running MSE and MAE per channel; NaN in a target marks a missing value, which is left out.
 
-    An instance is also the Trainer's `compute_metrics` under `batch_eval_metrics`: called batch by batch with what
-    was gathered from all ranks, it answers and starts anew on the last.
+    An instance also serves as the Trainer's `compute_metrics` under `batch_eval_metrics`: called with each batch
+    gathered from all ranks, it returns the result and resets at the last one.
     """
 
     def __init__(self, columns: Sequence[str]):
-        """`columns` names the channels; a single one stands for as many as a batch has."""
+        """`columns` names the channels; a single name covers any number of channels."""
         self.columns = list(columns)
         self.per_channel: dict[str, dict[str, float]] = {}
         self._reset()
@@ -33,9 +33,9 @@ class ForecastMetrics:
         self._sums = self._sums.to(sums.device) + sums
 
     def compute(self) -> dict[str, float]:
-        """MSE and MAE over all observed values; `per_channel` then holds them for each column. Starts anew.
+        """MSE and MAE over all observed values, and for each column in `per_channel`; then reset.
 
-        NaN where nothing was observed.
+        NaN if nothing was observed.
         """
         sums = self._sums.cpu()
         self._reset()

@@ -4,9 +4,9 @@
                                                              +-> CrossAttention over
                                                                  word prototypes --> textual branch  -> head -> forecast
 
-Both branches are rows of one batch through one frozen backbone (`backbone/twin.py`). In training the forecasts are
-pulled together (consistency) and so are the features of every block (alignment); a forecast is the temporal branch's
-alone. Letters: B windows, L lookback, H horizon, C channels, N patches, T tokens, D width, A heads, E head width,
+Both branches are rows of one batch through one frozen backbone (`backbone/twin.py`). Training pulls the forecasts
+together (consistency), and also the features of every block (alignment). At inference only the temporal branch
+forecasts. Letters: B windows, L lookback, H horizon, C channels, N patches, T tokens, D width, A heads, E head width,
 V prototypes.
 """
 
@@ -49,15 +49,15 @@ _HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files
 
 @dataclass
 class ForecastOutput(ModelOutput):
-    """What `LlataForPrediction` returns; the losses are fp32 scalars, each unweighted but `loss`.
+    """What `LlataForPrediction` returns; the losses are fp32 scalars, all unweighted except `loss`.
 
-    loss: task + quantile + consistency_weight * consistency + alignment_weight * alignment; the task loss alone in
-        evaluation.
+    loss: task + quantile + consistency_weight * consistency + alignment_weight * alignment; in evaluation the task loss
+        alone.
     prediction_outputs: the forecast [B, H, C], fp32, in the units of the input.
-    quantile_outputs: [B, H, C, Q] likewise, rising along Q; only with `quantile_levels`.
-    text_outputs: the textual branch's forecast [B, H, C]; only in training, like the terms of the loss.
+    quantile_outputs: [B, H, C, Q] in the same units, rising along Q; only with `quantile_levels`.
+    text_outputs: the textual branch's forecast [B, H, C]; only in training, like the single losses.
 
-    An ablation leaves out what it takes away.
+    An ablation leaves out the outputs of what it removes.
     """
 
     loss: Tensor | None = None
@@ -91,7 +91,7 @@ class PatchEmbedding(nn.Module):
 
 
 class _SumNorm(nn.LayerNorm):
-    """Norm of x + update [..., D], in `dtype` or else x's."""
+    """Norm of x + update [..., D], in `dtype` or else in x's dtype."""
 
     def forward(self, x: Tensor, update: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         weights = self.weight, self.bias, self.weight, self.bias
@@ -127,7 +127,7 @@ class EncoderLayer(nn.Module):
         attended = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
         x = self.norm1(x, self._drop(self.out_proj(attended.transpose(1, 2).reshape(B, T, D))))
         update = self._drop(self.down_proj(self._drop(F.relu(self.up_proj(x)))))
-        # what comes out is a residual stream: in the weights' bits, not in those of products
+        # the output is a residual stream, so it keeps the weights' precision
         return self.norm2(x, update, torch.promote_types(x.dtype, self.norm2.weight.dtype))
 
     def _drop(self, x: Tensor) -> Tensor:
@@ -135,9 +135,9 @@ class EncoderLayer(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Time tokens [B, T, D] ask the word prototypes [V, D] -> text tokens [B, T, D].
+    """Time tokens [B, T, D] attend to the word prototypes [V, D] -> text tokens [B, T, D].
 
-    The prototypes are the same for every query, so their keys and values are projected once a step.
+    All queries share the prototypes, so keys and values are projected once per step.
     """
 
     def __init__(self, hidden_size: int, num_heads: int):
@@ -157,13 +157,13 @@ class CrossAttention(nn.Module):
 
 
 class FeatureAlignment(nn.Module):
-    """Distance of the branches' features, each projected, over all depths: [time; text] [2B, T, D] -> fp32 scalar.
+    """Distance between the branches' projected features, over all depths: [time; text] [2B, T, D] -> fp32 scalar.
 
-    The projections are [depths, rank, D]: at every depth each branch has its own map into a space of `rank` dimensions
-    that both share, and there the mean distance is taken; one `k` steps before the last counts decay**k. With rank = D
-    it is the method as published. A smaller one compares fewer learned directions; they start like rows of the full
-    map, so the loss starts at the same size. A second factor [D, rank], leading back to D dimensions, would only weigh
-    the same `rank` differences anew.
+    The projections are [depths, rank, D]: at every depth, each branch has its own map into a common space of `rank`
+    dimensions, where the mean distance is taken; features k before the last are weighted by decay**k. With rank = D
+    this is the published method. A smaller rank compares fewer learned directions; they are initialised like rows of
+    the full map, so the loss starts at the same size. A second factor [D, rank] that leads back to D dimensions would
+    only reweight the same `rank` differences.
     """
 
     def __init__(self, hidden_size: int, rank: int, num_depths: int, kind: str, decay: float):
@@ -183,7 +183,7 @@ class FeatureAlignment(nn.Module):
 
 
 def _stack_depths(module: FeatureAlignment, state: dict[str, Tensor], prefix: str, *args):
-    """Read checkpoints that hold the projections of each depth, "alignment.0.time_weight" and so on."""
+    """Read checkpoints that store one projection per depth, "alignment.0.time_weight" and so on."""
     for name in ("time_weight", "text_weight"):
         keys = [f"{prefix}{depth}.{name}" for depth in range(len(module.depth_weights))]
         if all(key in state for key in keys):
@@ -191,7 +191,7 @@ def _stack_depths(module: FeatureAlignment, state: dict[str, Tensor], prefix: st
 
 
 def _init_attention(in_proj: nn.Linear, out_proj: nn.Linear):
-    """Attention starts as in `torch.nn.MultiheadAttention`: Xavier over q, k, v stacked, no bias."""
+    """Initialise attention like `torch.nn.MultiheadAttention`: Xavier over stacked q, k, v, and zero biases."""
     hidden_size = in_proj.in_features
     bound = (6 / (hidden_size + 3 * hidden_size)) ** 0.5
     nn.init.uniform_(in_proj.weight, -bound, bound)
@@ -199,12 +199,12 @@ def _init_attention(in_proj: nn.Linear, out_proj: nn.Linear):
     nn.init.zeros_(out_proj.bias)
 
 
-# whose weights are factors of products, in the dtype that autocast gives those
+# modules whose weights enter products in autocast's dtype
 _WITH_PRODUCTS = (nn.Linear, Conv1D, PatchEmbedding, FeatureAlignment)
 
 
 class LlataForPrediction(PreTrainedModel):
-    """The forecaster. `from_backbone` makes a new one, `from_pretrained` reads a trained one."""
+    """The forecaster: `from_backbone` creates a new one, `from_pretrained` loads a trained one."""
 
     config_class = LlataConfig
     config: LlataConfig
@@ -216,11 +216,11 @@ class LlataForPrediction(PreTrainedModel):
     main_input_name = "past_values"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    # the Trainer would take **kwargs to mean that the model divides by the global batch, and multiply the loss
+    # with **kwargs the Trainer would assume that the model divides by the global batch, and rescale the loss
     accepts_loss_kwargs = False
 
     def __init__(self, config: LlataConfig, backbone: PreTrainedModel | None = None):
-        """Build the forecaster around `backbone` (default: one with random weights), wrapping its modules in place."""
+        """Build the forecaster around `backbone` (default: random weights), wrapping its modules in place."""
         super().__init__(config)
         self.attention_choice = choose_attention(config.backbone_config, config.attn_implementation)
         D = config.hidden_size
@@ -255,11 +255,11 @@ class LlataForPrediction(PreTrainedModel):
         if config.merged:
             self.backbone.requires_grad_(False)
         else:
-            # the frozen base is named in the configuration, not copied into every checkpoint
+            # a checkpoint names the frozen base instead of storing a copy
             self._keys_to_ignore_on_save = self.backbone.frozen_keys("backbone.")
 
     def _build_backbone(self, backbone: PreTrainedModel | None) -> nn.Module:
-        """What the tokens pass through, around `backbone` or one with random weights."""
+        """The module that the tokens pass through, built around `backbone` or around random weights."""
         config = self.config
         D = config.hidden_size
         if config.ablation == "no_llm":
@@ -283,22 +283,22 @@ class LlataForPrediction(PreTrainedModel):
         )
 
     def init_weights(self):
-        """Every module has initialised itself, or was loaded."""
+        """Do nothing: every module has initialised itself or was loaded."""
 
     @classmethod
     def from_backbone(cls, config: LlataConfig, *, frozen_dtype: torch.dtype = torch.float32) -> "LlataForPrediction":
-        """A new forecaster around the pre-trained `config.backbone`, whose configuration, fingerprint and lasting name
-        (`settled_source`) the model's config then holds.
+        """Create a forecaster around the pre-trained `config.backbone`; the model's config then also holds that
+        backbone's configuration, fingerprint and resolved name (`settled_source`).
 
-        The backbone's projections are kept in `frozen_dtype`: autocast to it need not cast them anew each step; with
-        `config.base_precision` in fewer bits, for products in `frozen_dtype`. While TrainingArguments with a ZeRO-3
-        configuration exist, every rank calls it and holds its share of them.
+        The backbone's projections are stored in `frozen_dtype`, so that autocast to that dtype need not cast them in
+        every step, or with `config.base_precision` in fewer bits. While a TrainingArguments with a ZeRO-3 configuration
+        exists, every rank must call it and holds its share of the weights.
 
         Raises:
-            InputError: the backbone cannot be found, is cut too long, lacks weights, or cannot be quantised here.
+            InputError: the backbone is not found, has too few blocks, lacks weights, or cannot be quantised here.
         """
         backbone_config = read_backbone_config(config.backbone, config.num_layers)
-        # through the constructor, which settles what depends on the backbone's width
+        # through the constructor, which resolves the defaults that depend on the backbone's width
         settled = {"backbone_config": backbone_config.to_dict(), "backbone": settled_source(config.backbone)}
         config = LlataConfig(**(config.to_dict() | settled))
         if not config.has_frozen_base:
@@ -314,17 +314,17 @@ class LlataForPrediction(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **kwargs) -> "LlataForPrediction":
-        """The trained forecaster in `source`, a folder or hub id written by `save_pretrained`; in evaluation mode.
+        """Load the trained forecaster that `save_pretrained` wrote to a folder or hub id, in evaluation mode.
 
-        The frozen base comes from the checkpoint where it holds one, else from `config.backbone`. Keywords override
-        fields of `ModelSettings`, for instance `backbone` when the base has moved; `config` replaces the folder's own.
+        The frozen base comes from the checkpoint if it holds one, else from `config.backbone`. Keywords override fields
+        of `ModelSettings`, for instance `backbone` if the base has moved; `config` replaces the folder's configuration.
         `revision`, `token`, `cache_dir`, `force_download` and `local_files_only` go to the hub.
 
         Raises:
-            InputError: no checkpoint there, the base is not to be had, a weight is missing, or no field has that name.
+            InputError: no checkpoint there, the base cannot be loaded, a weight is missing, or a field is unknown.
         """
         config = kwargs.pop("config", None)
-        # what transformers' auto classes hand on; no code of a checkpoint ever runs
+        # transformers' auto classes pass these; a checkpoint's code is never run
         for name in ("adapter_kwargs", "trust_remote_code"):
             kwargs.pop(name, None)
         hub = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
@@ -335,7 +335,7 @@ class LlataForPrediction(PreTrainedModel):
             try:
                 folder = Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"], **hub))
             except (OSError, ValueError) as error:
-                raise InputError(f"no trained model at {source}: no such folder, nor on the hub ({error})") from None
+                raise InputError(f"no trained model at {source}: not a folder, and not on the hub ({error})") from None
         if not (folder / "config.json").is_file() or not any(folder.glob("model*.safetensors")):
             raise InputError(f"{folder} holds no config.json and model.safetensors: not the folder of a trained model")
         with _describing_a_model(folder):
@@ -354,13 +354,13 @@ class LlataForPrediction(PreTrainedModel):
         return model.eval()
 
     def save_pretrained(self, save_directory: str | Path, *, include_backbone: bool = False, **kwargs):
-        """Write config.json and model.safetensors; the frozen base only if asked (or merged).
+        """Write config.json and model.safetensors; the frozen base only if requested or merged.
 
         Raises:
-            InputError: asked for the base of a model that keeps it quantised.
+            InputError: `include_backbone` for a model whose base is quantised.
         """
         if include_backbone and quantised_modules(self):
-            raise InputError("a quantised base is not written: load the trained model anew, with base_precision auto")
+            raise InputError("a quantised base cannot be saved: reload the trained model with base_precision auto")
         ignored = self._keys_to_ignore_on_save
         if include_backbone:
             self._keys_to_ignore_on_save = self.backbone.shared_keys("backbone.")
@@ -371,13 +371,13 @@ class LlataForPrediction(PreTrainedModel):
             self._keys_to_ignore_on_save = ignored
 
     def merge(self) -> "LlataForPrediction":
-        """Keep what a forecast needs, in place: LoRA, tuned norms and positions folded into a plain backbone.
+        """Fold LoRA, tuned norms and positions into a plain backbone, in place, and drop the textual branch.
 
         Raises:
-            InputError: the base is quantised, and takes no update.
+            InputError: the base is quantised, so nothing can be folded into it.
         """
         if quantised_modules(self):
-            raise InputError("a quantised base cannot be merged: load the trained model anew, with base_precision auto")
+            raise InputError("a quantised base cannot be merged: reload the trained model with base_precision auto")
         if not self.config.merged:
             if isinstance(self.backbone, TwinBackbone):
                 self.backbone = PlainBackbone(self.backbone.merge())
@@ -400,24 +400,24 @@ class LlataForPrediction(PreTrainedModel):
         static_covariates: Tensor | None = None,
         return_dict: bool | None = None,
     ) -> ForecastOutput | tuple:
-        """Forecast, and the losses where targets are given.
+        """Forecast; with targets, also compute the losses.
 
         Args:
             past_values: the lookback [B, L, C].
-            future_values: the targets [B, H, C]; NaN marks a missing value. With `window_scale` less the level.
+            future_values: the targets [B, H, C]; NaN marks a missing value. With `window_scale`, minus the level.
             past_observed_mask: [B, L, C] bool, False where `past_values` is missing.
-            insample_scale: [B, C], what the mase loss divides errors by.
-            window_level, window_scale: [B, C], of a lookback that is in units of its own: the series is `window_level`
-                + `window_scale` * past_values. Forecasts are then those of the series less the level, 0 where the scale
-                is 0; a skip that returns to a level reads it.
-            past_covariates: [B, L, K], of a model that is trained with covariates: the known ones, then the past
-                ones, as `CovariateEncoding` writes them; NaN is missing.
-            future_covariates: [B, H, K'] of the K' known ones, static_covariates: [B, S] likewise.
-            return_dict: False for a plain tuple of what is not None.
+            insample_scale: [B, C], the divisor of errors in the mase loss.
+            window_level, window_scale: [B, C], for a lookback in normalised units: the series is `window_level` +
+                `window_scale` * past_values. Forecasts are then in the series' units minus the level, and 0 where the
+                scale is 0; a skip that returns to a level reads `window_level`.
+            past_covariates: [B, L, K] for a model trained with covariates: the known ones, then the past ones, as
+                encoded by `CovariateEncoding`; NaN is missing.
+            future_covariates: [B, H, K'] of the K' known ones; static_covariates: [B, S].
+            return_dict: False for a plain tuple of the outputs that are not None.
 
         Raises:
-            InputError: a lookback, horizon or covariates that are not the configuration's, too many tokens for the
-                backbone.
+            InputError: lookback, horizon or covariates do not match the configuration, or there are more tokens than
+                the backbone has positions.
         """
         if self.training and self.config.merged:
             raise RuntimeError("a merged model has no textual branch and cannot be trained")
@@ -440,7 +440,7 @@ class LlataForPrediction(PreTrainedModel):
         window_scale: Tensor | None,
         covariates: tuple[Tensor | None, ...],
     ) -> ForecastOutput:
-        """`forward` of inputs that were checked."""
+        """`forward` with validated inputs."""
         two_branches = self.training and self.config.has_text_branch
         if two_branches:
             time, loc, scale = self.time_tokens(past_values, past_observed_mask, *covariates)
@@ -470,9 +470,9 @@ class LlataForPrediction(PreTrainedModel):
     def _temporal(
         self, past_values: Tensor, past_observed_mask: Tensor | None, covariates: tuple[Tensor | None, ...]
     ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
-        """What the heads make of the temporal branch, as `_heads` gives it, and loc and scale [B, C].
+        """The temporal branch's outputs of `_heads`, and loc and scale [B, C].
 
-        Channels that are sequences of their own go through in groups where a window has too many tokens.
+        If each channel is a sequence and a window has too many tokens, channels are computed in groups.
         """
         groups = [slice(None)] if self.training else self.config.channel_groups(past_values.shape[2])
         parts = []
@@ -490,23 +490,23 @@ class LlataForPrediction(PreTrainedModel):
         return *joined, torch.cat(loc, 1), torch.cat(scale, 1)
 
     def _heads(self, last: Tensor, loc: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Last features of one or both branches -> the head's [B or 2B, C, H], quantiles of the temporal [B, C, H, Q].
+        """Last features of one or both branches -> the head's [B or 2B, C, H], temporal quantiles [B, C, H, Q].
 
         loc is [B, C].
         """
-        # what the covariates' tokens become is no forecast
+        # the covariates' tokens do not forecast
         last = last[:, self.config.num_covariate_tokens :] if self.config.num_covariate_tokens else last
         rows = last.reshape(-1, loc.shape[1], self.head.in_features)
         return self.head(rows), None if self.quantile_head is None else self.quantile_head(rows[: loc.shape[0]])
 
     @property
     def forecasts_without_backbone(self) -> bool:
-        """Whether nothing that was learned is in a forecast: validation kept the linear skip alone."""
+        """Whether the forecast is the linear skip alone, because validation kept nothing of the learned part."""
         return not self.training and self.skip is not None and self.skip.is_all and self.quantile_head is None
 
     @property
     def reads_level(self) -> bool:
-        """Whether a forecast is more than the lookback's level and moves: the linear skip may return to a level."""
+        """Whether the linear skip reads the level, so that a forecast depends on more than the normalised lookback."""
         return self.skip is not None and self.skip.reads_level
 
     def time_tokens(
@@ -514,7 +514,8 @@ class LlataForPrediction(PreTrainedModel):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """past_values [B, L, C] -> time tokens [B, C, D] or [B * C, N, D], loc and scale [B, C].
 
-        With covariates, given as to `forward`, K + C or K + N tokens: a causal mask lets the targets see them.
+        With covariates (as in `forward`) there are K + C or K + N tokens; the covariates come first, so that the
+        targets see them through a causal mask.
         """
         tokens, loc, scale = self.embedding(past_values, past_observed_mask)  # [B, C, N, D]
         if self.covariates is not None:
@@ -523,13 +524,13 @@ class LlataForPrediction(PreTrainedModel):
         tokens = tokens.squeeze(2) if self.config.variate_tokens else tokens.flatten(0, 1)
         if self.config.num_covariate_tokens:
             own = self.covariates(*covariates[:2]).to(tokens.dtype)
-            # every channel's patches are a sequence of their own
+            # each channel's patches are a separate sequence
             own = own if self.config.variate_tokens else own.repeat_interleave(num_channels, 0)
             tokens = torch.cat((own, tokens), 1)
         return self.encoder(tokens), loc, scale
 
     def _forecasts(self, learned: Tensor | None, loc: Tensor, scale: Tensor, skipped: Tensor | None) -> Tensor:
-        """What `_heads` gives of one or both branches -> forecasts [B or 2B, H, C], fp32; None: `skipped` alone.
+        """The head's output for one or both branches -> forecasts [B or 2B, H, C], fp32; None: `skipped` alone.
 
         loc and scale are [B, C]; `skipped` [B, C, H] is added to the normalised forecasts.
         """
@@ -539,7 +540,7 @@ class LlataForPrediction(PreTrainedModel):
         return (branches * scale[..., None] + loc[..., None]).flatten(0, 1).transpose(1, 2)
 
     def _normalised(self, learned: Tensor, loc: Tensor, skipped: Tensor | None) -> Tensor:
-        """What `_heads` gives of one or both branches -> normalised forecasts [B or 2B, C, H]."""
+        """The head's output for one or both branches -> normalised forecasts [B or 2B, C, H]."""
         if skipped is None:
             return learned
         branches = learned.float().unflatten(0, (-1, loc.shape[0]))
@@ -548,7 +549,7 @@ class LlataForPrediction(PreTrainedModel):
     def _add_quantiles(self, output: ForecastOutput, spread: Tensor, scale: Tensor, target: Tensor | None):
         """Give `output` quantiles `spread` [B, C, H, Q], normalised, from its points, and in training their loss."""
         spread = (spread * scale[..., None, None]).transpose(1, 2)
-        # the point forecast is what its own loss makes of it
+        # the quantile loss must not move the point forecast
         output.quantile_outputs = in_order(output.prediction_outputs.detach()[..., None] + spread)
         if self.training and target is not None:
             levels = self.config.quantile_levels
@@ -586,22 +587,22 @@ class LlataForPrediction(PreTrainedModel):
 
     @property
     def covariate_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Input -> its shape behind the batch, of the covariates that `forward` takes."""
+        """Covariate input of `forward` -> its shape without the batch axis."""
         return input_shapes(self.config.covariates, self.config.context_length, self.config.prediction_length)
 
     def check_covariates(self, batch_size: int, *covariates: Tensor | None):
-        """Raise InputError where covariates, given as to `forward`, are not those that the model is trained with."""
+        """Raise InputError unless the covariates (as in `forward`) match those that the model was trained with."""
         expected = self.covariate_shapes
         for name, tensor in zip(INPUTS, covariates, strict=True):
             shape = [batch_size, *expected[name]] if name in expected else None
             if shape is None and tensor is not None:
-                raise InputError(f"this model is trained without {name}")
+                raise InputError(f"this model was trained without {name}")
             if shape is not None and (tensor is None or list(tensor.shape) != shape):
                 got = "none" if tensor is None else list(tensor.shape)
-                raise InputError(f"this model is trained with covariates: {name} must be {shape}, got {got}")
+                raise InputError(f"this model was trained with covariates: {name} must be {shape}, got {got}")
 
     def check_shapes(self, past_values: Tensor, future_values: Tensor | None = None):
-        """Raise InputError where inputs are not of this model's sizes; reads no values."""
+        """Raise InputError if the inputs' sizes do not match the model's; reads no values."""
         L, H = self.config.context_length, self.config.prediction_length
         if past_values.ndim != 3 or past_values.shape[1] != L:
             raise InputError(f"past_values must be [B, {L}, C], got {list(past_values.shape)}")
@@ -611,8 +612,8 @@ class LlataForPrediction(PreTrainedModel):
         num_tokens = self.config.num_tokens(past_values.shape[2])
         if self.max_tokens is not None and num_tokens > self.max_tokens:
             raise InputError(
-                f"{num_tokens} tokens a sequence, but {self.config.backbone} has only {self.max_tokens} positions: "
-                "fewer channels, longer patches or a backbone without learned positions"
+                f"{num_tokens} tokens per sequence, but {self.config.backbone} has only {self.max_tokens} positions: "
+                "use fewer channels, longer patches or a backbone without learned positions"
             )
 
 

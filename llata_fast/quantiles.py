@@ -1,4 +1,4 @@
-"""Quantiles beside the point forecast: a head of their own, trained with the pinball loss."""
+"""Quantiles beside the point forecast: a separate head, trained with the pinball loss."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 
 class QuantileHead(nn.Module):
-    """Last features [rows, width] of a channel -> what its quantiles add to the point forecast, [rows, H, Q], fp32.
+    """Last features [rows, width] of a channel -> offsets of the quantiles from the point forecast, [rows, H, Q], fp32.
 
-    At first these are the quantiles of a normal distribution of the window's own deviation.
+    Initially the offsets are the quantiles of a normal distribution with the window's standard deviation.
     """
 
     def __init__(self, width: int, prediction_length: int, levels: Sequence[float]):
@@ -26,7 +26,7 @@ class QuantileHead(nn.Module):
 
 
 def in_order(quantiles: Tensor) -> Tensor:
-    """Quantiles [..., Q] that never cross: sorted, which makes no pinball loss larger.
+    """Sort quantiles [..., Q] so that they never cross; sorting never increases the pinball loss.
 
     Chernozhukov et al., Econometrica 2010, https://arxiv.org/abs/0704.3649
     """
@@ -34,10 +34,10 @@ def in_order(quantiles: Tensor) -> Tensor:
 
 
 def pinball_loss(quantiles: Tensor, target: Tensor, levels: Sequence[float]) -> Tensor:
-    """Mean of 2 max(q e, (q - 1) e), e = target - quantile, over levels q: fp32 scalar; at q = 0.5 the absolute error.
+    """Mean over levels q of 2 max(q e, (q - 1) e), e = target - quantile: fp32 scalar; the absolute error at q = 0.5.
 
-    quantiles are [B, H, C, Q], target [B, H, C] with NaN for a missing value, which adds nothing; the sum is divided by
-    all B * H * C * Q.
+    quantiles are [B, H, C, Q]; target is [B, H, C], where NaN marks a missing value, which adds nothing. The sum is
+    divided by B * H * C * Q, missing values included.
     """
     error = target.float()[..., None] - quantiles.float()
     error = torch.where(error.isnan() & target.isnan()[..., None], 0.0, error)

@@ -1,10 +1,10 @@
-"""What one rank does for all of them, and how all of them leave; with a single process, plain calls.
+"""What one rank does for all, and how ranks leave the process group; in a single process, plain calls.
 
-A process must not end with its process group alive. A thread of gloo's drops the last reference to a collective's
-tensors some time after the main thread has its result; if the interpreter is ending by then, asking for its lock ends
-the thread inside a function that must not throw, and `terminate` aborts the process (250 under DeepSpeed's launcher).
-torchrun's launcher on the other node then waits five minutes for it. Hence every command that may join ranks does so
-inside `leaving_in_order`.
+A process must destroy its process group before it ends. A gloo thread drops the last reference to a collective's
+tensors some time after the main thread has the result; if the interpreter is shutting down by then, taking the GIL ends
+the thread inside a function that must not throw, and `terminate` aborts the process (exit code 250 under DeepSpeed's
+launcher). torchrun on another node then waits five minutes for it. So every command that may join ranks runs inside
+`leaving_in_order`.
 """
 
 import faulthandler
@@ -31,20 +31,20 @@ _cpu_group: distributed.ProcessGroup | None = None
 
 
 class Stopped(SystemExit):
-    """The program ends early because it was asked to, with exit code 0; it has said so."""
+    """The program ends early on request, with exit code 0, after it has said so."""
 
     def __init__(self, together: bool):
         super().__init__(0)
         self.together = together
-        """Every rank ends at this very place."""
+        """Whether every rank ends at this same point."""
 
 
 @contextmanager
 def leaving_in_order() -> Iterator[None]:
-    """Whatever joins ranks inside leaves them at the end, on success together, on error at once.
+    """Leave the process group that the body joins: together on success, at once on an error.
 
-    Nested, the outermost one leaves. A rank that fails because another one has ended exits with 1 and without a
-    traceback: who died is on stderr already.
+    When nested, the outermost one leaves. A rank that fails because another one ended exits with code 1 and without a
+    traceback, as stderr already names the rank that died.
     """
     global _open, _lifelines
     _open += 1
@@ -58,7 +58,7 @@ def leaving_in_order() -> Iterator[None]:
         status = None if stop.together else 0
         raise
     except SystemExit as end:
-        # as of a question for help
+        # a SystemExit without a code, as from --help
         status = 1 if end.code else 0
         raise
     except Exception as error:
@@ -72,14 +72,14 @@ def leaving_in_order() -> Iterator[None]:
 
 
 def _leave(early: int | None):
-    """Destroy the process group: together with the others, or on the way to ending early with that exit code."""
+    """Destroy the process group: together with the other ranks, or alone before an early end with that exit code."""
     global _lifelines, _cpu_group
     lifelines, _lifelines, _cpu_group = _lifelines, None, None
-    # a rank that cannot leave shows where it waits, and ends: torch waits without giving the interpreter back
+    # a rank stuck in here must show where and end: torch does not release the GIL while it waits
     faulthandler.dump_traceback_later(_LEAVE_SECONDS, exit=True)
     if lifelines is not None:
         lifelines.leave() if early is None else lifelines.end_early(early)
-    # what holds the group, a model wrapped for it above all, goes first: its threads end with the last reference
+    # collect whatever holds the group, such as a wrapped model: its threads end with the last reference
     gc.collect()
     if _joined():
         distributed.destroy_process_group()
@@ -89,7 +89,7 @@ def _leave(early: int | None):
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether `flag` is true on any rank; every rank calls it. Devices are not waited for."""
+    """Whether `flag` is true on any rank; every rank calls it. It does not wait for devices."""
     global _cpu_group
     if not _several_ranks():
         return flag
@@ -104,7 +104,7 @@ def on_first_rank(compute: Callable[[], T]) -> T | None:
     """`compute()` on rank 0, None on the others, which wait for it.
 
     Raises:
-        InputError: on every rank, where `compute` raised one.
+        InputError: on every rank, if `compute` raised one.
     """
     result, problem = None, None
     if not _several_ranks() or distributed.get_rank() == 0:
@@ -118,12 +118,12 @@ def on_first_rank(compute: Callable[[], T]) -> T | None:
 
 
 def from_first_rank(compute: Callable[[], T]) -> T:
-    """Rank 0's `compute()` on every rank (it must pickle); raises as `on_first_rank` does."""
+    """The result of `compute()` on rank 0, on every rank (it must pickle); raises as `on_first_rank` does."""
     return _from_rank_0(on_first_rank(compute))
 
 
 def join_ranks() -> tuple[int, int]:
-    """This process's rank and how many there are, joined over gloo where a launcher has started several."""
+    """This process's rank and the number of ranks; joins them over gloo if a launcher started several."""
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count > 1 and not distributed.is_initialized():
         distributed.init_process_group("gloo")
@@ -131,7 +131,7 @@ def join_ranks() -> tuple[int, int]:
 
 
 def on_rank_0(value: T) -> list[T] | None:
-    """Every rank's `value` (it must pickle) in the order of ranks, on rank 0; None on the others."""
+    """On rank 0, every rank's `value` (it must pickle) in rank order; None on the others."""
     if not _several_ranks():
         return [value]
     first = distributed.get_rank() == 0

@@ -1,7 +1,6 @@
-"""Checkpoints of the reference implementation (github.com/Hank0626/CALF), read into our model.
+"""Load checkpoints of the reference implementation (github.com/Hank0626/CALF) into our model.
 
-The reference keeps two whole copies of GPT-2 and names its modules its own way; this file is the only place that
-knows those names.
+The reference keeps two complete copies of GPT-2 and uses its own module names; only this file knows those names.
 """
 
 import re
@@ -17,10 +16,10 @@ from .errors import InputError
 from .modeling import LlataForPrediction
 
 _BLOCK = r"gpt2\.base_model\.model\."
-# GPT-2's norms, and those of decoders with RMS norms
+# GPT-2's norms, and the RMS norms of other decoders
 _NORM = r"((?:(?:h|layers)\.\d+\.)?(?:ln_\w+|\w*norm))\."
 
-# reference key -> ours; GPT-2's weights feed the shared frozen base and the modules tuned from it
+# reference key -> ours; GPT-2's weights fill the shared frozen base and the modules tuned from it
 _RENAMES = [
     (r"in_layer\.linear\.", "embedding."),
     (r"in_layer\.transformer_encoder\.layers\.0\.self_attn\.in_proj_", "encoder.qkv_proj."),
@@ -51,24 +50,24 @@ def load_reference_checkpoint(
     num_heads: int = 12,
     **config,
 ) -> LlataForPrediction:
-    """A reference checkpoint with its prototypes as a `LlataForPrediction`, in evaluation mode.
+    """Load a reference checkpoint and its prototypes as a `LlataForPrediction`, in evaluation mode.
 
     Args:
-        source: path of a `checkpoint.pth` or its state dict.
+        source: path of a `checkpoint.pth`, or its state dict.
         prototypes: [V, D].
-        lora_alpha: LoRA's alpha, which a state dict does not tell.
-        num_heads: heads of encoder, cross-attention and GPT-2, likewise.
+        lora_alpha: LoRA's alpha, which a state dict does not contain.
+        num_heads: heads of encoder, cross-attention and GPT-2, which it does not contain either.
         **config: further fields of `LlataConfig`; every dropout is 0 unless given.
 
     Raises:
-        InputError: a file that is not there or damaged, weights that are not the reference's, or prototypes of
-            another width.
+        InputError: the file is missing or damaged, its weights are not the reference's, or the prototypes have another
+            width.
     """
     state = _read_state(source)
     try:
         sizes, weights = _sizes(state), reference_weights(state, prototypes)
     except KeyError as error:
-        raise InputError(f"not a checkpoint of the reference: it lacks {error.args[0]}") from None
+        raise InputError(f"not a checkpoint of the reference implementation: it lacks {error.args[0]}") from None
     if prototypes.ndim != 2 or prototypes.shape[1] != sizes["hidden_size"]:
         raise InputError(f"prototypes must be [V, {sizes['hidden_size']}], got {list(prototypes.shape)}")
     dropout = config.setdefault("dropout", 0.0)
@@ -97,35 +96,35 @@ def load_reference_checkpoint(
     model = LlataForPrediction(LlataConfig(gpt2, num_heads=num_heads, lora_alpha=lora_alpha, **(fields | config)))
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:  # what torch makes of other shapes
+    except RuntimeError as error:  # torch's error for weights of other shapes
         reason = str(error).splitlines()[-1].strip()
-        raise InputError(f"not a checkpoint of the reference with these settings: {reason}") from None
+        raise InputError(f"not a reference checkpoint with these settings: {reason}") from None
     missing = [key for key in missing if key not in model.backbone.shared_keys("backbone.")]
     if missing or unexpected:
-        raise InputError(f"not a checkpoint of the reference: {(missing + unexpected)[0]} has no counterpart")
+        raise InputError(f"not a reference checkpoint: {(missing + unexpected)[0]} has no counterpart")
     return model.eval()
 
 
 def reference_names(keys) -> dict[str, str]:
-    """Reference key -> our state-dict key, for every reference key that is a tensor of ours or a depth of one."""
+    """Reference key -> our state-dict key, for every reference tensor that we use, stacked by depth or not."""
     names = {}
     for key in keys:
         for pattern, ours in _RENAMES:
             if re.match(pattern, key):
                 names[key] = re.sub("^" + pattern, ours, key)
                 break
-    # the vocabulary is not used, its principal components are
+    # only the principal components of the vocabulary are used
     return {key: ours for key, ours in names.items() if ".wte." not in ours}
 
 
 def reference_weights(state: dict[str, Tensor], prototypes: Tensor) -> dict[str, Tensor]:
-    """The state dict of our model from the reference's and its prototypes [V, D]; without what two_pass shares."""
+    """Convert the reference's state dict and prototypes [V, D] to ours, without the weights that two_pass shares."""
     weights = {ours: state[key] for key, ours in reference_names(state).items()}
     return weights | {"prototypes": prototypes} | _split_cross_attention(state)
 
 
 def _split_cross_attention(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Queries come from the tokens, keys and values from the prototypes: two projections instead of one stack."""
+    """Split the stacked projection in two: queries come from the tokens, keys and values from the prototypes."""
     parts = {}
     for kind in ("weight", "bias"):
         stacked = state[f"in_layer.cross_attention.in_proj_{kind}"]
@@ -141,10 +140,10 @@ def _read_state(source: str | Path | dict[str, Tensor]) -> dict[str, Tensor]:
         raise InputError(f"no reference checkpoint at {source}")
     try:
         state = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or foreign file raises anything
-        raise InputError(f"{source} is no checkpoint of the reference ({type(error).__name__})") from error
+    except Exception as error:  # unpickling a damaged or foreign file can raise anything
+        raise InputError(f"{source} is not a reference checkpoint ({type(error).__name__})") from error
     if not isinstance(state, dict):
-        raise InputError(f"{source} is no checkpoint of the reference: it holds no state dict")
+        raise InputError(f"{source} is not a reference checkpoint: it holds no state dict")
     return state
 
 

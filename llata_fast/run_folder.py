@@ -1,17 +1,17 @@
-"""The folder of a run: what lies in it, by name, and how that is written and read.
+"""The folder of a run: its files by name, and how they are written and read.
 
     run.yaml                  every setting, a valid --config
     config.json               the model's own settings
     model.safetensors         what was trained
     preprocessor_config.json  the series' columns, dates and units
-    calibration.npz           what quantiles are calibrated by
-    mixture.json              of a pre-training, what its corpora are known by
-    manifest.json             sizes and checksums of what a forecast needs, written last: the run can forecast
-    metrics.json              scores, costs and speed (docs in `write_metrics`)
+    calibration.npz           the calibration of quantiles
+    mixture.json              the corpora of a pre-training, with what identifies each
+    manifest.json             sizes and checksums of the files that a forecast needs, written last: the run can forecast
+    metrics.json              scores, costs and speed (documented in `write_metrics`)
     forecast.png              a forecast from the middle of the test split
-    log.jsonl                 what the Trainer logged: losses, speed and validation by step, a JSON object a line
-    checkpoint-<step>/        what training resumes from, with a manifest of its own
-    nonfinite/                the step at which a training left the finite numbers, for `llata-fast replay`
+    log.jsonl                 the Trainer's log: losses, speed and validation scores by step, one JSON object per line
+    checkpoint-<step>/        what training resumes from, with its own manifest
+    nonfinite/                a step whose loss or gradient was not finite, for `llata-fast replay`
     .lock                     held while a process trains here
 
 Imports neither torch nor transformers.
@@ -56,10 +56,10 @@ METRICS_VERSION = 2
 NONFINITE = "nonfinite"
 TRAINER_STATE = "trainer_state.json"
 BEST_CHECKPOINT = "best_checkpoint"
-"""Under what name a trainer's state holds the name of the best checkpoint so far."""
+"""The key of a trainer's state that names the best checkpoint so far."""
 UNAVERAGED = "unaveraged.safetensors"
 _LOCK = ".lock"
-# of the version before, which had no manifest
+# the preprocessor's file in an older version, which had no manifest
 _SERIES_BEFORE = "series.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # a table's columns may be many
@@ -70,12 +70,12 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 @dataclass
 class Preprocessor:
-    """What a run knows of the series it was trained on: `preprocessor_config.json` in its folder.
+    """What a run knows about the series it was trained on: `preprocessor_config.json` in its folder.
 
-    One of a pre-training names no column and no frequency: it forecasts series of any.
+    After pre-training it names no column and no frequency, as the model forecasts any series.
 
     Raises:
-        InputError: columns that are none, or means and scales that are not one finite number a column, scales above 0.
+        InputError: columns are not names, or means and scales are not one finite number per column, scales above 0.
     """
 
     dataset: str
@@ -86,18 +86,18 @@ class Preprocessor:
     mean: list[float]
     scale: list[float]
     id_column: str | None = None
-    """Of a panel; a wide series has none."""
+    """Set for a panel; None for a wide series."""
     other_frequencies: list[str] = field(default_factory=list)
-    """Of a panel's items whose step is not that of most."""
+    """Frequencies of a panel's items whose step differs from the majority's."""
     covariates: dict[str, Any] | None = None
-    """How they are written for the model (`CovariateEncoding.to_dict`)."""
+    """How covariates are encoded for the model (`CovariateEncoding.to_dict`)."""
 
     def __post_init__(self):
         texts = [("dataset", self.dataset), ("date_column", self.date_column), ("frequency", self.frequency)]
         if wrong := next((name for name, value in texts if not isinstance(value, str)), None):
-            raise InputError(f"{wrong} must be a text")
+            raise InputError(f"{wrong} must be a string")
         if self.id_column is not None and not isinstance(self.id_column, str):
-            raise InputError("id_column must be a text or null")
+            raise InputError("id_column must be a string or null")
         if not isinstance(self.columns, list) or not all(isinstance(name, str) for name in self.columns):
             raise InputError("columns must be a list of names")
         if len(set(self.columns)) < len(self.columns):
@@ -128,25 +128,25 @@ class Preprocessor:
 
     @classmethod
     def of_any_series(cls, dataset: str) -> "Preprocessor":
-        """Of a model that no series is the own one of."""
+        """For a model that is not tied to one series."""
         return cls(dataset, columns=[], date_column="", frequency="", seasonality=1, mean=[], scale=[])
 
     @property
     def any_series(self) -> bool:
-        """Whether it forecasts series of any columns, steps and lengths."""
+        """Whether it forecasts series with any columns, step and length."""
         return not self.columns
 
     @property
     def encoding(self) -> "CovariateEncoding | None":
-        """Raises InputError where the covariates are not written as they should be."""
-        # it imports torch
+        """Raises InputError if the file describes the covariates wrongly."""
+        # importing it loads torch
         from .data.covariate_encoding import CovariateEncoding
 
         return None if self.covariates is None else CovariateEncoding.from_dict(self.covariates)
 
     @property
     def covariate_roles(self) -> dict[str, list[str]]:
-        """Its covariates as keywords of `Panel.from_df`."""
+        """The covariates as keywords of `Panel.from_df`."""
         from .data.calendar import calendar_names
 
         encoding = self.encoding
@@ -158,13 +158,13 @@ class Preprocessor:
 
     @property
     def scaler(self) -> "StandardScaler":
-        # it imports torch
+        # importing it loads torch
         from .data import StandardScaler
 
         return StandardScaler.from_dict({"mean": self.mean, "scale": self.scale})
 
 
-# fields that the version before did not write
+# fields that an older version did not write
 _OF_PANELS = {"id_column", "other_frequencies", "covariates"}
 
 
@@ -173,11 +173,11 @@ def _is_number(value: Any) -> bool:
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint that `RunFolder.last_checkpoint` found."""
+    """The checkpoint that `RunFolder.last_checkpoint` found."""
 
     path: Path
     passed_over: list[str]
-    """A line for each later one that is damaged."""
+    """One line for each later checkpoint that is damaged."""
 
 
 class FolderInUse(InputError):
@@ -185,7 +185,7 @@ class FolderInUse(InputError):
 
 
 class RunFolder:
-    """A run's folder, there or to be; nothing is read or written before a method says so."""
+    """A run's folder, existing or not; creating an instance reads and writes nothing."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -198,7 +198,7 @@ class RunFolder:
 
     @property
     def holds_run(self) -> bool:
-        """Whether a training left anything that a new one would take away."""
+        """Whether the folder holds anything of a training that a new one would overwrite."""
         return any((self / name).exists() for name in (METRICS, WEIGHTS)) or bool(self.checkpoints())
 
     def check_can_be_made(self):
@@ -207,17 +207,17 @@ class RunFolder:
         if not nearest.is_dir():
             raise InputError(f"cannot write {self}: {nearest} is a file")
         if not os.access(nearest, os.W_OK | os.X_OK):
-            raise InputError(f"cannot write {self}: no permission for {nearest}")
+            raise InputError(f"cannot write {self}: no permission to write into {nearest}")
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """Hold this folder, made where it is not there; no other process can until the end, or until this one dies.
+        """Create the folder if needed and lock it until the end of the block, or until this process dies.
 
-        A folder that nothing was written into goes again.
+        A folder that stays empty is removed.
 
         Raises:
             FolderInUse: another process holds it.
-            InputError: it cannot be made.
+            InputError: it cannot be created.
         """
         self.check_can_be_made()
         made = [path for path in (self.path, *self.path.parents) if not path.exists()]
@@ -225,7 +225,7 @@ class RunFolder:
         try:
             yield
         finally:
-            # before the lock is let go: whoever waits for it finds another file, or none
+            # before the lock is released: a process waiting for it then finds another file, or none
             with contextlib.suppress(OSError):
                 (self / _LOCK).unlink()
             os.close(lock)
@@ -241,7 +241,7 @@ class RunFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
                 lock = os.open(self / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             except FileNotFoundError:
-                # who held it has just taken the folder away
+                # the previous holder has just removed the folder
                 continue
             except OSError as error:
                 raise InputError(f"cannot write {self}: {error.strerror}") from None
@@ -251,14 +251,14 @@ class RunFolder:
                 if error.errno in _NO_LOCKS:
                     return lock
                 os.close(lock)
-                raise FolderInUse(f"{self}: another training is at work in this folder") from None
+                raise FolderInUse(f"{self} is in use by another training: wait, or choose another folder") from None
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(lock), os.stat(self / _LOCK)):
                     return lock
             os.close(lock)
 
     def clear(self):
-        """Delete what a run has left: its checkpoints would be taken for later ones of the next run here."""
+        """Delete everything that a run left here: the next run would resume from its checkpoints."""
         delete_partials(self.path)
         for folder in (*self.checkpoints(), *self.path.glob(NONFINITE)):
             delete_folder(folder)
@@ -267,7 +267,7 @@ class RunFolder:
             (self / name).unlink(missing_ok=True)
 
     def checkpoints(self) -> list[Path]:
-        """Every checkpoint's folder, the one written last at the end; behind it those without a manifest."""
+        """Folders of all checkpoints in the order of writing; those without a manifest come first."""
         found = []
         for path in self.path.glob("checkpoint-*"):
             if (match := _CHECKPOINT.fullmatch(path.name)) and path.is_dir():
@@ -276,19 +276,19 @@ class RunFolder:
         return [path for *_, path in sorted(found)]
 
     def last_checkpoint(self) -> Checkpoint:
-        """The whole checkpoint that was written last; raises InputError where there is none."""
+        """The last complete checkpoint; raises InputError if there is none."""
         passed_over: list[str] = []
         for path in reversed(self.checkpoints()):
             damage = find_damage(path)
             if damage is None:
                 return Checkpoint(path, passed_over)
-            passed_over.append(f"{path} is passed over: {damage}")
-        reason = f" ({passed_over[0].replace(' is passed over', '')})" if passed_over else ""
-        raise InputError(f"{self} holds no whole checkpoint to resume from{reason}")
+            passed_over.append(f"{path} is skipped: {damage}")
+        reason = f" ({passed_over[0].replace(' is skipped', '')})" if passed_over else ""
+        raise InputError(f"{self} holds no complete checkpoint to resume from{reason}")
 
     def rotate(self, limit: int | None, best: str | None):
-        """Delete the checkpoints written first until `limit` are left; the best and the last one stay."""
-        # what has no manifest nothing can resume from
+        """Delete the oldest checkpoints until `limit` are left; the best and the last one always stay."""
+        # checkpoints without a manifest go first, as none can be resumed from
         checkpoints = sorted(self.checkpoints(), key=lambda path: read_manifest(path) is not None)
         if not limit or limit < 1 or not checkpoints:
             return
@@ -307,7 +307,7 @@ class RunFolder:
         write_text(self / SETTINGS, yaml.safe_dump(settings, sort_keys=False))
 
     def read_settings(self) -> dict[str, Any]:
-        """What the run was made with; raises InputError where `run.yaml` is missing, damaged or no mapping."""
+        """The run's settings; raises InputError if `run.yaml` is missing, damaged or not a mapping."""
         path = self / SETTINGS
         try:
             settings = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -323,7 +323,7 @@ class RunFolder:
         write_text(self / MIXTURE, json.dumps(description, indent=2) + "\n")
 
     def check_mixture(self, description: list[dict[str, Any]]):
-        """Raise InputError where the run was begun on other corpora, or on other shares of them."""
+        """Raise InputError if the run was started on other corpora, or on other shares of them."""
         if not (self / MIXTURE).is_file():
             return
         try:
@@ -333,14 +333,14 @@ class RunFolder:
         if theirs == description:
             return
         differs = [ours for ours in description if not isinstance(theirs, list) or ours not in theirs]
-        what = f"not on {differs[0]['corpus']} as it is" if differs else "on other corpora, or in another order"
-        raise InputError(f"{self} was begun {what}: a resumed training goes on with the mixture that it began with")
+        what = f"on another state of {differs[0]['corpus']}" if differs else "on other corpora, or in another order"
+        raise InputError(f"{self} was started {what}: a resumed training must use the mixture that it started with")
 
     def write_preprocessor(self, preprocessor: Preprocessor):
         write_text(self / PREPROCESSOR, json.dumps(asdict(preprocessor), indent=2) + "\n")
 
     def read_preprocessor(self) -> Preprocessor:
-        """Raises InputError where this is no finished run, or the file is damaged; reads the version before, too."""
+        """Raises InputError if this is not a finished run or the file is damaged; also reads an older version's."""
         path = next((self / name for name in (PREPROCESSOR, _SERIES_BEFORE) if (self / name).is_file()), None)
         if path is None:
             raise InputError(f"{self} is not the folder of a finished run: it holds no {PREPROCESSOR}")
@@ -354,9 +354,9 @@ class RunFolder:
             raise InputError(f"{path} is damaged: {error}") from None
 
     def take_model(self, partial: Path):
-        """Move a model's files here from the folder they were written into; the run is finished by `finish` alone.
+        """Move a model's files here from the folder they were written to; only `finish` completes the run.
 
-        Scores that an earlier training has left go: they are another model's.
+        Scores of an earlier training are deleted, as they belong to another model.
         """
         for name in (MANIFEST, METRICS, CALIBRATION, *self._model_files()):
             (self / name).unlink(missing_ok=True)
@@ -365,22 +365,22 @@ class RunFolder:
         partial.rmdir()
 
     def finish(self):
-        """Vouch for what a forecast needs, once all of it is there."""
+        """Write the manifest, once every file that a forecast needs is there."""
         calibration = [CALIBRATION] if self.calibration.is_file() else []
         write_manifest(self.path, (SETTINGS, PREPROCESSOR, *calibration, *self._model_files()))
 
     @property
     def calibration(self) -> Path:
-        """Where the calibration lies, or would."""
+        """Path of the calibration file, whether it exists or not."""
         return self / CALIBRATION
 
     def _model_files(self) -> list[str]:
         return [path.name for pattern in (CONFIG, "model*.safetensors*") for path in sorted(self.path.glob(pattern))]
 
     def check_finished(self, weights: bool = True):
-        """Raise InputError unless this is a finished run whose files, or but its `weights`, are those that it wrote."""
+        """Raise InputError unless this is a finished run with undamaged files; `weights=False` skips the weights."""
         if not (self / PREPROCESSOR).is_file() and (self / _SERIES_BEFORE).is_file():
-            # nothing vouches for a run of the version before
+            # an older version's runs have no manifest
             return
         if not (self / PREPROCESSOR).is_file():
             raise InputError(f"{self} is not the folder of a finished run: it holds no {PREPROCESSOR}")
@@ -393,29 +393,29 @@ class RunFolder:
             raise InputError(f"{self} is damaged: {damage}; restore it, or resume or repeat the training")
 
     def write_metrics(self, metrics: dict[str, Any]):
-        """Write `metrics.json`, null for what is not a finite number.
+        """Write `metrics.json`, with null for numbers that are not finite.
 
         {"version": 2,
          "dataset": its name,
-         "scored_on": "test", or "validation" where a panel holds nothing back for one,
-         "test": {"mse", "mae", "per_channel": {column: {"mse", "mae"}}}, of M4 {"smape", "mase", "owa"},
-         "intervals": {"coverage_80", "interval_score_80", "wql", "mase"} of the test, of a panel the first and "wql",
-         of M4 null,
-         "validation": {"step", "mse", "mae", "loss"} of the weights that were kept, null where nothing validated them,
+         "scored_on": "test", or "validation" for a panel without a test split,
+         "test": {"mse", "mae", "per_channel": {column: {"mse", "mae"}}}; for M4 {"smape", "mase", "owa"},
+         "intervals": {"coverage_80", "interval_score_80", "wql", "mase"} on the test split; for a panel the first and
+         "wql"; for M4 null,
+         "validation": {"step", "mse", "mae", "loss"} of the kept weights, null if nothing validated them,
          "baselines": {name: like "test"},
          "training": {"seconds", "steps", "epochs", "loss"} (loss: the mean over all steps),
          "speed": {"windows_per_s", "tokens_per_s", "step_ms", "data_wait_ms", "peak_memory_mib", "mfu"},
          "parameters": {"trained", "frozen", "<part> trained", "<part> frozen"},
          "linear_start": {"mixture": {form: share}, "origins": {name: relative error}}, null without a linear skip,
-         "learned": {"share" of it in the forecast, "mse", "mae", "start_mse", "start_mae", "seconds",
-         "trained_parameters", "without_language_model": the same of a training without it, or null}, on validation
-         windows; null likewise}
+         "learned": {"share" of the learned part in the forecast, "mse", "mae", "start_mse", "start_mae", "seconds",
+         "trained_parameters", "without_language_model": the same for a training without it, or null}, on validation
+         windows; null without a linear skip}
         """
         text = json.dumps({"version": METRICS_VERSION} | finite_or_null(metrics), indent=2, allow_nan=False)
         write_text(self / METRICS, text + "\n")
 
     def read_metrics(self) -> dict[str, Any]:
-        """What `write_metrics` wrote; raises InputError where it is missing, damaged or of another version."""
+        """The content of `metrics.json`; raises InputError if it is missing, damaged or of another version."""
         path = self / METRICS
         try:
             metrics = json.loads(path.read_text(encoding="utf-8"))
@@ -424,7 +424,7 @@ class RunFolder:
         version = metrics.get("version") if isinstance(metrics, dict) else None
         if version != METRICS_VERSION:
             raise InputError(
-                f"{path} is of version {version or 1}, this llata_fast writes version {METRICS_VERSION}: train again"
+                f"{path} has version {version or 1}, but this llata_fast reads version {METRICS_VERSION}: train again"
             )
         return metrics
 
@@ -442,7 +442,7 @@ class RunFolder:
             ) from error
 
     def append_log(self, record: dict[str, Any]):
-        """Append a record of training, with its "step", to the log."""
+        """Append a training record, which includes its "step", to the log."""
         try:
             with (self / LOG).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(finite_or_null(record), allow_nan=False) + "\n")
@@ -451,7 +451,7 @@ class RunFolder:
             raise
 
     def read_log(self) -> list[dict[str, Any]]:
-        """The log's records in order, [] where there is none; a line that a kill has cut short is left out."""
+        """The log's records in order, [] if there is no log; a line that a kill cut short is left out."""
         if not (self / LOG).is_file():
             return []
         records = []
@@ -465,13 +465,13 @@ class RunFolder:
         return records
 
     def cut_log(self, after_step: int):
-        """Drop the records of later steps, which a resumed training makes anew."""
+        """Drop the records after this step; a resumed training logs those steps again."""
         if (self / LOG).is_file():
             kept = [record for record in self.read_log() if record["step"] <= after_step]
             write_text(self / LOG, "".join(json.dumps(record) + "\n" for record in kept))
 
     def copy_description(self, target: "RunFolder"):
-        """Write settings, preprocessor and calibration into another folder, whose model is there, and finish that."""
+        """Copy settings, preprocessor and calibration to another folder that holds the model, and finish that run."""
         shutil.copy2(self / SETTINGS, target.path)
         if self.calibration.is_file():
             shutil.copy2(self.calibration, target.path)
@@ -490,7 +490,7 @@ def _has_at_most(number: int, value: Any) -> bool:
 
 
 def finite_or_null(value: Any) -> Any:
-    """The same JSON with null for every number that is not finite."""
+    """The same JSON value with null for every number that is not finite."""
     if isinstance(value, dict):
         return {str(name): finite_or_null(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -499,7 +499,7 @@ def finite_or_null(value: Any) -> Any:
 
 
 def numbered_folders(stem: Path, existing: bool = True) -> Iterator[RunFolder]:
-    """`stem`, `stem`-2, -3 and so on: up to the first that is not there, or many."""
+    """`stem`, `stem`-2, -3 and so on, up to the first that does not exist, or without end if not `existing`."""
     for number in range(1, 10_000):
         path = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
         if existing and not path.exists():

@@ -1,11 +1,11 @@
-"""Every setting of a run, typed: the one table behind `LlataConfig`, the command line, YAML files and what may resume.
+"""Every setting of a run, typed: one table for `LlataConfig`, the command line, YAML files and checks on resuming.
 
-A field says in its metadata what it means, in which unit, which values it takes, and what it changes:
+A field's metadata gives its meaning, unit, valid values, and what a change of it affects:
 
-    shapes    which weights there are, and their sizes: a checkpoint with another value does not fit
-    meaning   what trained weights stand for: they fit, but would be taken for something else
-    training  the training that is still to come: a resumed run takes the new value over
-    machine   where and how it is computed or kept: the numbers stay as they were, but for rounding
+    shapes    which weights exist, and their sizes: a checkpoint with another value does not fit
+    meaning   what trained weights mean: they fit, but would be misinterpreted
+    training  the training still to come: a resumed run adopts the new value
+    machine   where and how it is computed or stored: results stay the same except for rounding
 
 Letters as in CONTRIBUTING.md. Neither torch nor transformers is imported here.
 """
@@ -25,11 +25,11 @@ OWN_UNITS_LOSSES = ("smape", "mase")
 FORECAST_LOSS_NAMES = (*LOSS_NAMES, *OWN_UNITS_LOSSES)
 RECIPES = ("tuned", "paper")
 METRICS = ("mse", "mae", "loss")
-"""What the best epoch can be chosen by."""
+"""Scores that can select the best checkpoint."""
 
 
 class Ablation(NamedTuple):
-    """What an ablation takes out, and what of the method is left."""
+    """What an ablation removes, and which parts of the method remain."""
 
     taken_out: str
     language_model: bool
@@ -40,15 +40,15 @@ class Ablation(NamedTuple):
 ABLATIONS = {
     "none": Ablation("nothing", True, True, True),
     "no_llm": Ablation("the language model: the head reads the time tokens", False, False, False),
-    "llm_to_attention": Ablation("the language model, for one random attention layer", False, False, False),
-    "llm_to_transformer": Ablation("the language model, for one random encoder layer", False, False, False),
-    "random_init": Ablation("the pre-trained weights: random ones, all of them trained", True, False, False),
+    "llm_to_attention": Ablation("the language model, replaced by a random attention layer", False, False, False),
+    "llm_to_transformer": Ablation("the language model, replaced by a random encoder layer", False, False, False),
+    "random_init": Ablation("the pre-trained weights, replaced by random ones, all trained", True, False, False),
     "no_text_branch": Ablation("the textual branch and its losses", True, False, True),
     "no_consistency": Ablation("the consistency loss", True, True, True),
     "no_alignment": Ablation("the alignment loss", True, True, True),
-    "random_prototypes": Ablation("the words: prototypes are random, spread as the words' are", True, True, True),
+    "random_prototypes": Ablation("the words: prototypes are random, with the words' variance", True, True, True),
 }
-"""The four after `none` are those of Tan et al. (arXiv 2406.16964), with or without our options."""
+"""The four after `none` come from Tan et al. (arXiv 2406.16964); all other settings apply to them, too."""
 
 Change = Literal["shapes", "meaning", "training", "machine"]
 
@@ -66,7 +66,7 @@ def _setting(
     below: float | None = None,
     may_be_empty: bool = False,
 ) -> Any:
-    """A field with its metadata; without a `group` it is an option that `--help` does not show."""
+    """A field with its metadata; `group=None` hides the option from `--help`."""
     metadata = {
         "help": help,
         "changes": changes,
@@ -83,7 +83,7 @@ def _setting(
 
 _LANGUAGE_MODEL = "language model"
 _TOKENS = "windows and tokens"
-_LAYERS = "layers that are trained"
+_LAYERS = "trained layers"
 _LOSSES = "losses"
 _SKIP = "linear skip (not in the paper)"
 _SERIES = "series"
@@ -98,24 +98,24 @@ class ModelSettings:
     """The method and its sizes: the fields of `LlataConfig` that a user sets.
 
     Raises:
-        InputError: a value of another type or outside its range, by name.
+        InputError: a value of the wrong type or out of range; the message names the setting.
     """
 
     backbone: str = _setting(
         "SmolLM2-135M-Instruct", "hub id, folder, GGUF file or random:<family>", "meaning", _LANGUAGE_MODEL
     )
     num_layers: int = _setting(
-        6, "first blocks of the backbone that are used", "shapes", _LANGUAGE_MODEL, unit="blocks", at_least=1
+        6, "how many of the backbone's first blocks to use", "shapes", _LANGUAGE_MODEL, unit="blocks", at_least=1
     )
     context_length: int = _setting(
-        336, "L: lookback, what the forecaster sees", "shapes", _TOKENS, unit="time steps", at_least=1
+        336, "L: lookback, the input of a forecast", "shapes", _TOKENS, unit="time steps", at_least=1
     )
     prediction_length: int = _setting(
-        96, "H: horizon, what it forecasts", "shapes", _TOKENS, unit="time steps", at_least=1
+        96, "H: horizon, the length of a forecast", "shapes", _TOKENS, unit="time steps", at_least=1
     )
     patch_length: int | None = _setting(
         None,
-        "P: what one token holds; default L, one token per channel",
+        "P: time steps in one token; default L, one token per channel",
         "shapes",
         _TOKENS,
         unit="time steps",
@@ -133,7 +133,7 @@ class ModelSettings:
     )
     num_heads: int | None = _setting(
         None,
-        "A: heads of encoder and cross-attention; default 12 where 12 divides D, else the backbone's",
+        "A: heads of encoder and cross-attention; default 12 if it divides D, else the backbone's",
         "meaning",
         _LAYERS,
         at_least=1,
@@ -144,10 +144,10 @@ class ModelSettings:
         8, "R: rank of LoRA on the attention's query, key and value; 0 for none", "shapes", _LAYERS, at_least=0
     )
     lora_alpha: float = _setting(32.0, "LoRA's scale is lora_alpha / lora_r", "meaning", _LAYERS)
-    lora_dropout: float = _setting(0.1, "dropout in front of LoRA", "training", _LAYERS, at_least=0, below=1)
+    lora_dropout: float = _setting(0.1, "dropout before LoRA", "training", _LAYERS, at_least=0, below=1)
     task_loss: str = _setting(
         "mse",
-        "loss of the forecast against the target; smape and mase as in the M4 competition",
+        "loss of the forecast against the target; smape and mase are those of the M4 competition",
         "training",
         _LOSSES,
         choices=FORECAST_LOSS_NAMES,
@@ -161,31 +161,31 @@ class ModelSettings:
     consistency_weight: float = _setting(1.0, "weight of the consistency loss", "training", _LOSSES, at_least=0)
     alignment_weight: float = _setting(0.01, "weight of the alignment loss", "training", _LOSSES, at_least=0)
     alignment_decay: float = _setting(
-        0.8, "weight of the alignment loss k features before the last is decay**k", "training", _LOSSES, at_least=0
+        0.8, "the alignment loss k features before the last is weighted by decay**k", "training", _LOSSES, at_least=0
     )
     alignment_rank: int | None = _setting(
         None,
-        "rows of the alignment's projections, at most D; default D up to a width of 1024, else 256",
+        "rows of the alignment projections, at most D; default D if D <= 1024, else 256",
         "shapes",
         _LOSSES,
         at_least=1,
     )
     quantile_levels: list[float] | None = _setting(
-        None, "levels of a quantile head, rising between 0 and 1: .1 .5 .9", "shapes", _LOSSES
+        None, "levels of the quantile head, increasing, between 0 and 1: .1 .5 .9", "shapes", _LOSSES
     )
     linear_skip: bool = _setting(
-        False, "add to both branches a linear forecast that the run chooses; the head starts at zero", "shapes", _SKIP
+        False, "add a linear forecast, chosen on the data, to both branches; zero the head", "shapes", _SKIP
     )
     ablation: str = _setting(
         "none",
-        "part of the method to leave out: " + "; ".join(f"{name}: {row.taken_out}" for name, row in ABLATIONS.items()),
+        "part of the method to remove: " + "; ".join(f"{name}: {row.taken_out}" for name, row in ABLATIONS.items()),
         "shapes",
         _LANGUAGE_MODEL,
         choices=tuple(ABLATIONS),
     )
     backbone_pass: str = _setting(
         "twin",
-        "twin: both branches in one call of the backbone; two_pass, the yardstick: one call each",
+        "twin: both branches in one call of the backbone; two_pass, the baseline: one call for each",
         "machine",
         None,
         choices=("twin", "two_pass"),
@@ -193,19 +193,19 @@ class ModelSettings:
     attn_implementation: str = _setting(
         "auto",
         "attention of the backbone: auto, flash_attention_4, flash_attention_3, flash_attention_2, a hub kernel "
-        "(kernels-community/...), sdpa or eager; chosen anew wherever the run is loaded",
+        "(kernels-community/...), sdpa or eager; chosen again wherever the run is loaded",
         "machine",
         _MACHINE,
     )
     base_precision: str = _setting(
         "auto",
-        "storage of the frozen base in training: auto (the precision of computing), or by bitsandbytes on a "
-        "CUDA device int8 or int4 (NF4)",
+        "storage of the frozen base in training: auto (the compute precision), or on a CUDA device int8 or int4 "
+        "(NF4) by bitsandbytes",
         "training",
         _MACHINE,
         choices=("auto", "int8", "int4"),
     )
-    backbone_seed: int = _setting(0, "seed of the weights of a random: backbone", "meaning", _LANGUAGE_MODEL)
+    backbone_seed: int = _setting(0, "seed for the weights of a random:<family> backbone", "meaning", _LANGUAGE_MODEL)
 
     def __post_init__(self):
         check(self)
@@ -214,7 +214,7 @@ class ModelSettings:
         if self.patch_length is not None and self.patch_length > self.context_length:
             raise InputError(f"patch_length {self.patch_length} is longer than context_length {self.context_length}")
         if self.patch_stride is not None and self.patch_length is None:
-            raise InputError("patch_stride without patch_length: patch tokens take both, variate tokens neither")
+            raise InputError("patch_stride needs patch_length: patch tokens take both, variate tokens neither")
         if self.base_precision != "auto":
             if not ABLATIONS[self.ablation].frozen_base:
                 raise InputError(f"base_precision {self.base_precision}: ablation {self.ablation} has no frozen base")
@@ -223,35 +223,35 @@ class ModelSettings:
 
 
 COVARIATES = ("known_covariates", "past_covariates", "static_covariates", "calendar")
-"""Settings that say what a panel's covariates are."""
+"""Settings that define a panel's covariates."""
 
 READING = ("date_column", "columns", "missing", "skip_rows", "na_values", "trust_rows")
-"""Settings that say how a series is read from its file."""
+"""Settings that define how a series is read from its file."""
 
 
 @dataclass
 class DataSettings:
-    """Which series, and how it is read.
+    """Which series to use, and how to read it.
 
     Raises:
-        InputError: a value of another type or outside its range, by name.
+        InputError: a value of the wrong type or out of range; the message names the setting.
     """
 
     dataset: str = _setting("Metro", "name in the registry, or path of a CSV file", "meaning", _SERIES)
     corpus: str | None = _setting(
         None,
-        "pre-train on a corpus' folder, or on the mixture that a YAML file lists, instead of a dataset",
+        "pre-train on a corpus (its folder) or on a mixture of corpora (a YAML file) instead of a dataset",
         "meaning",
         _SERIES,
     )
     data_dir: str | None = _setting(
-        None, "folder that holds the dataset's file; default $LLATA_DATA, then the cache", "machine", _SERIES
+        None, "folder with the dataset's file; default $LLATA_DATA, else the cache", "machine", _SERIES
     )
     date_column: str | None = _setting(
         None, "date column; default the first of date, datetime, timestamp, time, ds", "meaning", _SERIES
     )
     id_column: str | None = _setting(
-        None, "column that names the items of a long table, a panel; default: a wide series", "meaning", _SERIES
+        None, "column with the item ids of a long table (a panel); default: a wide series", "meaning", _SERIES
     )
     target: list[str] | None = _setting(
         None, "columns of a long table to forecast; default target or y", "meaning", _SERIES
@@ -260,42 +260,42 @@ class DataSettings:
         None, "columns of a long table whose future values are known: a price, a weather forecast", "meaning", _SERIES
     )
     past_covariates: list[str] | None = _setting(
-        None, "columns of a long table that are known up to the present only", "meaning", _SERIES
+        None, "columns of a long table that are known only up to the present", "meaning", _SERIES
     )
     static_covariates: list[str] | None = _setting(
         None, "columns of a long table with one value per item", "meaning", _SERIES
     )
     calendar: list[str] | None = _setting(
         None,
-        "of a long table, known by its timestamps: hour, weekday, month, and countries whose holidays count (DE, US); "
-        "alone: those of the first three that a step is finer than",
+        "covariates of a long table computed from its timestamps: hour, weekday, month, and countries for public "
+        "holidays (DE, US); without values: those of the first three that are coarser than the time step",
         "meaning",
         _SERIES,
         may_be_empty=True,
     )
     held_out_ids: list[str] | None = _setting(
-        None, "items of a long table to keep out of training", "training", _SERIES
+        None, "items of a long table to leave out of training", "training", _SERIES
     )
-    columns: list[str] | None = _setting(None, "channels to use; default all but the date", "meaning", _SERIES)
+    columns: list[str] | None = _setting(None, "channels to use; default: all columns but the date", "meaning", _SERIES)
     missing: str | None = _setting(
         None,
-        "missing values: error, or mask them; default as the registry says, else error",
+        "missing values: error, or mask them; default from the registry, else error",
         "training",
         _SERIES,
         choices=("error", "mask"),
     )
     skip_rows: int = _setting(
-        0, "lines to skip above a CSV's header; comments are skipped anyway", "training", _SERIES, at_least=0
+        0, "lines to skip above a CSV's header; comment lines are always skipped", "training", _SERIES, at_least=0
     )
     na_values: list[str] | None = _setting(
-        None, "further spellings of a missing value, beside empty cells, NA and nan", "training", _SERIES
+        None, "further markers of a missing value, besides empty cells, NA and nan", "training", _SERIES
     )
-    trust_rows: bool = _setting(False, "take the rows as evenly spaced, whatever their dates say", "training", _SERIES)
+    trust_rows: bool = _setting(False, "treat rows as evenly spaced, whatever their dates say", "training", _SERIES)
     few_shot_percent: float | None = _setting(
-        None, "train on the first part of the training split, this share of it", "training", _SERIES, unit="percent"
+        None, "train on only the first part of the training split", "training", _SERIES, unit="percent"
     )
     recipe: str = _setting(
-        "tuned", "hyper-parameters: tuned (ours), or paper (the published ones)", "training", _SERIES, choices=RECIPES
+        "tuned", "hyper-parameters: tuned (ours) or paper (as published)", "training", _SERIES, choices=RECIPES
     )
 
     def __post_init__(self):
@@ -303,49 +303,49 @@ class DataSettings:
 
     @property
     def covariates(self) -> dict[str, list[str]]:
-        """What a panel's covariates are, as keywords of `Panel.from_df`."""
+        """A panel's covariates, as keywords of `Panel.from_df`."""
         return {name: value for name in COVARIATES if (value := getattr(self, name)) is not None}
 
     @property
     def reading(self) -> dict[str, Any]:
-        """How the series is read: the options of `llata_fast.data.read_series`, without those left to it."""
+        """How to read the series: options of `llata_fast.data.read_series` that differ from its defaults."""
         return {name: value for name in READING if (value := getattr(self, name)) not in (None, False)}
 
 
 @dataclass
 class TrainingSettings:
-    """How it is trained: what the Trainer does not have, and those of its arguments whose defaults are ours.
+    """How to train: settings that the Trainer lacks, and its arguments for which we have other defaults.
 
     Raises:
-        InputError: a value of another type or outside its range, by name.
+        InputError: a value of the wrong type or out of range; the message names the setting.
     """
 
     output_dir: str | None = _setting(
-        None, "folder of the run; default runs/<dataset>-<context>-<horizon>, numbered", "machine", _RUN
+        None, "folder of the run; default runs/<dataset>-<context>-<horizon>, numbered if taken", "machine", _RUN
     )
-    overwrite_output_dir: bool = _setting(False, "train into an output_dir that already holds a run", "machine", _RUN)
+    overwrite_output_dir: bool = _setting(False, "replace the run that output_dir already holds", "machine", _RUN)
     resume_from_checkpoint: str | None = _setting(
-        None, "continue from a checkpoint: its folder, or last", "machine", _RUN
+        None, "checkpoint to resume from: its folder, or last", "machine", _RUN
     )
     trust_checkpoint: bool = _setting(
         False,
-        "load anything that a DeepSpeed checkpoint holds, which can run any code; false: tensors and its own classes",
+        "load any object from a DeepSpeed checkpoint, which can run code; if false, only tensors and its own classes",
         "machine",
         _RUN,
     )
     init: str | None = _setting(
-        None, "run, folder or hub id to take initial weights and model settings from", "training", _RUN
+        None, "run, folder or hub id that initial weights and model settings come from", "training", _RUN
     )
     deterministic: bool = _setting(
         False,
-        "same seed, same bits on a GPU, too, at some cost of speed; on a CPU they are the same anyway",
+        "bit-identical results for a seed on a GPU, at some cost in speed; a CPU always gives them",
         "machine",
         _MACHINE,
     )
     seed: int = _setting(2021, "seed of initial weights, data order and dropout", "training", _RUN, at_least=0)
     batch_size: int = _setting(
         128,
-        "global batch of one step, over all ranks and accumulation steps",
+        "global batch size of one step, over all ranks and accumulation steps",
         "training",
         _OPTIMISATION,
         unit="windows",
@@ -353,32 +353,32 @@ class TrainingSettings:
     )
     per_device_train_batch_size: int | None = _setting(
         None,
-        "batch of one micro-step on one rank; default from batch_size",
+        "batch size of one micro-step on one rank; default: derived from batch_size",
         "training",
         _OPTIMISATION,
         unit="windows",
         at_least=1,
     )
-    gradient_accumulation_steps: int = _setting(1, "micro-steps of one step", "machine", _OPTIMISATION, at_least=1)
+    gradient_accumulation_steps: int = _setting(1, "micro-steps per step", "machine", _OPTIMISATION, at_least=1)
     per_device_eval_batch_size: int = _setting(
-        256, "batch of one rank in evaluation", "machine", _MACHINE, unit="windows", at_least=1
+        256, "batch size of one rank in evaluation", "machine", _MACHINE, unit="windows", at_least=1
     )
-    num_train_epochs: float = _setting(3.0, "train for at most this long", "training", _OPTIMISATION, unit="epochs")
+    num_train_epochs: float = _setting(3.0, "maximum length of training", "training", _OPTIMISATION, unit="epochs")
     max_steps: int = _setting(
-        -1, "train for this long instead of num_train_epochs; -1: by epochs", "training", _OPTIMISATION, unit="steps"
+        -1, "length of training, overrides num_train_epochs; -1: use epochs", "training", _OPTIMISATION, unit="steps"
     )
     learning_rate: float = _setting(1e-3, "peak learning rate", "training", _OPTIMISATION, at_least=0)
     projection_learning_rate: float = _setting(
-        1e-3, "peak learning rate of attention and alignment projections", "training", _OPTIMISATION, at_least=0
+        1e-3, "peak learning rate of cross-attention and alignment projections", "training", _OPTIMISATION, at_least=0
     )
     lr_scheduler_type: str = _setting("cosine", "learning-rate schedule", "training", _OPTIMISATION)
     weight_decay: float = _setting(0.1, "AdamW's decoupled weight decay", "training", _OPTIMISATION, at_least=0)
     adam_beta2: float = _setting(
-        0.98, "AdamW's beta2; small, since runs are short", "training", _OPTIMISATION, at_least=0, below=1
+        0.98, "AdamW's beta2; small, because runs are short", "training", _OPTIMISATION, at_least=0, below=1
     )
     average_decay: float = _setting(
         0.0,
-        "decay of a running average of the weights that is validated, kept and tested; 0: none",
+        "decay of a running average of the weights, which is then validated, saved and tested; 0: none",
         "training",
         _OPTIMISATION,
         at_least=0,
@@ -386,7 +386,7 @@ class TrainingSettings:
     )
     skip_nonfinite: int = _setting(
         0,
-        "how many to skip, where a loss or gradient is not finite, before training ends",
+        "how many steps with a loss or gradient that is not finite to skip before training ends",
         "training",
         _OPTIMISATION,
         unit="steps",
@@ -394,7 +394,7 @@ class TrainingSettings:
     )
     patience: int = _setting(
         3,
-        "stop after this many without a better validation score; 0: never",
+        "stop after this many evaluations without a better validation score; 0: never",
         "training",
         _VALIDATION,
         unit="evaluations",
@@ -402,61 +402,61 @@ class TrainingSettings:
     )
     eval_strategy: str = _setting("epoch", "when to validate: epoch, steps or no", "training", _VALIDATION)
     eval_steps: float | None = _setting(
-        None, "distance between validations; below 1, a share of the training", "training", _VALIDATION, unit="steps"
+        None, "interval between validations; below 1, a share of the training", "training", _VALIDATION, unit="steps"
     )
     save_strategy: str = _setting("epoch", "when to write a checkpoint: epoch, steps or no", "training", _VALIDATION)
     save_steps: float = _setting(
-        500, "distance between checkpoints; below 1, a share of the training", "training", _VALIDATION, unit="steps"
+        500, "interval between checkpoints; below 1, a share of the training", "training", _VALIDATION, unit="steps"
     )
-    save_total_limit: int | None = _setting(2, "checkpoints to keep", "machine", _VALIDATION)
+    save_total_limit: int | None = _setting(2, "number of checkpoints to keep", "machine", _VALIDATION)
     load_best_model_at_end: bool = _setting(
         True, "keep the weights with the best validation score", "training", _VALIDATION
     )
     metric_for_best_model: str = _setting(
-        "mse", f"score that chooses the best weights: {', '.join(METRICS)}", "training", _VALIDATION
+        "mse", f"validation score that selects the best weights: {', '.join(METRICS)}", "training", _VALIDATION
     )
-    greater_is_better: bool = _setting(False, "of metric_for_best_model", "training", None)
-    logging_steps: float = _setting(20, "distance between logged losses", "machine", _VALIDATION, unit="steps")
+    greater_is_better: bool = _setting(False, "whether a larger metric_for_best_model is better", "training", None)
+    logging_steps: float = _setting(20, "interval between logged losses", "machine", _VALIDATION, unit="steps")
     logging_nan_inf_filter: bool = _setting(
-        False, "log the mean of earlier losses for one that is not finite", "machine", None
+        False, "log the mean of earlier losses in place of one that is not finite", "machine", None
     )
     report_to: str | None = _setting(
-        None, "where to log: tensorboard, wandb, ...; default tensorboard where installed", "machine", _VALIDATION
+        None, "where to log: tensorboard, wandb, ...; default tensorboard if installed", "machine", _VALIDATION
     )
     precision: str | None = _setting(
         None,
-        "auto (default), fp32 or bf16; auto is bf16 where the hardware has it",
+        "auto (default), fp32 or bf16; auto is bf16 if the hardware supports it",
         "training",
         _MACHINE,
         choices=("auto", "fp32", "bf16"),
     )
-    deepspeed: str | dict | None = _setting(None, "DeepSpeed configuration: ds_configs/zero2.json", "machine", _MACHINE)
+    deepspeed: str | dict | None = _setting(None, "DeepSpeed config: ds_configs/zero2.json", "machine", _MACHINE)
     torch_compile: bool | None = _setting(
         None,
-        "compile the step, with CUDA graphs on a GPU; by default if a mode or backend is named",
+        "compile the step, with CUDA graphs on a GPU; by default only if a mode or backend is given",
         "machine",
         _MACHINE,
     )
-    use_cpu: bool = _setting(False, "compute on the CPU even where there is a GPU", "machine", _MACHINE)
+    use_cpu: bool = _setting(False, "compute on the CPU even if there is a GPU", "machine", _MACHINE)
 
     def __post_init__(self):
         check(self, TrainingSettings)
         if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
-            raise InputError("nothing to train: give num_train_epochs above 0, or max_steps")
+            raise InputError("nothing to train: set num_train_epochs above 0, or max_steps")
         if (metric := self.metric_for_best_model.removeprefix("eval_")) not in METRICS:
             raise InputError(f"metric_for_best_model must be one of {', '.join(METRICS)}, got {metric!r}")
 
 
 RENAMED = {"skip_channels": "linear_skip"}
-"""Options and fields of the previous version, and what each is called here."""
+"""Option or field of the previous version -> its name here."""
 
 GROUPS = (ModelSettings, DataSettings, TrainingSettings)
 
 
 def check(settings: Any, kind: type | None = None):
-    """Raise InputError, by name, for the first field of `kind` with a value of another type or outside its range.
+    """Raise InputError for the first field of `kind` whose value has the wrong type or is out of range, by name.
 
-    Paths below the home folder are written out: no shell does it where they stand in a YAML file.
+    `~` in paths is expanded: no shell does so for a path in a YAML file.
     """
     kind = kind or type(settings)
     hints = get_type_hints(kind)
@@ -488,7 +488,7 @@ def _has_type(value: Any, hint: Any) -> bool:
             (entry_kind,) = get_args(kind)
             fits = isinstance(value, (list, tuple)) and all(_has_type(entry, entry_kind) for entry in value)
         elif kind in (int, float):
-            # an int is a number, a bool is none
+            # an int counts as a number, a bool does not
             fits = isinstance(value, (kind, int)) and not isinstance(value, bool)
         else:
             fits = isinstance(value, kind)
@@ -498,13 +498,13 @@ def _has_type(value: Any, hint: Any) -> bool:
 
 
 def check_quantile_levels(levels: Sequence[float]):
-    """Raise InputError unless the levels lie between 0 and 1 and rise."""
+    """Raise InputError unless the levels lie between 0 and 1 and increase."""
     if not levels:
-        raise InputError("quantile_levels is empty: give levels between 0 and 1, or none at all")
+        raise InputError("quantile_levels is empty: give levels between 0 and 1, or leave it out")
     if wrong := [level for level in levels if not 0 < level < 1]:
         raise InputError(f"quantile_levels must lie between 0 and 1, got {wrong[0]:g}")
     if any(low >= high for low, high in zip(levels, levels[1:], strict=False)):
-        raise InputError(f"quantile_levels must rise, got {' '.join(f'{level:g}' for level in levels)}")
+        raise InputError(f"quantile_levels must increase, got {' '.join(f'{level:g}' for level in levels)}")
 
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}
@@ -526,15 +526,15 @@ def _interval(low: float | None, high: float | None, below: float | None) -> str
 
 
 def all_fields() -> Iterator[Field]:
-    """The fields of all three groups, in their order."""
+    """The fields of all three groups, in order."""
     for group in GROUPS:
         yield from fields(group)
 
 
 def check_agreement(theirs: Mapping[str, Any], ours: Mapping[str, Any], checkpoint: str):
-    """Raise InputError for the first setting that trained weights rest on (shapes, meaning) and that differs.
+    """Raise InputError for the first setting of kind "shapes" or "meaning" on which trained weights disagree.
 
-    What either side does not hold is passed over: `theirs` may be of an older version.
+    Settings that either side lacks are skipped: `theirs` may come from an older version.
     """
     for item in all_fields():
         name = item.name

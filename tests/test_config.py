@@ -19,7 +19,7 @@ from llata_fast.modeling import LlataForPrediction
         ({"lora_r": -1}, "lora_r must be at least 0"),
         ({"alignment_weight": -0.1}, "alignment_weight must be at least 0, got -0.1"),
         ({"patch_length": 13}, "patch_length 13 is longer than context_length 12"),
-        ({"patch_stride": 2}, "patch_stride without patch_length"),
+        ({"patch_stride": 2}, "patch_stride needs patch_length"),
         ({"num_heads": 5}, "num_heads 5 does not divide the backbone's width 48"),
         ({"num_prototypes": 48}, "num_prototypes 48: a backbone of width 48 has at most 47"),
         ({"alignment_rank": 0}, "alignment_rank must be at least 1"),
@@ -36,7 +36,7 @@ def test_wrong_configuration(backbone, fields, message):
 def test_linear_skip_of_an_older_version_is_refused(backbone):
     """Its weights had other names and shapes."""
     config = tiny_config(backbone, linear_skip=True).to_dict() | {"zero_head": True, "skip_level": 0.5}
-    with pytest.raises(InputError, match="linear skip of the version before cannot be read"):
+    with pytest.raises(InputError, match="linear skip was written by an older version"):
         LlataConfig(**config)
 
 

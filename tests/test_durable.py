@@ -68,8 +68,8 @@ def test_the_manifest_is_written_last(tmp_path, monkeypatch):
     [
         (lambda folder: (folder / "sub" / "b.txt").unlink(), "sub/b.txt is missing"),
         (lambda folder: (folder / "a.bin").write_bytes(b"short"), "a.bin has 5 bytes, not 256"),
-        (lambda folder: (folder / "a.bin").write_bytes(bytes(256)), "a.bin is not what was written"),
-        (lambda folder: (folder / "manifest.json").unlink(), "no manifest.json: its writing was cut short"),
+        (lambda folder: (folder / "a.bin").write_bytes(bytes(256)), "a.bin was changed or damaged"),
+        (lambda folder: (folder / "manifest.json").unlink(), "no manifest.json: it was not written to the end"),
         (lambda folder: (folder / "manifest.json").write_text("[]"), "its manifest.json is damaged"),
         (lambda folder: (folder / "manifest.json").write_bytes(b"\xff"), "its manifest.json is damaged"),
         (lambda folder: (folder / "manifest.json").write_text('{"files": {"a.bin": 3}}'), "damaged"),

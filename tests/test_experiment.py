@@ -178,7 +178,7 @@ def test_refusals_write_nothing(data_dir, tmp_path, settings, words):
 @pytest.mark.parametrize("name, kind", [("task_loss", "smape"), ("consistency_loss", "mase")])
 def test_m4_losses_are_refused_for_other_data(tmp_path, name, kind):
     series, backbone = write_series(tmp_path / "series.csv"), random_backbone(tmp_path)
-    with pytest.raises(InputError, match=f"{name} {kind} is for the M4 data sets"):
+    with pytest.raises(InputError, match=f"{name} {kind} is for the M4 datasets"):
         train(str(series), **SETTINGS | SHORT | {name: kind, "backbone": backbone, "output_dir": str(tmp_path / "run")})
     assert not (tmp_path / "run").exists()
 

@@ -181,7 +181,7 @@ def test_wrong_shapes(backbone):
 def test_more_tokens_than_learned_positions(tmp_path):
     model = tiny_model(random_backbone(tmp_path, "gpt2"))
     model(*window(channels=16))
-    with pytest.raises(InputError, match="17 tokens a sequence, but .* has only 16 positions"):
+    with pytest.raises(InputError, match="17 tokens per sequence, but .* has only 16 positions"):
         model(*window(channels=17))
     # rotary positions have no limit
     tiny_model(random_backbone(tmp_path, "llama", max_position_embeddings=4))(*window(channels=17))

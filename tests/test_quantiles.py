@@ -85,7 +85,12 @@ def test_sorting_makes_no_loss_larger():
 
 @pytest.mark.parametrize(
     ("levels", "words"),
-    [([0.1, 1.0], "between 0 and 1, got 1"), ([], "is empty"), ([0.5, 0.1], "must rise"), (["a"], "a list of numbers")],
+    [
+        ([0.1, 1.0], "between 0 and 1, got 1"),
+        ([], "is empty"),
+        ([0.5, 0.1], "must increase"),
+        (["a"], "a list of numbers"),
+    ],
 )
 def test_invalid_levels_are_refused(tmp_path, levels, words):
     with pytest.raises(InputError, match=words):

@@ -60,7 +60,7 @@ def test_a_dead_rank_ends_the_job_with_its_name(case, dead, ended):
 def test_a_rank_that_never_joins_is_named(case, dead, ended):
     status, output, _ = ended[case][1 - dead]
     assert ended[case][dead][0] == 3 and status == 1
-    assert f"waits for rank {dead}" in output and f"rank {dead} has not come" in output
+    assert f"is waiting for rank {dead}" in output and f"rank {dead} did not " in output
     assert "Traceback" not in output
 
 

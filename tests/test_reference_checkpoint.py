@@ -55,7 +55,7 @@ def test_sizes_are_read_from_the_weights(state, tmp_path):
 )
 def test_weights_with_other_names_are_refused(state, absent):
     del state[absent]
-    with pytest.raises(InputError, match="not a checkpoint of the reference: .*"):
+    with pytest.raises(InputError, match="not a (reference checkpoint|checkpoint of the reference implementation)"):
         load_reference_checkpoint(state, torch.randn(V, D), num_heads=HEADS)
 
 
@@ -70,7 +70,7 @@ def test_files_that_are_not_a_checkpoint(state, tmp_path):
     with pytest.raises(InputError, match="no reference checkpoint at"):
         load_reference_checkpoint(path, torch.randn(V, D))
     path.write_text("date,x\n")
-    with pytest.raises(InputError, match="is no checkpoint of the reference"):
+    with pytest.raises(InputError, match="is not a reference checkpoint"):
         load_reference_checkpoint(path, torch.randn(V, D))
     torch.save([1, 2], path)
     with pytest.raises(InputError, match="holds no state dict"):

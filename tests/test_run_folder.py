@@ -53,7 +53,7 @@ def test_files_are_read_as_written(folder):
 @pytest.mark.parametrize("name", ["run.yaml", "preprocessor_config.json", "config.json", "model.safetensors"])
 def test_every_file_that_a_forecast_needs_is_vouched_for(folder, name):
     (folder / name).write_text((folder / name).read_text()[::-1])
-    with pytest.raises(InputError, match=f"is damaged: {name} is not what was written"):
+    with pytest.raises(InputError, match=f"is damaged: {name} was changed or damaged"):
         folder.check_finished()
     (folder / name).unlink()
     with pytest.raises(InputError, match=name):
@@ -67,7 +67,7 @@ def test_a_rewritten_run_is_unfinished_until_complete(folder):
         (partial / name).write_text("new")
     folder.write_metrics({})
     folder.take_model(partial)
-    with pytest.raises(InputError, match="writing was cut short"):
+    with pytest.raises(InputError, match="was not written to the end"):
         folder.check_finished()
     folder.finish()
     folder.check_finished()
@@ -103,7 +103,7 @@ def test_a_run_of_the_previous_version_is_read(folder):
         ({"columns": ["a", 2]}, "columns must be a list of names"),
         ({"seasonality": 0}, "seasonality must be a whole number"),
         ({"seasonality": 1.5}, "seasonality must be a whole number"),
-        ({"frequency": None}, "frequency must be a text"),
+        ({"frequency": None}, "frequency must be a string"),
     ],
 )
 def test_invalid_units_are_refused(folder, changes, words):
@@ -136,7 +136,7 @@ def test_scores_are_valid_json_even_if_not_finite(folder):
         "parameters": {"trained": 3},
     }
     (folder / "metrics.json").write_text(json.dumps(scores["parameters"]))
-    with pytest.raises(InputError, match="version 1, this llata_fast writes version 2: train again"):
+    with pytest.raises(InputError, match="version 1, but this llata_fast reads version 2: train again"):
         folder.read_metrics()
     for text in ("[]", "{", ""):
         (folder / "metrics.json").write_text(text)
@@ -145,7 +145,7 @@ def test_scores_are_valid_json_even_if_not_finite(folder):
 
 
 def test_the_last_checkpoint_is_the_last_complete_one(folder):
-    with pytest.raises(InputError, match="holds no whole checkpoint"):
+    with pytest.raises(InputError, match="holds no complete checkpoint"):
         folder.last_checkpoint()
     paths = [checkpoint(folder, step) for step in (5, 10, 20)]
     assert folder.last_checkpoint() == (paths[2], [])
@@ -154,12 +154,12 @@ def test_the_last_checkpoint_is_the_last_complete_one(folder):
     path, passed_over = folder.last_checkpoint()
     assert path == paths[0]
     assert {line.rpartition("/")[2] for line in passed_over} == {
-        "checkpoint-20 is passed over: weights is missing",
-        "checkpoint-10 is passed over: it has no manifest.json: its writing was cut short",
+        "checkpoint-20 is skipped: weights is missing",
+        "checkpoint-10 is skipped: it has no manifest.json: it was not written to the end",
     }
     (paths[0] / "weights").write_text("6")
     with pytest.raises(
-        InputError, match="holds no whole checkpoint to resume from .*checkpoint-10: it has no manifest"
+        InputError, match="holds no complete checkpoint to resume from .*checkpoint-10: it has no manifest"
     ):
         folder.last_checkpoint()
 
@@ -219,7 +219,7 @@ def holder(tmp_path):
 
 def test_a_process_holds_its_folder_until_it_dies(holder, tmp_path):
     folder = RunFolder(tmp_path / "run")
-    with pytest.raises(InputError, match="another training is at work in this folder"), folder.claimed():
+    with pytest.raises(InputError, match="is in use by another training"), folder.claimed():
         pass
     # nobody holds a copy
     (tmp_path / "copy").mkdir()

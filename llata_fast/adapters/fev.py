@@ -102,7 +102,7 @@ def _panel(task: fev.Task, past: Dataset, series: list[np.ndarray]) -> Panel:
 
 
 def _as_datasets(task: fev.Task, points: np.ndarray, quantiles: dict[float, np.ndarray]) -> DatasetDict:
-    """points and each level's quantiles [n, H, C] as fev takes them, a data set a target."""
+    """points and each level's quantiles [n, H, C] as fev takes them, a dataset a target."""
     return DatasetDict(
         {
             name: Dataset.from_dict(

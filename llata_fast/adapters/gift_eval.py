@@ -1,6 +1,6 @@
 """The GIFT-Eval benchmark: its windows, its metrics, its result files (arXiv 2410.10393, Salesforce, Apache-2.0).
 
-    RESULTS/all_results.csv   a row for each data set, frequency and term, 11 metrics
+    RESULTS/all_results.csv   a row for each dataset, frequency and term, 11 metrics
     RESULTS/config.json       what the leaderboard asks of a model
 
 Windows and metrics are those of gluonts' `evaluate_model` as the benchmark calls it: series with several channels are
@@ -70,7 +70,7 @@ class Predictor(Protocol):
 
 @dataclass(frozen=True)
 class GiftEvalTask:
-    """A data set at one term: the windows at the end of its series."""
+    """A dataset at one term: the windows at the end of its series."""
 
     name: str
     """As in the result file: name/frequency/term."""
@@ -108,10 +108,10 @@ class GiftEvalTask:
 
 
 def read_task(folder: str | Path, name: str, term: str = "short") -> GiftEvalTask:
-    """The task of a data set, such as m4_weekly or ett1/H, from the benchmark's folder as the hub holds it.
+    """The task of a dataset, such as m4_weekly or ett1/H, from the benchmark's folder as the hub holds it.
 
     Raises:
-        InputError: no such data set there, a term or frequency that the benchmark does not have, too short a series.
+        InputError: no such dataset there, a term or frequency that the benchmark does not have, too short a series.
     """
     if term not in TERMS:
         raise InputError(f"unknown term {term!r}: choose from {', '.join(TERMS)}")
@@ -146,7 +146,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     except ImportError:
         raise InputError("GIFT-Eval's files need datasets: pip install llata-fast[gift-eval]") from None
     if not path.is_dir():
-        raise InputError(f"{path}: no such data set")
+        raise InputError(f"{path}: no such dataset")
     try:
         rows = list(load_from_disk(str(path)).with_format("numpy"))
     except (OSError, ValueError) as error:

@@ -104,7 +104,7 @@ def _card(
         command=_command(settings),
         training=_training(base, settings["num_layers"], metrics.get("learned")),
         limits=_limits(series),
-        licence=f"{licence} for what was trained; the base model and the data set have licences of their own.",
+        licence=f"{licence} for what was trained; the base model and the dataset have licences of their own.",
     )
 
 
@@ -181,7 +181,7 @@ def _limits(series: Preprocessor) -> str:
     if series.any_series:
         return "Series unlike those it was trained on need a score of their own before anyone relies on a forecast."
     return (
-        "Trained on one data set: other series need a training of their own, or a score of their own before anyone "
+        "Trained on one dataset: other series need a training of their own, or a score of their own before anyone "
         f"relies on a forecast.{order}"
     )
 

@@ -16,7 +16,7 @@ from .inputs import (
 
 def add_arguments(parser: argparse.ArgumentParser):
     add_run_arguments(parser)
-    parser.add_argument("--input", required=True, help="long table (CSV, .parquet), a data set's name, or wide CSV")
+    parser.add_argument("--input", required=True, help="long table (CSV, .parquet), a dataset's name, or wide CSV")
     add_panel_arguments(parser)
     parser.add_argument("--n_windows", type=int, default=1, metavar="N", help="windows of every item")
     parser.add_argument("--step_size", type=int, metavar="S", help="steps between them; default the horizon")

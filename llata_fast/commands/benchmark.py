@@ -19,7 +19,7 @@ _MODELS = ("llata", *(name for name in ABLATIONS if name != "none"), *WITHOUT, *
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("protocol", choices=PROTOCOLS, help=f"one of {', '.join(PROTOCOLS)}", metavar="PROTOCOL")
     parser.add_argument("--datasets", nargs="+", help="names; default all of the registry, or every M4 frequency")
-    parser.add_argument("--targets", nargs="+", help="zero_shot: data sets to score")
+    parser.add_argument("--targets", nargs="+", help="zero_shot: datasets to score")
     parser.add_argument("--horizons", nargs="+", type=int, default=HORIZONS, help="steps that are forecast")
     parser.add_argument("--percents", nargs="+", type=float, default=[5.0, 10.0], help="few_shot: shares of training")
     parser.add_argument(
@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--seeds", nargs="+", type=int, default=[2021, 2022, 2023], help="a run of every model that is trained for each"
     )
-    parser.add_argument("--recipe", choices=RECIPES, default="tuned", help="the data sets' presets, ours or published")
+    parser.add_argument("--recipe", choices=RECIPES, default="tuned", help="the datasets' presets, ours or published")
     parser.add_argument("--reference_protocol", action="store_true", help="drop the last smaller test batch, as it did")
-    parser.add_argument("--data_dir", help="folder that holds the data sets' files")
+    parser.add_argument("--data_dir", help="folder that holds the datasets' files")
     parser.add_argument("--out", default="bench/results/quality", help="folder of results.csv and the table")
     parser.add_argument("--runs", default="runs/benchmark", help="folder of the runs' folders")
 

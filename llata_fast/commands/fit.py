@@ -15,7 +15,7 @@ _READ_HERE = ("dataset", "id_column", "target", "date_column", "missing", "data_
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("input", help="CSV or .parquet with a row for each item and time, or a data set's name: EIA")
+    parser.add_argument("input", help="CSV or .parquet with a row for each item and time, or a dataset's name: EIA")
     for kind in GROUPS:
         add_settings(parser, kind)
     for action in parser._actions:

@@ -1,7 +1,7 @@
 """Score a run by GIFT-Eval's protocol, and write the files that its leaderboard takes.
 
-The data sets lie in one folder as the hub's Salesforce/GiftEval has them. OUTPUT/MODEL and, for comparison,
-OUTPUT/seasonal_naive get an all_results.csv, a row as soon as a data set is done, and a config.json. What is there
+The datasets lie in one folder as the hub's Salesforce/GiftEval has them. OUTPUT/MODEL and, for comparison,
+OUTPUT/seasonal_naive get an all_results.csv, a row as soon as a dataset is done, and a config.json. What is there
 already is not scored again.
 """
 
@@ -18,8 +18,8 @@ TYPES = ("pretrained", "fine-tuned", "zero-shot", "deep-learning")
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("run", help="folder of a finished run, of one channel or for any series")
     add_backbone_argument(parser)
-    parser.add_argument("--data_dir", required=True, help="folder that holds the benchmark's data sets")
-    parser.add_argument("--datasets", nargs="+", required=True, help="data sets, such as m4_weekly or ett1/H")
+    parser.add_argument("--data_dir", required=True, help="folder that holds the benchmark's datasets")
+    parser.add_argument("--datasets", nargs="+", required=True, help="datasets, such as m4_weekly or ett1/H")
     parser.add_argument("--terms", nargs="+", default=["short"], help="of short, medium and long")
     parser.add_argument("--output", default="results", help="folder for the results, a sub-folder a model")
     parser.add_argument("--model", default="llata", help="name of the model in its results")

@@ -224,7 +224,7 @@ def _data_files(folder: Path) -> list[Path]:
     if not names:
         raise InputError(f"{folder / _STATE} names no data file")
     if state.get("_indices_data_files"):
-        raise InputError(f"{folder} is a selection of another data set: save it anew with flatten_indices()")
+        raise InputError(f"{folder} is a selection of another dataset: save it anew with flatten_indices()")
     files = []
     for name in names:
         # a name that leads out of the folder is no file of this corpus

@@ -47,7 +47,7 @@ class SourceOptions:
     id_column: str | None = None
     """What tells the series of a long table apart; without it a table is wide."""
     data_dir: str | None = None
-    """Where the files of named data sets lie."""
+    """Where the files of named datasets lie."""
     freq: str | None = None
     """Step of sources that state none."""
 
@@ -62,7 +62,7 @@ def read_source(path: str | Path, options: SourceOptions) -> tuple[Iterator[Corp
     if not source.exists() and (spec := find_dataset(str(path))):
         series = _named(spec, options)
     elif not source.exists():
-        raise InputError(f"no source at {path}: no such file, folder or data set")
+        raise InputError(f"no source at {path}: no such file, folder or dataset")
     else:
         series = _series_of(source, options)
     first = next(series, None)
@@ -136,7 +136,7 @@ def _finite(source: Path, series: CorpusSeries) -> CorpusSeries:
 
 
 def _named(spec: DatasetSpec, options: SourceOptions) -> Iterator[CorpusSeries]:
-    """A data set of the registry."""
+    """A dataset of the registry."""
     if spec.id_column is not None:
         yield from _items(read_panel(spec.name, data_dir=options.data_dir))
     else:

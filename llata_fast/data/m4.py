@@ -56,7 +56,7 @@ M4_SPECS = {
 
 
 def m4_spec(dataset: str) -> M4Spec | None:
-    """The frequency that a data set's name, `M4-Hourly`, stands for; None for the name of anything else."""
+    """The frequency that a dataset's name, `M4-Hourly`, stands for; None for the name of anything else."""
     return next((spec for name, spec in M4_SPECS.items() if dataset.lower() == f"m4-{name.lower()}"), None)
 
 
@@ -73,7 +73,7 @@ class M4Set:
 
 
 def read_m4(frequency: str, data_dir: str | os.PathLike | None = None) -> M4Set:
-    """The series of Yearly, Quarterly, Monthly, Weekly, Daily or Hourly, looked for where named data sets are.
+    """The series of Yearly, Quarterly, Monthly, Weekly, Daily or Hourly, looked for where named datasets are.
 
     Raises InputError for another frequency, files that are not there, and files that do not fit one another.
     """

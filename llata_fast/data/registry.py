@@ -1,4 +1,4 @@
-"""The data sets that have a name: where each one's file lies, what it holds and how the field splits it.
+"""The datasets that have a name: where each one's file lies, what it holds and how the field splits it.
 
 Any other CSV is read by its path (`llata_fast.data.series`), split 70/10/20.
 """
@@ -12,7 +12,7 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """One named data set: where its file lies, what it holds, how it is split."""
+    """One named dataset: where its file lies, what it holds, how it is split."""
 
     name: str
     file: str
@@ -162,7 +162,7 @@ DATASETS: dict[str, DatasetSpec] = {spec.name: spec for spec in _SPECS}
 
 
 def find_dataset(name: str) -> DatasetSpec | None:
-    """The named data set, upper and lower case alike, or None."""
+    """The named dataset, upper and lower case alike, or None."""
     return {key.lower(): spec for key, spec in DATASETS.items()}.get(name.lower())
 
 

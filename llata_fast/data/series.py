@@ -1,4 +1,4 @@
-"""One multivariate series, from a CSV or a data set with a name: what would end in a wrong forecast is refused."""
+"""One multivariate series, from a CSV or a dataset with a name: what would end in a wrong forecast is refused."""
 
 import os
 import warnings

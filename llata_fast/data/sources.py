@@ -1,4 +1,4 @@
-"""Finds a named data set's file: a data folder, the cache, an installed package, and a download last."""
+"""Finds a named dataset's file: a data folder, the cache, an installed package, and a download last."""
 
 import hashlib
 import importlib.util
@@ -23,7 +23,7 @@ def cache_dir() -> Path:
 
 
 def settled_dataset(dataset: str) -> str:
-    """The data set by a name that holds in any folder: the registry's, or an absolute path."""
+    """The dataset by a name that holds in any folder: the registry's, or an absolute path."""
     path = Path(dataset).expanduser()
     return str(path.resolve()) if find_dataset(dataset) is None and path.exists() else dataset
 

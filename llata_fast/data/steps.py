@@ -22,7 +22,7 @@ WEEK = 7 * DAY
 _MONDAY = np.datetime64("1970-01-05", "us")
 
 _UNITS = {"us": 1, "ms": 1000, "s": SECOND, "min": 60 * SECOND, "h": 3600 * SECOND, "D": DAY, "W": WEEK}
-# of older versions of pandas, which data sets still carry
+# of older versions of pandas, which datasets still carry
 _OLD_UNITS = {"U": "us", "L": "ms", "S": "s", "T": "min", "H": "h"}
 _WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")

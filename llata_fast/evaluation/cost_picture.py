@@ -17,7 +17,7 @@ def plot_costs(path: str | Path, results: str | Path):
     """Error against trained parameters and training time of every trained model in `results` (a `Results` file), a PNG.
 
     An error is a share of the linear map's in the same table and of the same horizon (M4: its OWA), so that horizons
-    and data sets compare. Seeds are one point, at their mean. A horizon whose linear map was not scored is left out.
+    and datasets compare. Seeds are one point, at their mean. A horizon whose linear map was not scored is left out.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D

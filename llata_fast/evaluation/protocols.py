@@ -28,12 +28,12 @@ REFERENCE_NOTE = "last test batch dropped, as the reference did"
 
 @dataclass(frozen=True)
 class Run:
-    """One row of the results: which model is trained on which data set, and scored on which."""
+    """One row of the results: which model is trained on which dataset, and scored on which."""
 
     protocol: str
     dataset: str
     target: str
-    """Data set that is scored; `dataset` but in zero-shot."""
+    """Dataset that is scored; `dataset` but in zero-shot."""
     horizon: int
     percent: float | None
     """Share of the training split; None: all of it."""
@@ -164,7 +164,7 @@ matters.
 
 
 def markdown(path: str | Path) -> str:
-    """The tables of a `Results` file, one a protocol, data set and share."""
+    """The tables of a `Results` file, one a protocol, dataset and share."""
     rows, parts = summary(path), [_INTRODUCTION]
     for key, group in rows.groupby(["protocol", "dataset", "target", "percent"], sort=False):
         protocol, dataset, target, percent = key

@@ -200,7 +200,7 @@ def check_losses(task: Task, model: ModelSettings):
     for name in ("task_loss", "consistency_loss"):
         if (kind := getattr(model, name)) in OWN_UNITS_LOSSES and not isinstance(task, M4Task):
             raise InputError(
-                f"{name} {kind} is for the M4 data sets, whose windows keep their series' units; here they are "
+                f"{name} {kind} is for the M4 datasets, whose windows keep their series' units; here they are "
                 "standardised and less their level: take l1, smooth_l1 or mse"
             )
 
@@ -215,7 +215,7 @@ M4_BASELINES: dict[str, Callable[[M4Set], np.ndarray]] = {
 
 
 def read_task(data: DataSettings, model: ModelSettings) -> Task:
-    """The task of a data set's name, `M4-<frequency>` among them, or a file's path, in windows of a model's lengths.
+    """The task of a dataset's name, `M4-<frequency>` among them, or a file's path, in windows of a model's lengths.
 
     Raises InputError for data that cannot be had or read, too few rows, and lengths that are not M4's.
     """
@@ -233,7 +233,7 @@ def read_task(data: DataSettings, model: ModelSettings) -> Task:
 
 
 def is_panel(data: DataSettings) -> bool:
-    """Whether the settings ask for a long table: by its id column, or a data set's name."""
+    """Whether the settings ask for a long table: by its id column, or a dataset's name."""
     named = find_dataset(data.dataset)
     return data.id_column is not None or (named is not None and named.id_column is not None)
 

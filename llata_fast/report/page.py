@@ -25,7 +25,7 @@ _PACKAGES = ("torch", "transformers", "triton", "deepspeed", "numpy", "pandas")
 def write_report(run: str | Path, output: str | Path) -> Path:
     """Write the page for a finished run; returns its path.
 
-    Its test windows are forecast again, so the data set must be at hand; where it is not, the page says so and shows
+    Its test windows are forecast again, so the dataset must be at hand; where it is not, the page says so and shows
     what the run's own files tell.
 
     Raises:

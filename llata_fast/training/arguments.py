@@ -152,7 +152,7 @@ def has_bf16(cpu: bool) -> bool:
 
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[ModelSettings, DataSettings, ForecastTrainingArguments]:
-    """Defaults < the data set's preset < YAML file (`--config`) < command line.
+    """Defaults < the dataset's preset < YAML file (`--config`) < command line.
 
     An unknown flag or key ends the program with one line.
     """
@@ -176,7 +176,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelSettings, DataS
 
 
 def choose_settings(given: dict[str, Any]) -> tuple[ModelSettings, DataSettings, ForecastTrainingArguments]:
-    """Defaults < the data set's preset < `given`, by the options' names; raises InputError for an unknown name."""
+    """Defaults < the dataset's preset < `given`, by the options' names; raises InputError for an unknown name."""
     kinds = (ModelSettings, DataSettings, ForecastTrainingArguments)
     known = {item.name: item.default for kind in kinds for item in fields(kind) if item.init}
     if unknown := [name for name in given if name not in known]:
@@ -187,7 +187,7 @@ def choose_settings(given: dict[str, Any]) -> tuple[ModelSettings, DataSettings,
 
 
 def _preset(chosen: dict[str, Any], changed: set[str]) -> dict[str, Any]:
-    """What stands between the defaults and the user's own: of pre-training, of a start's model, or of the data set."""
+    """What stands between the defaults and the user's own: of pre-training, of a start's model, or of the dataset."""
     if chosen["corpus"] is not None:
         preset = PRETRAINING
     else:

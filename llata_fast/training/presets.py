@@ -1,6 +1,6 @@
 """What `--dataset NAME` alone means: settings between the defaults and the user's own.
 
-Two recipes: `paper` is the published one (arXiv 2403.07300) with the hyper-parameters of its code for its data sets,
+Two recipes: `paper` is the published one (arXiv 2403.07300) with the hyper-parameters of its code for its datasets,
 `tuned` ours. That is one method for every series, a CSV as well: what depends on the series the run chooses itself, on
 rows that it does not fit.
 """
@@ -84,7 +84,7 @@ _WINDOW = ("context_length", "patch_length", "patch_stride")
 
 
 def preset_for(dataset: str, changed: set[str], recipe: str = "tuned", few_shot: bool = False) -> dict:
-    """What a recipe sets for a data set, the paper's nothing for those that are not its own.
+    """What a recipe sets for a dataset, the paper's nothing for those that are not its own.
 
     Without entries that the user's own options in `changed` replace.
     """

@@ -49,7 +49,7 @@ def claimed_run(model: ModelSettings, data: DataSettings, training: ForecastTrai
     Settles `training.output_dir`, by default a new folder, and `training.resume_from_checkpoint`.
 
     Raises:
-        InputError: the folder given holds a run already or is another process's, there is no whole checkpoint to
+        InputError: the folder given holds a run already or is another process's, there is not a complete checkpoint to
             resume from, or the best one so far is not beside it.
     """
     _ = training.device  # joins the ranks
@@ -151,7 +151,7 @@ def reading(checkpoint: str | Path | None, trust: bool) -> Iterator[None]:
 def check_whole(checkpoint: Path):
     """Raise InputError unless a checkpoint is whole, by its checksums."""
     if damage := find_damage(checkpoint):
-        raise InputError(f"{checkpoint} is no whole checkpoint: {damage}")
+        raise InputError(f"{checkpoint} is not a complete checkpoint: {damage}")
 
 
 def check_resumes(config: LlataConfig, data: DataSettings, checkpoint: str | Path):

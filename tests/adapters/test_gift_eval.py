@@ -172,7 +172,7 @@ def test_result_files_match_the_leaderboard(folder, tmp_path):
 
 
 def test_unknown_sets_and_terms_are_refused(folder):
-    for name, term, problem in [("m5", "short", "no such data set"), ("ett1/H", "tiny", "unknown term")]:
+    for name, term, problem in [("m5", "short", "no such dataset"), ("ett1/H", "tiny", "unknown term")]:
         with pytest.raises(InputError, match=problem):
             gift_eval.read_task(folder, name, term)
     save(folder / "solar" / "H", "H", [np.arange(40.0)])

@@ -226,7 +226,7 @@ def test_what_a_quantised_base_cannot_do(package, tmp_path):
         model.save_pretrained(tmp_path / "run", include_backbone=True)
     assert not (tmp_path / "run").exists()
     plain.merge().save_pretrained(tmp_path / "merged")
-    with pytest.raises(InputError, match="holds its backbone itself"):
+    with pytest.raises(InputError, match="includes its backbone"):
         LlataForPrediction.from_pretrained(tmp_path / "merged", base_precision="int4")
 
 

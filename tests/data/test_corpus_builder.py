@@ -183,7 +183,7 @@ def test_several_sources_and_series_without_values(tmp_path, caplog):
 
 LINE = '{"start": "2020-01-01", "target": [1, 2], "freq": "D"}\n'
 BAD_SOURCES = {
-    "absent.csv": (None, "no such file, folder or data set"),
+    "absent.csv": (None, "no such file, folder or dataset"),
     "a.pkl": ("x", "not a source"),
     "empty.jsonl": ("", "would hold no series"),
     "nan.jsonl": (LINE.replace("[1, 2]", "[null]"), "would hold no series"),

@@ -150,7 +150,7 @@ class Trainings:
             taken, had = MARKS.get(TAKEN, kill["rank"]), _checkpoints(run)
             statuses = self.run(kind, run, "--resume_from_checkpoint=last")
             begun = MARKS.get(BEGUN) - 1
-            if statuses != [0] * kind.ranks and not had and "no whole checkpoint" in self.log():
+            if statuses != [0] * kind.ranks and not had and "no complete checkpoint" in self.log():
                 statuses, begun = self.run(kind, run, "--overwrite_output_dir=true"), 0
             if None in statuses:
                 return HANG, f"the resume: {statuses}\n{self.log()}"

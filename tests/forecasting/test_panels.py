@@ -192,7 +192,7 @@ def test_horizons(f, df):
     [
         ({"prediction_length": 0}, "prediction_length must be at least 1, got 0"),
         ({"quantile_levels": [0.1, 1.5]}, "quantile_levels must lie between 0 and 1, got 1.5"),
-        ({"quantile_levels": [0.9, 0.1]}, "quantile_levels must rise"),
+        ({"quantile_levels": [0.9, 0.1]}, "quantile_levels must increase"),
     ],
 )
 def test_invalid_arguments_are_refused(f, df, change, words):

@@ -59,7 +59,7 @@ def test_simultaneous_trainings_have_different_folders(runs, tmp_path):
     other = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"
     assert settled() == ("runs/Metro-336-96-4", None)
-    with pytest.raises(InputError, match="Metro-336-96-3: another training is at work in this folder"):
+    with pytest.raises(InputError, match="Metro-336-96-3 is in use by another training"):
         settled("--output_dir", "runs/Metro-336-96-3")
     other.kill()
     other.wait()
@@ -82,10 +82,10 @@ def test_a_half_written_checkpoint_is_passed_over(runs, tmp_path):
     run = tmp_path / "runs" / "Metro-336-96-2"
     (run / "checkpoint-10").mkdir()
     assert settled("--resume_from_checkpoint", "last")[1] == "runs/Metro-336-96-2/checkpoint-5"
-    with pytest.raises(InputError, match="cut short"):
+    with pytest.raises(InputError, match="not written to the end"):
         settled("--resume_from_checkpoint", str(run / "checkpoint-10"))
     (run / "checkpoint-5" / "trainer_state.json").unlink()
-    with pytest.raises(InputError, match="holds no whole checkpoint"):
+    with pytest.raises(InputError, match="holds no complete checkpoint"):
         settled("--resume_from_checkpoint", "last")
 
 

@@ -61,4 +61,4 @@ def test_without_a_learned_part_there_is_no_second_training(walk, tmp_path, capl
         learned = train(**settings, output_dir=str(tmp_path / "run")).metrics["learned"]
     assert learned["share"] == 0 and learned["without_language_model"] is None
     assert "the language model did not help: the linear start alone" in caplog.text
-    assert "without the language model follows" not in caplog.text
+    assert "repeating the training without the language model" not in caplog.text
