@@ -399,7 +399,7 @@ def test_more_tokens_than_positions(refused, run, tmp_path):
     for options in ({}, {"patch_length": 8, "patch_stride": 8}):
         argv = tiny_run(run.parent / "series.csv", tmp_path / "new", positions, **options)
         message = refused(train, *argv)
-        assert "3 tokens a sequence" in message and "only 2 positions" in message
+        assert "3 tokens per sequence" in message and "only 2 positions" in message
 
 
 def test_checkpointing_without_blocks(refused, run, backbone, tmp_path):
