@@ -80,7 +80,7 @@ def test_covariate_tokens_count_against_the_positions(backbone):
         assert time.shape[1] == expected[0] and time.shape[0] * time.shape[1] == 2 * expected[1]
     crowded = tiny_model(f"random:{backbone[7:]}", covariates=SIZES).eval()
     crowded.max_tokens = 5
-    with pytest.raises(InputError, match="6 tokens a sequence"):
+    with pytest.raises(InputError, match="6 tokens per sequence"):
         crowded(window()[0], **inputs())
 
 
