@@ -195,7 +195,7 @@ def test_merged_run_is_self_contained(run, tmp_path):
 
 
 def test_export_overwrites_nothing(refused, run, tmp_path):
-    assert "is there already" in refused(llata_fast, "export", run, "--format", "merged", "--output", run)
+    assert "already exists" in refused(llata_fast, "export", run, "--format", "merged", "--output", run)
     argv = ("--format", "merged", "--output", tmp_path / "merged")
     assert "not the folder of a finished run" in refused(llata_fast, "export", tmp_path, *argv)
     assert "holds no DeepSpeed checkpoint" in refused(llata_fast, "reshard", run)
@@ -380,7 +380,7 @@ def test_unknown_dataset(refused, run, backbone, tmp_path):
 @pytest.mark.parametrize(
     "source, options, words",
     [
-        ("no-such-org/no-such-model", {}, "the hub cannot be reached"),
+        ("no-such-org/no-such-model", {}, "the hub is unreachable"),
         ("./no/such/folder", {}, "no such file or folder"),
         ("random:eliza", {}, "neither a family (gpt2,"),
         (None, {"num_layers": 4}, "has 3 layers, num_layers 4 is not in 1..3"),
@@ -408,7 +408,7 @@ def test_checkpointing_without_blocks(refused, run, backbone, tmp_path):
 
 
 def test_output_dir_of_another_run(refused, run, backbone):
-    assert "holds a run already" in refused(train, *tiny_run(run.parent / "series.csv", run, backbone))
+    assert "already holds a run" in refused(train, *tiny_run(run.parent / "series.csv", run, backbone))
 
 
 def test_checkpoint_of_another_model(refused, run, backbone):

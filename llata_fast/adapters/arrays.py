@@ -1,4 +1,4 @@
-"""What the neighbours' adapters share: plain series in, points and quantiles without a gap out."""
+"""Shared by the adapters: plain series in; points and quantiles without gaps out."""
 
 from collections.abc import Sequence
 
@@ -14,13 +14,13 @@ def forecast_arrays(
     levels: Sequence[float] = (),
     batch_size: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What follows each series [rows, C]: points [n, horizon, C] and quantiles [n, horizon, C, levels].
+    """Forecast each series [rows, C]: points [n, horizon, C] and quantiles [n, horizon, C, levels].
 
-    NaN is a missing value. Every level of a run without quantiles is the point forecast. A channel without a value in
-    the context goes on at its last known value, or at 0 where it has none at all: the neighbours take no gap.
+    NaN is a missing value. If a run has no quantiles, every level equals the point forecast. The libraries accept no
+    gaps, so a channel without a value in the context continues at its last known value, or at 0 if it has none at all.
 
     Raises:
-        InputError: series of other channels than the run's.
+        InputError: the number of channels differs from the run's.
     """
     order = np.argsort(levels)
     wanted = [float(levels[place]) for place in order] if forecaster.core.has_quantiles else []

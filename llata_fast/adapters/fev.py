@@ -1,7 +1,7 @@
 """A model for fev, the evaluation library behind fev-bench: https://github.com/autogluon/fev (Apache-2.0).
 
->>> model = LlataModel(run="runs/any")                       # zero-shot, a run for any series
->>> model = LlataModel(settings={"backbone": "backbone"})    # trained on what lies before the first window
+>>> model = LlataModel(run="runs/any")                       # zero-shot, with a run for any series
+>>> model = LlataModel(settings={"backbone": "backbone"})    # trained on the data before the first window
 >>> task.evaluation_summary(model.fit_predict(task), model_name="llata", inference_time_s=model.inference_time)
 """
 
@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..forecasting.forecaster import Forecaster
 from .arrays import forecast_arrays
 
-# what the mean makes smallest; for the others it is the median
+# metrics minimised by the mean; all others are minimised by the median
 _OF_THE_MEAN = ("MSE", "RMSE", "RMSSE")
 
 
@@ -26,10 +26,10 @@ class LlataModel(fev.ForecastingModel):
     """LLaTA for fev: `fit_predict` forecasts every window of a task.
 
     Args:
-        run: folder or hub id of a finished run of the task's targets, or for any series; None to train for each task.
-        context_length: rows to see; by default three horizons. A run has its own.
-        settings: options of `train.py` by name, where there is no `run`.
-        batch_size: series at a time; no result depends on it.
+        run: folder or hub id of a finished run for the task's targets or for any series; None trains on each task.
+        context_length: rows of the lookback; default three horizons. A finished run has its own.
+        settings: options of `train.py` by name, if there is no `run`.
+        batch_size: series per batch; results do not depend on it.
     """
 
     model_name = "llata"
@@ -43,7 +43,7 @@ class LlataModel(fev.ForecastingModel):
     ):
         super().__init__()
         if run is not None and (context_length or settings):
-            raise InputError("a run that is trained has settings and a context_length of its own")
+            raise InputError("a finished run has its own settings and context_length")
         self.run, self.context_length, self.settings, self.batch_size = run, context_length, settings, batch_size
         self._loaded: Forecaster | None = None
 
@@ -71,7 +71,7 @@ class LlataModel(fev.ForecastingModel):
 
     def _forecaster(self, task: fev.Task, past: Dataset, series: list[np.ndarray]) -> Forecaster:
         if self.run is not None:
-            # weights are the same for every task
+            # the weights are the same for every task, so load them once
             self._loaded = self._loaded or Forecaster.from_pretrained(self.run)
             return self._loaded
         longest = max(map(len, series))
@@ -102,7 +102,7 @@ def _panel(task: fev.Task, past: Dataset, series: list[np.ndarray]) -> Panel:
 
 
 def _as_datasets(task: fev.Task, points: np.ndarray, quantiles: dict[float, np.ndarray]) -> DatasetDict:
-    """points and each level's quantiles [n, H, C] as fev takes them, a dataset a target."""
+    """Convert points and each level's quantiles [n, H, C] to fev's format: one dataset per target."""
     return DatasetDict(
         {
             name: Dataset.from_dict(

@@ -1,10 +1,10 @@
 """The GIFT-Eval benchmark: its windows, its metrics, its result files (arXiv 2410.10393, Salesforce, Apache-2.0).
 
-    RESULTS/all_results.csv   a row for each dataset, frequency and term, 11 metrics
-    RESULTS/config.json       what the leaderboard asks of a model
+    RESULTS/all_results.csv   11 metrics for each dataset, frequency and term
+    RESULTS/config.json       the leaderboard's description of the model
 
-Windows and metrics are those of gluonts' `evaluate_model` as the benchmark calls it: series with several channels are
-taken apart, a missing label counts nothing, nor does what would be divided by 0.
+Windows and metrics match gluonts' `evaluate_model` as the benchmark calls it: multivariate series are split into
+channels; missing labels and divisions by 0 are not counted.
 """
 
 import json
@@ -26,7 +26,7 @@ from .gluonts import Entry, QuantileForecast
 
 RESULTS, CONFIG = "all_results.csv", "config.json"
 TERMS = {"short": 1, "medium": 10, "long": 15}
-"""By how much a term's horizon is longer than the frequency's own."""
+"""Multiplier of the frequency's own horizon for each term."""
 
 LEVELS = tuple(round(0.1 * step, 1) for step in range(1, 10))
 METRICS = (
@@ -63,7 +63,7 @@ _DOMAIN_OF = {name: domain for domain, names in _DOMAINS.items() for name in nam
 
 
 class Predictor(Protocol):
-    """What is scored: `LlataPredictor`, or anything of gluonts that gives quantiles."""
+    """A model to score: `LlataPredictor`, or any gluonts predictor with quantiles."""
 
     def predict(self, dataset: Any) -> Iterator[QuantileForecast]: ...
 
@@ -79,22 +79,22 @@ class GiftEvalTask:
     horizon: int
     seasonality: int
     windows: int
-    """Of every series."""
+    """Windows per series."""
     series: Sequence[Entry] = field(repr=False)
-    """Of one channel each."""
+    """One channel each."""
 
     def inputs(self) -> Iterator[Entry]:
-        """What is known before each window, series by series."""
+        """The known values before each window, series by series."""
         for entry, cut in self._cuts():
             yield {**entry, "target": entry["target"][:cut]}
 
     def labels(self) -> Iterator[np.ndarray]:
-        """What comes [horizon] in each window, in the same order."""
+        """The true values [horizon] of each window, in the same order."""
         for entry, cut in self._cuts():
             yield entry["target"][cut : cut + self.horizon]
 
     def training(self) -> list[Entry]:
-        """What lies before the first window, to train on."""
+        """The series up to the first window, for training."""
         ends = self.horizon * self.windows
         return [{**entry, "target": entry["target"][:-ends]} for entry in self.series]
 
@@ -108,10 +108,10 @@ class GiftEvalTask:
 
 
 def read_task(folder: str | Path, name: str, term: str = "short") -> GiftEvalTask:
-    """The task of a dataset, such as m4_weekly or ett1/H, from the benchmark's folder as the hub holds it.
+    """Read the task of a dataset, such as m4_weekly or ett1/H, from the benchmark's folder in the hub's layout.
 
     Raises:
-        InputError: no such dataset there, a term or frequency that the benchmark does not have, too short a series.
+        InputError: an unknown dataset, term or frequency, or a series that is too short.
     """
     if term not in TERMS:
         raise InputError(f"unknown term {term!r}: choose from {', '.join(TERMS)}")
@@ -144,7 +144,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         from datasets import load_from_disk
     except ImportError:
-        raise InputError("GIFT-Eval's files need datasets: pip install llata-fast[gift-eval]") from None
+        raise InputError("GIFT-Eval's files need the package datasets: pip install llata-fast[gift-eval]") from None
     if not path.is_dir():
         raise InputError(f"{path}: no such dataset")
     try:
@@ -154,14 +154,14 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     if not rows or not {"item_id", "start", "freq", "target"} <= rows[0].keys():
         raise InputError(f"{path} holds no series with item_id, start, freq and target")
     for row in rows:
-        # of series with several channels an array of arrays
+        # a multivariate series comes as an array of arrays
         row["target"] = np.stack(list(row["target"])).astype(np.float64)
         row["freq"] = str(row["freq"])
     return rows
 
 
 def _channels(row: dict[str, Any]) -> Iterator[Entry]:
-    """The entry of each channel of a row."""
+    """One entry per channel of a row."""
     first = np.asarray(row["start"]).astype("datetime64[us]").item()
     start, item = pd.Period(first, freq=_period_alias(row["freq"])), str(row["item_id"])
     if row["target"].ndim == 1:
@@ -172,15 +172,15 @@ def _channels(row: dict[str, Any]) -> Iterator[Entry]:
 
 
 def split_frequency(frequency: str) -> tuple[int, str]:
-    """A pandas frequency -> its count and its unit as the benchmark names it: "15min" -> (15, "T")."""
+    """Split a pandas frequency into its count and the benchmark's name of its unit: "15min" -> (15, "T")."""
     match = re.fullmatch(r"(\d*)([A-Za-z]+)(-.*)?", frequency)
     if match is None:
-        raise InputError(f"{frequency!r} is no frequency")
+        raise InputError(f"{frequency!r} is not a pandas frequency")
     return int(match[1] or 1), _OLDER_NAMES.get(match[2], match[2])
 
 
 def _period_alias(frequency: str) -> str:
-    """The frequency as periods take it in pandas 2 and 3."""
+    """The frequency's alias for periods, in pandas 2 and 3."""
     count, unit = split_frequency(frequency)
     names = {"A": "Y", "H": "h", "T": "min", "S": "s"}
     _, dash, anchor = frequency.partition("-")
@@ -188,10 +188,10 @@ def _period_alias(frequency: str) -> str:
 
 
 def score(predictor: Predictor, task: GiftEvalTask) -> dict[str, float]:
-    """Every metric of METRICS over all windows of a task.
+    """Compute every metric in METRICS over all windows of a task.
 
     Raises:
-        InputError: a forecast with a gap, or of another length than the horizon.
+        InputError: a forecast has a gap, or its length is not the horizon.
     """
     total: dict[str, float] = defaultdict(float)
     count: dict[str, int] = defaultdict(int)
@@ -213,7 +213,7 @@ def score(predictor: Predictor, task: GiftEvalTask) -> dict[str, float]:
 
 
 def _terms(entry: Entry, label: np.ndarray, forecast: QuantileForecast, seasonality: int) -> dict[str, np.ndarray]:
-    """What a window adds to every metric [horizon], NaN for what is not counted."""
+    """One window's contribution to every metric [horizon], NaN where nothing is counted."""
     points, median, low, high = (np.asarray(forecast[key]) for key in ("mean", "0.5", "0.025", "0.975"))
     quantiles = {level: np.asarray(forecast[str(level)]) for level in LEVELS}
     if any(
@@ -222,7 +222,7 @@ def _terms(entry: Entry, label: np.ndarray, forecast: QuantileForecast, seasonal
         raise InputError(f"the forecast of {entry['item_id']} has a gap, or not the {len(label)} steps of the horizon")
     error = np.abs(label - median)
     scale = _seasonal_error(entry["target"], seasonality)
-    # a share of 0.05 lies outside the interval
+    # 0.05 of the distribution lies outside the interval on either side
     outside = np.maximum(low - label, 0) + np.maximum(label - high, 0)
     return {
         "label": np.abs(label),
@@ -245,7 +245,7 @@ def _ratio(values: np.ndarray, divisor: np.ndarray | float) -> np.ndarray:
 
 
 def _seasonal_error(values: np.ndarray, seasonality: int) -> float:
-    """Mean absolute change from season to season; from row to row in a series that is shorter than a season."""
+    """Mean absolute seasonal difference; in a series shorter than a season, the difference between rows."""
     period = seasonality if seasonality <= len(values) else 1
     changes = np.abs(values[period:] - values[:-period])
     return float(np.nanmean(changes)) if (~np.isnan(changes)).any() else math.nan
@@ -253,13 +253,13 @@ def _seasonal_error(values: np.ndarray, seasonality: int) -> float:
 
 @dataclass(frozen=True)
 class Submission:
-    """What the leaderboard asks of a model: `config.json`, field by field."""
+    """The leaderboard's description of a model, `config.json`, field by field."""
 
     model: str
     model_type: str
     """One of MODEL_TYPES."""
     testdata_leakage: str
-    """Yes where anything of the test windows was trained on, else No."""
+    """Yes if any test data was used in training, else No."""
     model_dtype: str = "float32"
     model_link: str = ""
     code_link: str = ""
@@ -271,10 +271,10 @@ MODEL_TYPES = ("statistical", "deep-learning", "agentic", "pretrained", "fine-tu
 
 
 class ResultFiles:
-    """The result files of a model in a folder of its own; rows that are there already are kept."""
+    """A model's result files in their own folder; existing rows are kept."""
 
     def __init__(self, folder: str | Path, submission: Submission):
-        """Raises InputError for a folder that holds another model's results."""
+        """Raises InputError if the folder holds another model's results."""
         self.folder, self.submission = Path(folder), submission
         self.rows: list[dict[str, Any]] = []
         if (self.folder / RESULTS).is_file():
@@ -286,11 +286,11 @@ class ResultFiles:
         write_text(self.folder / CONFIG, json.dumps(asdict(submission), indent=4) + "\n")
 
     def row(self, task: GiftEvalTask) -> dict[str, Any] | None:
-        """A task's row, by COLUMNS; None where it is not there."""
+        """A task's row, by COLUMNS; None if it is not there yet."""
         return next((row for row in self.rows if row["dataset"] == task.name), None)
 
     def add(self, task: GiftEvalTask, scores: dict[str, float]) -> dict[str, Any]:
-        """Append a task's row and return it; the file is whole at any time."""
+        """Append a task's row and return it; the file is complete at any time."""
         row: dict[str, Any] = {"dataset": task.name, "model": self.submission.model}
         row |= {f"eval_metrics/{name}": scores[name] for name in METRICS}
         row |= {"domain": task.domain, "num_variates": task.num_variates}

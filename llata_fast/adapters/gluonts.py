@@ -1,4 +1,4 @@
-"""A predictor with gluonts' interface (https://ts.gluon.ai, Apache-2.0), which works without gluonts, too.
+"""A predictor with the interface of gluonts (https://ts.gluon.ai, Apache-2.0); it does not need gluonts.
 
 >>> predictor = LlataPredictor(Forecaster.from_pretrained("runs/any"), prediction_length=24)
 >>> gluonts.model.evaluate_model(predictor, test_data=test_data, metrics=[MASE()])
@@ -19,23 +19,23 @@ from ..forecasting.forecaster import Forecaster
 from .arrays import forecast_arrays
 
 LEVELS = (0.025, *(round(0.1 * step, 1) for step in range(1, 10)), 0.975)
-"""Those that GIFT-Eval's metrics ask for."""
+"""The levels that GIFT-Eval's metrics use."""
 
 Entry = Mapping[str, Any]
-"""{"target": [rows] or [C, rows], NaN for missing, "start": a pandas Period, "item_id": a name}; more is ignored."""
+"""{"target": [rows] or [C, rows], NaN if missing, "start": a pandas Period, "item_id": a name}; others are ignored."""
 
 
 @dataclass
 class QuantileForecast:
-    """What follows one entry, as gluonts' metrics and plots read it."""
+    """The forecast of one entry, in the form that gluonts' metrics and plots read."""
 
     points: np.ndarray
-    """[H], or [H, C] of an entry with channels."""
+    """[H], or [H, C] for an entry with channels."""
     quantiles: np.ndarray
     """[levels, H] or [levels, H, C], rising along the levels."""
     levels: Sequence[float]
     start_date: Any
-    """Of the first step that is forecast; None where the entry has no start."""
+    """Period of the first forecast step; None if the entry has no start."""
     item_id: str | None = None
     info: dict | None = None
 
@@ -53,7 +53,7 @@ class QuantileForecast:
         return self.quantile(0.5)
 
     def quantile(self, level: float | str) -> np.ndarray:
-        """[H] or [H, C] at a level, 0.9 or "0.9" or "p90"; between two levels interpolated."""
+        """[H] or [H, C] at a level (0.9, "0.9" or "p90"), interpolated between the two nearest levels."""
         name = str(level)
         number = float(name[1:]) / 100 if name.startswith("p") else float(name)
         weights = between_levels(self.levels, [number]).numpy()
@@ -65,23 +65,23 @@ class QuantileForecast:
 
 @dataclass
 class LlataPredictor:
-    """A run as gluonts' `Predictor`: entries in, a forecast for each out, in their order."""
+    """A run as a gluonts `Predictor`: yields one forecast per entry, in order."""
 
     forecaster: Forecaster
     prediction_length: int
     levels: Sequence[float] = LEVELS
     batch_size: int = 512
-    """Entries at a time; no result depends on it."""
+    """Entries per batch; results do not depend on it."""
 
     def __post_init__(self):
         if self.batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
 
     def predict(self, dataset: Iterable[Entry], **ignored: Any) -> Iterator[QuantileForecast]:
-        """Forecast what follows every entry.
+        """Forecast what follows each entry.
 
         Raises:
-            InputError: an entry of other channels than the run's.
+            InputError: the number of channels differs from the run's.
         """
         entries = iter(dataset)
         while batch := list(islice(entries, self.batch_size)):
@@ -93,9 +93,9 @@ class LlataPredictor:
 
 @dataclass
 class SeasonalNaivePredictor:
-    """The baseline beside it, as on GIFT-Eval's leaderboard: the last season again, normal quantiles.
+    """The baseline, as on GIFT-Eval's leaderboard: the last season repeated, with normal quantiles.
 
-    Their deviation is that of the errors that it made in the series, growing with the root of the seasons ahead.
+    Their standard deviation is that of the method's errors in the series; it grows with the root of the seasons ahead.
     """
 
     prediction_length: int
@@ -103,7 +103,7 @@ class SeasonalNaivePredictor:
     levels: Sequence[float] = LEVELS
 
     def predict(self, dataset: Iterable[Entry], **ignored: Any) -> Iterator[QuantileForecast]:
-        """Forecast what follows every entry."""
+        """Forecast what follows each entry."""
         normal = torch.special.ndtri(torch.tensor(self.levels, dtype=torch.float64)).numpy()
         for entry in dataset:
             values = pd.DataFrame(_rows(entry)).ffill().to_numpy()
@@ -122,7 +122,7 @@ def _rows(entry: Entry) -> np.ndarray:
 
 
 def _forecast(entry: Entry, points: np.ndarray, quantiles: np.ndarray, levels: Sequence[float]) -> QuantileForecast:
-    """points [H, C] and quantiles [levels, H, C] in the entry's own number of dimensions."""
+    """Match points [H, C] and quantiles [levels, H, C] to the entry's number of dimensions."""
     target, start = np.asarray(entry["target"]), entry.get("start")
     if target.ndim == 1:
         points, quantiles = points[:, 0], quantiles[..., 0]

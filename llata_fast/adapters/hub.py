@@ -1,4 +1,4 @@
-"""A run on the Hugging Face hub: its files and a model card that says what it is and how well it forecasts."""
+"""A run on the Hugging Face hub: its files, and a model card that describes it and shows how well it forecasts."""
 
 import contextlib
 import json
@@ -16,9 +16,9 @@ from ..errors import InputError
 from ..run_folder import CALIBRATION, CONFIG, METRICS, PICTURE, SETTINGS, Preprocessor, RunFolder
 
 README = "README.md"
-# what another machine forecasts with, and what people look at; not checkpoints, logs or locks
+# what another machine needs to forecast, and what people look at; no checkpoints, logs or locks
 FILES = ("*.json", "*.safetensors", CALIBRATION, SETTINGS, PICTURE, README)
-# the bundled backbone, under the name that the hub has it by
+# the bundled backbone -> its id on the hub
 _BASES = {DEFAULT_BACKBONE: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 _TEMPLATE = """---
@@ -60,10 +60,10 @@ forecaster = Forecaster.from_pretrained("{{ repo_id }}")
 
 
 def model_card(run: str | Path, repo_id: str, licence: str = "apache-2.0") -> ModelCard:
-    """The card of a finished run: data, scores beside the baselines, command, base model, licence, limits.
+    """The model card of a finished run: data, scores beside baselines, command, base model, licence, limits.
 
     Raises:
-        InputError: not the folder of a finished run, or one without readable scores.
+        InputError: not the folder of a finished run, or its scores cannot be read.
     """
     folder = RunFolder(run)
     folder.check_finished(weights=False)
@@ -104,15 +104,15 @@ def _card(
         command=_command(settings),
         training=_training(base, settings["num_layers"], metrics.get("learned")),
         limits=_limits(series),
-        licence=f"{licence} for what was trained; the base model and the dataset have licences of their own.",
+        licence=f"{licence} for the trained weights; the base model and the dataset have their own licences.",
     )
 
 
 def push(run: str | Path, repo_id: str, *, private: bool = False, licence: str = "apache-2.0") -> str:
-    """Upload a finished run and its card to the hub; returns the address of the repository.
+    """Upload a finished run and its model card to the hub; returns the repository's address.
 
     Raises:
-        InputError: not a finished run, damaged files, a name that is none, or the hub cannot be reached or refuses.
+        InputError: not a finished run, damaged files, an invalid name, or the hub is unreachable or refuses.
     """
     folder = RunFolder(run)
     folder.check_finished()
@@ -125,7 +125,7 @@ def push(run: str | Path, repo_id: str, *, private: bool = False, licence: str =
                 repo_id=repo_id, folder_path=path, allow_patterns=[name for name in FILES if name != README]
             )
         card.push_to_hub(repo_id)
-    # the HTTP library below huggingface_hub differs from release to release
+    # releases of huggingface_hub use different HTTP libraries
     except (HfHubHTTPError, HFValidationError, OSError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"{repo_id} cannot be pushed: {type(error).__name__}: {reason}") from error
@@ -134,13 +134,13 @@ def push(run: str | Path, repo_id: str, *, private: bool = False, licence: str =
 
 @contextlib.contextmanager
 def _portable(folder: RunFolder) -> Iterator[Path]:
-    """The run's folder; where its base lies on this machine alone, a copy that holds it, merged, as long as needed."""
+    """The run's folder; if its base exists only on this machine, a temporary copy with the base merged in."""
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     place = str(config["backbone"]).removeprefix("random:")
     if config.get("merged") or config.get("includes_backbone") or not Path(place).expanduser().exists():
         yield folder.path
         return
-    # it imports the model, which a card does without
+    # importing it loads the model's code, which a card does not need
     from ..modeling import LlataForPrediction
 
     with tempfile.TemporaryDirectory(prefix="llata_fast_") as path:
@@ -156,13 +156,13 @@ def _training(base: str, num_layers: int, learned: dict[str, Any] | None) -> str
     blocks = "its first block" if num_layers == 1 else f"its first {num_layers} blocks"
     text = f"Base model: `{base}`, {blocks}. Settings: `run.yaml`."
     if learned and learned["share"] == 0:
-        text += " The language model did not help on the validation windows: forecasts are the linear start's alone."
+        text += " The language model did not help on the validation windows: forecasts use the linear start alone."
     return text
 
 
 def _of_what(dataset: str, series: Preprocessor) -> str:
     if series.any_series:
-        return "series of any columns, steps and lengths"
+        return "series with any columns, step and length"
     kind = "items with " if series.id_column else ""
     channels = len(series.columns)
     return f"{dataset} ({kind}{channels} channel{'s' * (channels != 1)}, frequency {series.frequency})"
@@ -171,7 +171,7 @@ def _of_what(dataset: str, series: Preprocessor) -> str:
 def _data(dataset: str, series: Preprocessor) -> str:
     if series.any_series:
         return f"Pre-trained on the corpora of {dataset}. Forecasts are in the units of the series."
-    # a wide table's names would drown the card
+    # all names of a wide table would swamp the card
     names = ", ".join(series.columns[:10]) + (", ..." if len(series.columns) > 10 else "")
     return f"{dataset}, columns: {names}. Forecasts are in the units of these columns."
 
@@ -179,10 +179,10 @@ def _data(dataset: str, series: Preprocessor) -> str:
 def _limits(series: Preprocessor) -> str:
     order = " Channels are read in the order above, and the order matters." if len(series.columns) > 1 else ""
     if series.any_series:
-        return "Series unlike those it was trained on need a score of their own before anyone relies on a forecast."
+        return "Score the model on your own series before you rely on a forecast."
     return (
-        "Trained on one dataset: other series need a training of their own, or a score of their own before anyone "
-        f"relies on a forecast.{order}"
+        "Trained on one dataset: for another series, train again, or score the model on it before you rely on a "
+        f"forecast.{order}"
     )
 
 
@@ -205,18 +205,18 @@ def _eval_results(dataset: str, test: dict[str, Any]) -> list[EvalResult]:
 
 
 def _score_table(metrics: dict[str, Any]) -> str:
-    """Scores on the test split beside the baselines', a Markdown table."""
+    """The test scores beside the baselines', as a Markdown table."""
     rows = {"llata": metrics["test"]} | metrics["baselines"]
     names = [name for name, value in metrics["test"].items() if isinstance(value, (int, float))]
     lines = ["| model | " + " | ".join(name.upper() for name in names) + " |", "|---" * (len(names) + 1) + "|"]
     for model, scores in rows.items():
         cells = [f"{scores[name]:.4f}" if isinstance(scores.get(name), (int, float)) else "" for name in names]
         lines.append(f"| {model} | " + " | ".join(cells) + " |")
-    where = "the test split, whose windows were not trained on"
+    where = "the test split, which was not used in training"
     if metrics.get("scored_on") == "validation":
-        where = "the validation windows, by which the weights were chosen: nothing was held back for a test"
+        where = "the validation windows, by which the weights were selected; no test split was held out"
     coverage = (metrics.get("intervals") or {}).get("coverage_80")
-    held = "" if coverage is None else f"\n\nIts 80 % intervals held {100 * coverage:.1f} % of what came."
+    held = "" if coverage is None else f"\n\nIts 80 % intervals covered {100 * coverage:.1f} % of the true values."
     return f"On {where} (`{METRICS}`):\n\n" + "\n".join(lines) + held
 
 

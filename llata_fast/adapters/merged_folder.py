@@ -1,4 +1,4 @@
-"""A run as a model of its own: what training changed is folded into the backbone."""
+"""A run as a stand-alone model, with the trained changes folded into the backbone."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from ..modeling import LlataForPrediction
 
 
 def export_merged(model: LlataForPrediction, folder: str | Path) -> Path:
-    """Merge `model` in place and write it into `folder`; returns that.
+    """Merge `model` in place, write it to `folder` and return the folder.
 
-    In the sub-folder `backbone` lies the temporal branch's decoder with the word embedding of its source, for
-    transformers' `AutoModel`; an ablation without a decoder has none.
+    The sub-folder `backbone` holds the temporal branch's decoder, with its source's word embedding, for transformers'
+    `AutoModel`; an ablation without a decoder has none.
 
     Raises:
-        InputError: the base is quantised, and takes no update.
+        InputError: the base is quantised, so nothing can be folded into it.
     """
     folder = Path(folder)
     model.merge()
@@ -30,7 +30,7 @@ def export_merged(model: LlataForPrediction, folder: str | Path) -> Path:
 
 
 def _give_word_embedding(decoder: PreTrainedModel, config):
-    """The forecaster does without; a bundle has none, and then transformers draws one at random, with a warning."""
+    """Add the word embedding, which a forecaster lacks; a bundle has none, so transformers warns and draws one."""
     words = load_backbone_weights(config.backbone, config.backbone_config, seed=config.backbone_seed).word_embeddings
     if words is not None:
         decoder.set_input_embeddings(nn.Embedding.from_pretrained(words.float()))

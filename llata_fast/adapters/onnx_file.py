@@ -1,4 +1,4 @@
-"""The forecaster as an ONNX file: lookbacks in, points and quantiles out, any number of windows, values masked."""
+"""Export the forecaster to ONNX: masked lookbacks in, points and quantiles out, any number of windows."""
 
 import contextlib
 import importlib.util
@@ -16,12 +16,12 @@ from ..modeling import LlataForPrediction
 _LEVELS = tuple(round(0.1 * step, 1) for step in range(1, 10))
 INPUTS = ("past_values", "past_observed_mask")
 _PACKAGES = ("onnx", "onnxscript")
-# a batch of one would be taken for a constant
+# the exporter would treat a batch of one as a constant
 _EXAMPLE_WINDOWS = 2
 
 
 class _Points(nn.Module):
-    """The model's forecast alone: past_values [B, L, C], its mask and covariates -> prediction_outputs [B, H, C]."""
+    """Only the model's forecast: past_values [B, L, C], its mask and covariates -> prediction_outputs [B, H, C]."""
 
     def __init__(self, model: LlataForPrediction):
         super().__init__()
@@ -36,7 +36,7 @@ def _output(model: LlataForPrediction, past: Tensor, observed: Tensor, covariate
 
 
 class _Quantiles(nn.Module):
-    """Points [B, H, C] and quantiles [B, H, C, Q], which rise with their level."""
+    """Points [B, H, C], and quantiles [B, H, C, Q] that increase with their level."""
 
     def __init__(
         self, model: LlataForPrediction, calibration: Calibration | None, levels: Sequence[float], num_channels: int
@@ -64,7 +64,7 @@ class _Quantiles(nn.Module):
 
 
 def _deviation(past: Tensor, observed: Tensor) -> Tensor:
-    """Deviation [B, 1, C] of the observed values, what a calibration measures by."""
+    """Standard deviation [B, 1, C] of the observed values, the unit of a calibration."""
     count = observed.sum(1, keepdim=True).clamp(min=1)
     past = torch.where(observed, past, 0.0)
     moves = torch.where(observed, past - past.sum(1, keepdim=True) / count, 0.0)
@@ -80,24 +80,24 @@ def export_onnx(
 ) -> Path:
     """Write a merged model as ONNX; returns the path.
 
-    The file takes past_values [B, L, C] fp32 and past_observed_mask [B, L, C] bool (False where a value is missing) and
-    gives prediction_outputs [B, H, C] fp32 and, of a model with a quantile head or a calibration, quantile_outputs
-    [B, H, C, Q] fp32, rising along Q, at the levels in its metadata "quantile_levels". B is free, L and C are fixed.
-    Covariates are inputs, too, by their names in `LlataForPrediction.forward`, as `CovariateEncoding` writes them.
+    Inputs are past_values [B, L, C] fp32 and past_observed_mask [B, L, C] bool (False where a value is missing).
+    Outputs are prediction_outputs [B, H, C] fp32 and, with a quantile head or a calibration, quantile_outputs [B, H, C,
+    Q] fp32, which increase along Q; the metadata "quantile_levels" lists their levels. B is free; L and C are fixed.
+    Covariates are inputs, too, named as in `LlataForPrediction.forward` and encoded by `CovariateEncoding`.
 
     Args:
-        quantile_levels: Q levels; by default those of the head, else 0.1 to 0.9.
+        quantile_levels: Q levels; default: the head's, else 0.1 to 0.9.
 
     Raises:
-        InputError: onnx or onnxscript is not installed, the model is not merged, or has no quantiles to give.
+        InputError: onnx or onnxscript is not installed, the model is not merged, or it has no quantiles.
     """
     if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
         raise InputError(f"an ONNX file needs {missing[0]}: pip install llata-fast[export]")
     if not model.config.merged:
-        raise InputError("only a merged model is exported to ONNX: call merge() first")
+        raise InputError("only a merged model can be exported to ONNX: call merge() first")
     has_quantiles = calibration is not None or bool(model.config.quantile_levels)
     if quantile_levels and not has_quantiles:
-        raise InputError("this model has neither a quantile head nor a calibration, so an ONNX file has no quantiles")
+        raise InputError("this model has neither a quantile head nor a calibration, so it has no quantiles to export")
     levels = list(quantile_levels or model.config.quantile_levels or _LEVELS) if has_quantiles else []
     forecast = _Quantiles(model, calibration, levels, num_channels) if has_quantiles else _Points(model)
     past = torch.randn(_EXAMPLE_WINDOWS, model.config.context_length, num_channels, device=model.device)
@@ -123,7 +123,7 @@ def export_onnx(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's own progress, which is about its passes and not about the model."""
+    """Hide the exporter's progress output, which only describes its own passes."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:

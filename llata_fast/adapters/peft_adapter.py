@@ -1,12 +1,12 @@
 """The temporal branch's changes to its backbone as a PEFT adapter: LoRA, tuned norms and learned positions.
 
-PEFT loads it on the backbone cut to `num_layers` blocks, and the hidden states are the temporal branch's:
+PEFT loads it on the backbone cut to `num_layers` blocks; the hidden states are then those of the temporal branch:
 
     base = AutoModel.from_pretrained(SOURCE, num_hidden_layers=NUM_LAYERS)
     decoder = PeftModel.from_pretrained(base, FOLDER)
     decoder(inputs_embeds=tokens).last_hidden_state
 
-Patch embedding, encoder and head are not part of an adapter: they stand in front of the backbone and behind it.
+Patch embedding, encoder and head are not part of an adapter: they come before and after the backbone.
 """
 
 import importlib.util
@@ -21,16 +21,16 @@ from ..backbone.twin import LoraLinear, TwinBackbone, TwinNorm
 from ..errors import InputError
 from ..modeling import LlataForPrediction
 
-# PEFT's name of the model inside its wrapper
+# PEFT's name for the model inside its wrapper
 _PREFIX = "base_model.model."
 
 
 def export_adapter(model: LlataForPrediction, folder: str | Path) -> Path:
-    """Write `adapter_config.json` and `adapter_model.safetensors` into `folder`; returns it.
+    """Write `adapter_config.json` and `adapter_model.safetensors` to `folder`; returns the folder.
 
     Raises:
-        InputError: PEFT is not installed, or the model holds no LoRA: merged, trained with lora_r 0, or an ablation
-            without the pre-trained backbone.
+        InputError: PEFT is not installed, or the model has no LoRA: it is merged, was trained with lora_r 0, or is an
+            ablation without the pre-trained backbone.
     """
     if importlib.util.find_spec("peft") is None:
         raise InputError("an adapter needs PEFT: pip install llata-fast[export]")
@@ -39,14 +39,14 @@ def export_adapter(model: LlataForPrediction, folder: str | Path) -> Path:
     backbone, config = model.backbone, model.config
     lora = _modules(backbone, LoraLinear)
     if not isinstance(backbone, TwinBackbone) or not lora:
-        raise InputError("this model has no LoRA to export: it is merged, or was trained without")
+        raise InputError("this model has no LoRA to export: it is merged, or was trained without LoRA")
     norms = _modules(backbone, TwinNorm)
     saved = {name.rpartition(".")[2] for name in norms}
     if backbone.positions is not None:
         saved.add("wpe")
     adapter = LoraConfig(
         r=config.lora_r,
-        # typed as a whole number, used as any
+        # PEFT declares an int but uses any number
         lora_alpha=cast(int, config.lora_alpha),
         lora_dropout=config.lora_dropout,
         target_modules=sorted({name.rpartition(".")[2] for name in lora}),

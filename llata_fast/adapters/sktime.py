@@ -4,7 +4,7 @@
     >>> forecaster.fit(y, fh=[1, 2, 3])
     >>> forecaster.predict(), forecaster.predict_interval(coverage=0.8)
 
-Series of one channel or several, panels and hierarchies; of a panel one model is trained on all series together.
+Handles univariate and multivariate series, panels and hierarchies; one model is trained on all series of a panel.
 """
 
 import tempfile
@@ -22,14 +22,15 @@ from .arrays import forecast_arrays
 
 
 class LlataForecaster(BaseForecaster):
-    """LLaTA in sktime: `fit` trains a run, or takes one that was trained.
+    """LLaTA in sktime: `fit` trains a run, or loads a finished one.
 
     Args:
-        run: folder or hub id of a finished run, which forecasts series it has not seen; None to train in `fit`.
-        context_length: rows to see; by default three horizons, as far as the series reach. A run has its own.
-        quantile_levels: of a quantile head; without, intervals come from the calibration alone.
-        settings: options of `train.py` by name, `backbone` and `max_steps` among them; not for a `run`.
-        device: by default the GPU where there is one.
+        run: folder or hub id of a finished run, which forecasts series that it was not trained on; None trains in
+        `fit`.
+        context_length: rows of the lookback; default three horizons, or fewer for short series. A run has its own.
+        quantile_levels: levels of a quantile head; without one, intervals come from the calibration alone.
+        settings: options of `train.py` by name, such as `backbone` and `max_steps`; not with a `run`.
+        device: default: the GPU if there is one.
 
     Examples:
         >>> from llata_fast.adapters.sktime import LlataForecaster
@@ -51,7 +52,7 @@ class LlataForecaster(BaseForecaster):
         "X_inner_mtype": ["pd.DataFrame", "pd-multiindex", "pd_multiindex_hier"],
         "requires-fh-in-fit": True,
     }
-    # what a forecast is made from is kept here, in one place
+    # the forecaster keeps the data itself, so sktime need not
     _config = {"remember_data": False}
 
     def __init__(
@@ -68,17 +69,17 @@ class LlataForecaster(BaseForecaster):
         self.settings = settings
         self.device = device
         super().__init__()
-        # where sktime remembers the data if its user asks for that
+        # where sktime stores the data if its user asks for that
         self._y = self._X = None
         if run is not None:
-            # it has a horizon of its own
+            # the run has its own horizon
             self.set_tags(**{"requires-fh-in-fit": False})
 
     def _fit(self, y: pd.DataFrame, X: Any = None, fh: Any = None) -> "LlataForecaster":
         self.y_ = y
         if self.run is not None:
             if given := [name for name in ("context_length", "quantile_levels", "settings") if getattr(self, name)]:
-                raise InputError(f"{given[0]}: a run that is trained has its own")
+                raise InputError(f"{given[0]}: a finished run has its own")
             self.forecaster_ = Forecaster.from_pretrained(self.run, device=self.device)
             return self
         horizon = int(max(fh.to_relative(self.cutoff).to_numpy()))
@@ -97,7 +98,7 @@ class LlataForecaster(BaseForecaster):
         return self
 
     def _update(self, y: pd.DataFrame, X: Any = None, update_params: bool = True) -> "LlataForecaster":
-        """Forecast from the new rows on; the weights stay what they were."""
+        """Use the new rows in later forecasts; the weights stay unchanged."""
         rows = pd.concat([self.y_, y])
         self.y_ = rows[~rows.index.duplicated(keep="last")].sort_index()
         return self
@@ -124,7 +125,7 @@ class LlataForecaster(BaseForecaster):
     def _index(self, fh: Any) -> pd.Index:
         if not isinstance(self.y_.index, pd.MultiIndex):
             return fh.to_absolute_index(self.cutoff)
-        # sktime knows the step of a panel's dates only where they say it themselves
+        # sktime infers the step of a panel's dates only if they carry a frequency
         panel = _panel(self.y_)
         last = self.y_.index.droplevel(-1).factorize()[0][self.y_.index.get_level_values(-1).argmax()]
         steps = fh.to_relative(self.cutoff).to_numpy().astype(int)
@@ -134,7 +135,7 @@ class LlataForecaster(BaseForecaster):
 
     @classmethod
     def get_test_params(cls, parameter_set: str = "default") -> list[dict[str, Any]]:
-        """Trainings of a second, around a random decoder whose configuration is written for them."""
+        """Short trainings (a second each) around a random decoder, whose configuration is written for them."""
         from transformers import LlamaConfig
 
         folder = Path(tempfile.gettempdir(), "llata_fast_sktime")
@@ -162,7 +163,7 @@ def _tuple(item: Any) -> tuple:
 
 
 def _series(y: pd.DataFrame) -> dict[Any, np.ndarray]:
-    """Item -> values [rows, C], every item on the panel's own dates and up to its last one, NaN where it has none."""
+    """Item -> values [rows, C] on the panel's dates up to the item's last one, NaN where it has none."""
     if not isinstance(y.index, pd.MultiIndex):
         return {None: y.to_numpy(dtype=np.float64)}
     dates = y.index.get_level_values(-1).unique().sort_values()
@@ -175,7 +176,7 @@ def _series(y: pd.DataFrame) -> dict[Any, np.ndarray]:
 
 
 def _panel(y: pd.DataFrame) -> Panel:
-    """The series as a panel on their own dates; items are counted, channels are named by their place."""
+    """The series as a panel on their own dates; items are numbered, and channels are named by position."""
     targets = [f"channel_{place}" for place in range(y.shape[1])]
     table = y.set_axis(targets, axis=1)
     items: Any = 0

@@ -1,4 +1,4 @@
-"""Pre-trained decoders: where their weights come from."""
+"""Pre-trained decoders: finding, loading and wrapping them."""
 
 from .loading import (
     DEFAULT_BACKBONE,

@@ -1,14 +1,14 @@
-"""What the backbone attends with: FlashAttention where it can and pays, else SDPA; no mask tensor in either.
+"""The backbone's attention: FlashAttention where it is available and faster, else SDPA; neither takes a mask tensor.
 
-transformers builds its masks from position ids, reads them back to look for packed sequences (a host synchronisation
-each step) and, when compiled, hands SDPA a mask that keeps it from its flash kernels. Our sequences are never padded
-nor packed, so the implementations registered here declare no mask function: every layer gets None, SDPA its
-`is_causal` flag, and a flash kernel no position ids.
+transformers builds masks from position ids, reads them back to detect packed sequences (a host synchronisation in each
+step) and, when compiled, passes SDPA a mask that rules out its flash kernels. Our sequences are neither padded nor
+packed, so the implementations registered here declare no mask function: every layer gets None, SDPA its `is_causal`
+flag, and flash kernels no position ids.
 
-The choice is made in two steps. What holds for a backbone on a machine (installed? does it take this head width, these
-grouped keys, this window?) is found once, by trying the backend. What differs from call to call (device, precision,
-tokens) is compared at every call, by shapes and types alone, so one model trains in bf16 on a GPU and forecasts in fp32
-on a CPU. The choice is no part of a checkpoint: it is made anew wherever weights are loaded.
+The choice is made in two steps. Whether a backend supports a backbone on this machine (Is it installed? Does it support
+this head width, grouped keys, this window?) is found once, by trying it. What varies between calls (device, precision,
+number of tokens) is checked at every call, from shapes and types alone, so the same model can train in bf16 on a GPU
+and forecast in fp32 on a CPU. The choice is not stored in a checkpoint; it is made whenever weights are loaded.
 """
 
 import functools
@@ -30,10 +30,10 @@ FLASH_PACKAGES = ("flash_attention_4", "flash_attention_3", "flash_attention_2")
 HUB_KERNEL = "kernels-community/flash-attn2"
 FLASH_DEVICE = "cuda"
 
-# SDPA is faster below: the crossover is reported at 150 to 200 tokens (github.com/Dao-AILab/flash-attention/issues/591)
+# with fewer tokens SDPA is faster: reported crossover 150 to 200 (github.com/Dao-AILab/flash-attention/issues/591)
 FLASH_MIN_TOKENS = 200
 
-# unasked, nobody waits longer for a kernel from the hub
+# limit on downloading a hub kernel that the user did not request
 _HUB_SECONDS = 15.0
 
 CAUSAL_SDPA = "causal_sdpa"
@@ -50,7 +50,7 @@ def causal_sdpa(
     sliding_window: int | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """query [B, A, T, E], key and value [B, A / groups, T, E] -> [B, T, A, E], causal, within a window if any."""
+    """query [B, A, T, E], key and value [B, A / groups, T, E] -> [B, T, A, E]; causal, within any sliding window."""
     T = query.shape[2]
     band = None
     if sliding_window is not None and T > sliding_window:
@@ -74,7 +74,7 @@ AttentionInterface.register(CAUSAL_SDPA, causal_sdpa)
 
 
 class AttentionChoice(NamedTuple):
-    """What a backbone attends with, on this machine."""
+    """The attention of a backbone on this machine."""
 
     name: str
     """`attn_implementation` of the backbone's config."""
@@ -87,7 +87,7 @@ class AttentionChoice(NamedTuple):
         """Backend and reason in one line, for sequences of `num_tokens` computed in `dtype`.
 
         Raises:
-            InputError: the backend is forced and cannot attend over these.
+            InputError: the user requested a backend that does not support these sequences.
         """
         if self.backend in (SDPA, EAGER):
             return f"{self.backend} ({self.reason})"
@@ -96,13 +96,13 @@ class AttentionChoice(NamedTuple):
 
 
 def choose_attention(config: PreTrainedConfig, requested: str = AUTO) -> AttentionChoice:
-    """Choose for a backbone's `config`.
+    """Choose the attention for a backbone's `config`.
 
-    `auto` takes the first flash backend that works here (4, 3, 2, then a hub kernel), for calls that it can take and
-    that it is worth for, and SDPA for the rest; eager where scores are soft-capped (Gemma 2).
+    `auto` takes the first flash backend that works here (4, 3, 2, then a hub kernel) for calls that it supports and
+    speeds up, and SDPA for the rest; it takes eager attention if scores are soft-capped (Gemma 2).
 
     Raises:
-        InputError: the backend is forced and cannot be used, or there is none of that name.
+        InputError: the requested backend is unknown or cannot be used.
     """
     capped = getattr(config, "attn_logit_softcapping", None) is not None
     if requested == AUTO:
@@ -140,8 +140,8 @@ def _choose_freely(config: PreTrainedConfig, capped: bool) -> AttentionChoice:
 
 
 def _register_flash(backend: str, forced: bool) -> str:
-    """Register attention by `backend` with transformers; returns its name there."""
-    # transformers takes every name with "flash" in it for a backend of its own
+    """Register attention by `backend` with transformers; returns the name to use there."""
+    # transformers treats any name that contains "flash" as one of its own backends
     name = f"{'forced' if forced else 'auto'}_{backend.replace('flash', 'fast')}"
 
     def attend(module, query, key, value, attention_mask, **kwargs):
@@ -155,7 +155,7 @@ def _register_flash(backend: str, forced: bool) -> str:
 
 
 def _compute_dtype(value: Tensor) -> torch.dtype:
-    # not the query's: norms and rotary positions leave queries and keys in fp32 under autocast
+    # not the query's dtype: under autocast, norms and rotary positions leave queries and keys in fp32
     device = value.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
 
@@ -173,7 +173,7 @@ def _flash(
     **kwargs,
 ) -> Tensor:
     """query [B, A, T, E], key and value [B, A / groups, T, E] -> [B, T, A, E] in `dtype`."""
-    # the one place where all three get the precision that the kernels take
+    # the only place where all three are cast to a precision that the kernels support
     query, key, value = (tensor.transpose(1, 2).to(dtype) for tensor in (query, key, value))
     return modeling_flash_attention_utils._flash_attention_forward(
         query,
@@ -191,13 +191,13 @@ def _flash(
 
 
 def _refuses_call(backend: str, forced: bool, num_tokens: int, dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why these sequences are not for `backend`; None where they are. InputError where it is forced."""
+    """Why `backend` does not suit these sequences, None if it does; InputError if the user requested it."""
     if device.type != FLASH_DEVICE:
         refusal = f"{backend} needs a {FLASH_DEVICE} device, this is {device.type}"
     elif dtype not in (torch.bfloat16, torch.float16):
         refusal = f"{backend} takes bf16 and fp16, this is {dtype}"
     elif num_tokens < FLASH_MIN_TOKENS and not forced:
-        return f"{backend} pays from {FLASH_MIN_TOKENS} tokens, these are {num_tokens}"
+        return f"{backend} is faster only from {FLASH_MIN_TOKENS} tokens, these are {num_tokens}"
     else:
         return None
     if forced:
@@ -206,7 +206,7 @@ def _refuses_call(backend: str, forced: bool, num_tokens: int, dtype: torch.dtyp
 
 
 class _Probe(NamedTuple):
-    """What a backend is asked for."""
+    """The properties of a backbone with which a backend is tried."""
 
     num_heads: int
     num_key_value_heads: int
@@ -216,7 +216,7 @@ class _Probe(NamedTuple):
 
 
 def _refuses_config(backend: str, config: PreTrainedConfig, seconds: float | None) -> str | None:
-    """Why `backend` cannot attend for this backbone on this machine; None where it can. `seconds` bound a download."""
+    """Why `backend` cannot serve this backbone on this machine, None if it can; `seconds` limits a download."""
     if not decoder_class(config)._supports_flash_attn:
         return f"{config.model_type} has no flash attention"
     num_heads = config.num_attention_heads
@@ -235,10 +235,10 @@ def _refuses_config(backend: str, config: PreTrainedConfig, seconds: float | Non
 
 @functools.cache
 def _tried(backend: str, probe: _Probe, seconds: float | None) -> str | None:
-    """Why a small attention by `backend`, forward and backward, did not work; None where it did.
+    """Why a small attention by `backend`, forward and backward, failed; None if it worked.
 
-    A backend's documented limits change from release to release, and transformers leaves out in silence what one does
-    not take: what comes out is compared.
+    The result is compared with SDPA's: documented limits change between releases, and transformers silently drops
+    arguments that a backend does not support.
     """
     if not torch.get_device_module(FLASH_DEVICE).is_available():
         return f"no {FLASH_DEVICE} device"
@@ -246,11 +246,11 @@ def _tried(backend: str, probe: _Probe, seconds: float | None) -> str | None:
     window = None if probe.sliding_window is None else min(probe.sliding_window, T // 2)
     try:
         _, with_lengths, *_ = _load(backend, seconds)
-        # older versions of transformers silently drop a cap that the backend does not take
+        # older versions of transformers silently drop a soft cap that the backend does not support
         if probe.softcap is not None and "softcap" not in inspect.signature(with_lengths).parameters:
             return "it cannot cap attention scores (softcap)"
         shapes = [(1, heads, T, probe.head_dim) for heads in (probe.num_heads, *2 * [probe.num_key_value_heads])]
-        # no random numbers: the run's own must not depend on what is installed
+        # no random numbers: those of the run must not depend on what is installed
         inputs = [
             torch.arange(torch.Size(shape).numel(), device=FLASH_DEVICE).mul(7 + shift).cos().view(shape).bfloat16()
             for shift, shape in enumerate(shapes)
@@ -264,38 +264,38 @@ def _tried(backend: str, probe: _Probe, seconds: float | None) -> str | None:
             expected, _ = causal_sdpa(nn.Module(), query, key, value, None, sliding_window=window)
             if not (error := (output - expected).abs().max().item()) < 0.05:
                 return f"its result differs from SDPA's by {error:.2g}"
-    # a missing package, a card, a head width, a broken build: a backend may raise anything
+    # a missing package, an unsupported GPU or head width, a broken build: a backend may raise anything
     except Exception as error:
         return str(error).strip().partition("\n")[0] or type(error).__name__
     return None
 
 
 def _load(backend: str, seconds: float | None = None) -> tuple[Callable, ...]:
-    """A backend's functions, for equal lengths first; raises whatever the import or download does."""
+    """A backend's functions, for equal lengths first; passes on any error of the import or download."""
     load = functools.partial(modeling_flash_attention_utils.lazy_import_flash_attention, backend)
     if backend in FLASH_PACKAGES:
-        # transformers would go to the hub for it; older ones do not know version 4
+        # ask here, as transformers would download a hub kernel instead; older versions do not know version 4
         installed = getattr(modeling_flash_attention_utils, f"is_flash_attn_{backend[-1]}_available", lambda: False)
         if not installed():
             raise ImportError("not installed")
     elif not is_kernels_available():
-        raise ImportError("the package kernels is not installed, or not in a version that transformers takes")
+        raise ImportError("the package kernels is not installed, or transformers does not support its version")
     elif seconds is not None:
         load = functools.partial(within, seconds, load)
     try:
         functions, _ = load()
     except Exception:
-        # older versions note a backend as loaded before it is, and would hand out the one before it
+        # older versions record a backend as loaded too early, and would then return the previous one
         modeling_flash_attention_utils._loaded_implementation = None
         raise
     return functions
 
 
 def _lost_dropout(backend: str, config: PreTrainedConfig) -> str:
-    """What training would lose with `backend`, "" for nothing: versions 3 and 4 know no dropout."""
+    """What training would lose with `backend`, "" if nothing: versions 3 and 4 have no dropout."""
     dropout = getattr(config, "attn_pdrop", None) or getattr(config, "attention_dropout", None)
     if not dropout:
         return ""
     _, with_lengths, *_ = _load(backend)
     takes_it = "dropout_p" in inspect.signature(with_lengths).parameters
-    return "" if takes_it else f"it has no attention dropout, the backbone has {dropout}"
+    return "" if takes_it else f"it has no attention dropout, but the backbone has {dropout}"

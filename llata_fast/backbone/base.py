@@ -1,4 +1,4 @@
-"""The frozen base that a configuration names: built on the meta device, then filled with its source's weights."""
+"""Load the frozen base that a configuration names: build it on the meta device, then fill in its source's weights."""
 
 import torch
 from accelerate import init_empty_weights
@@ -18,19 +18,19 @@ from .quantised import bitsandbytes_for
 def load_base(
     config: LlataConfig, dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedModel, BackboneWeights | None]:
-    """The pre-trained decoder that `config` names, without word embedding, and what is left of its source's weights.
+    """Load the pre-trained decoder that `config` names, without word embedding; also returns the source's weights.
 
-    Projections are kept in `dtype`, or quantised as `config.base_precision` says. Under ZeRO-3 rank 0 alone reads, and
-    the others have no weights left. Its fingerprint is taken, or compared with the one that `config` has.
+    Projections are stored in `dtype`, or quantised according to `config.base_precision`. Under ZeRO-3 only rank 0
+    reads the source; the others get None for its weights. The base's fingerprint is taken, or compared with `config`'s.
 
     Raises:
-        InputError: the source cannot be read or quantised here, or holds other weights than `config` knows.
+        InputError: the source cannot be read or quantised here, or its weights do not match the fingerprint.
     """
     if config.base_precision != "auto":
         bitsandbytes_for(config.base_precision)
         if is_deepspeed_zero3_enabled():
             raise InputError(
-                f"base_precision {config.base_precision} cannot be partitioned by ZeRO-3: take a stage below it"
+                f"base_precision {config.base_precision} cannot be partitioned by ZeRO-3: use a lower stage"
             )
     with init_empty_weights(include_buffers=False):
         backbone = build_backbone(

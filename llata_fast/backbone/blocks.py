@@ -1,8 +1,8 @@
-"""The pass over a decoder's blocks with every residual addition inside the norm behind it.
+"""A pass over a decoder's blocks with each residual addition fused into the following norm.
 
-transformers' blocks add, then norm: two passes over the residual stream forward, and backward a cast and an addition
-each. Between two norms nothing else reads the sum, so `TwinNorm.add` makes sum and norm at once, across the borders of
-blocks. Only for families whose blocks are known here and are called as they are; any other keeps transformers' own.
+transformers' blocks add, then normalise: two passes over the residual stream forward, and a cast and an addition
+backward. Nothing else reads the sum in between, so `TwinNorm.add` computes sum and norm together, across block
+boundaries. Only for families whose blocks are known here and can be called directly; others keep transformers' pass.
 """
 
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from .attention import EAGER
 
 
 class _Names(NamedTuple):
-    """Of a pre-norm decoder's parts: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """Module names of a pre-norm decoder: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     blocks: str
     first_norm: str
@@ -30,11 +30,11 @@ _FAMILIES = {"gpt2": _GPT2, "llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA,
 
 
 def runs_blocks(model: PreTrainedModel) -> bool:
-    """Whether `run_blocks` may stand for `model`'s own pass; eager attention needs transformers' mask."""
+    """Whether `run_blocks` can replace `model`'s own pass; eager attention needs transformers' mask."""
     names = _FAMILIES.get(model.config.model_type)
     if names is None or model.config._attn_implementation == EAGER:
         return False
-    # a checkpointed block is called as one
+    # a checkpointed block must be called as a whole
     return not (model.training and getattr(model, names.blocks)[0].gradient_checkpointing)
 
 

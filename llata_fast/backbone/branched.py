@@ -1,4 +1,4 @@
-"""What the twin pass wraps around a decoder's modules: trained on temporal rows, frozen on textual ones."""
+"""Wrappers that the twin pass puts around a decoder's modules: trained on temporal rows, frozen on textual rows."""
 
 import copy
 
@@ -11,7 +11,7 @@ from .products import product
 
 
 class _Branched(nn.Module):
-    """A module whose first rows are temporal: half of them in a twin training pass, else all."""
+    """A module whose first rows are temporal: the first half in a twin training pass, otherwise all."""
 
     def __init__(self, twin: bool):
         super().__init__()
@@ -22,7 +22,7 @@ class _Branched(nn.Module):
 
 
 class LoraLinear(_Branched):
-    """A frozen projection `base`, plus on temporal rows the low-rank update `B A dropout(x) * alpha / r`."""
+    """A frozen projection `base`; temporal rows get the low-rank update `B A dropout(x) * alpha / r` as well."""
 
     def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float, twin: bool):
         super().__init__(twin)
@@ -54,10 +54,10 @@ class LoraLinear(_Branched):
 
 
 class _TwinLinear(torch.autograd.Function):
-    """x [rows, T, in] @ weight^T + bias, and low @ (b a)^T * scale on the first `time_rows` rows.
+    """x [rows, T, in] @ weight^T + bias, plus low @ (b a)^T * scale on the first `time_rows` rows.
 
-    One output that both products are written to, and one gradient of x: apart, they would be cut out and put together
-    again. `low` is what dropout made of the first rows of x, None for those rows themselves; weight, bias are frozen.
+    Both products write to one output, and x gets one gradient: computed separately, they would have to be split and
+    concatenated again. `low` is the first rows of x after dropout, None without dropout; weight and bias are frozen.
     """
 
     @staticmethod
@@ -76,7 +76,7 @@ class _TwinLinear(torch.autograd.Function):
         needs_x, needs_low = ctx.needs_input_grad[:2]
         dtime = dy[: ctx.time_rows].flatten(0, 1)
         dhidden = dtime @ b
-        # beta 0: `a` and `b` lend their shapes alone
+        # with beta 0, only the shapes of `a` and `b` matter
         da = torch.addmm(a, dhidden.t(), rows.flatten(0, 1), beta=0, alpha=ctx.scale)
         db = torch.addmm(b, dtime.t(), hidden, beta=0, alpha=ctx.scale)
         dx = product(dy, weight.t()) if needs_x else None
@@ -91,8 +91,8 @@ class _TwinLinear(torch.autograd.Function):
 class TwinNorm(_Branched):
     """A frozen norm `base` for textual rows and a trained copy `tuned` for temporal ones.
 
-    Under autocast its output has the dtype of the product that follows; a `last` one, which a residual follows, the
-    input's.
+    Under autocast its output has the dtype of the following product; a `last` norm, followed by a residual, keeps the
+    input's dtype.
     """
 
     def __init__(self, base: nn.Module, twin: bool, last: bool = False):
@@ -133,12 +133,12 @@ class TwinNorm(_Branched):
 
 
 class TwinPositions(_Branched):
-    """Trained learned positions [max_tokens, D], one table a branch."""
+    """Trained position embeddings [max_tokens, D], one table per branch."""
 
     def __init__(self, base: nn.Embedding, twin: bool):
         super().__init__(twin)
         self.time = copy.deepcopy(base).requires_grad_(True)
-        # where there is no textual row, nothing would train them
+        # without textual rows, nothing would train this table
         self.text = copy.deepcopy(base).requires_grad_(twin)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -156,14 +156,14 @@ class TwinPositions(_Branched):
 
 
 def _is_whole(weight: Tensor) -> bool:
-    """Whether the weight is whole; ZeRO-3 gathers it for its own module's call alone."""
+    """Whether the weight is whole: ZeRO-3 gathers it only during its own module's call."""
     return not hasattr(weight, "ds_id")
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which products of x are computed."""
     device_type = x.device.type
-    # the meta device, for one, knows no autocast
+    # some devices, such as meta, do not support autocast
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
     return x.dtype
@@ -175,18 +175,18 @@ def _in_compute_dtype(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None,
 
 
 def is_norm(module: nn.Module) -> bool:
-    # every family of transformers brings an RMSNorm class of its own
+    # each family in transformers defines its own RMSNorm class
     return isinstance(module, nn.LayerNorm | nn.RMSNorm) or type(module).__name__.endswith("RMSNorm")
 
 
-# of transformers' RMS norms: what is added to the weight
+# transformers' RMS norms -> the constant added to the weight
 _RMS_OFFSETS = {"Gemma2RMSNorm": 1.0, "Gemma3RMSNorm": 1.0} | dict.fromkeys(
     ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"), 0.0
 )
 
 
 def _norm_form(norm: nn.Module) -> dict | None:
-    """Arguments of `twin_norm` that say what `norm` computes; None for one that is not known."""
+    """Arguments of `twin_norm` that reproduce `norm`; None for an unknown norm."""
     if type(norm) is nn.LayerNorm and norm.elementwise_affine and len(norm.normalized_shape) == 1:
         return {"kind": "layer", "eps": norm.eps}
     offset = _RMS_OFFSETS.get(type(norm).__name__)
@@ -197,7 +197,7 @@ def _norm_form(norm: nn.Module) -> dict | None:
 
 
 def _features(projection: nn.Module) -> tuple[int, int]:
-    # not from the weight, which ZeRO-3 may have taken apart
+    # not from the weight's shape, as ZeRO-3 may have partitioned it
     if isinstance(projection, Conv1D):
         return projection.nx, projection.nf
     return projection.in_features, projection.out_features

@@ -1,11 +1,11 @@
 """A backbone as a small folder: its first blocks and its prototypes, without the vocabulary.
 
-The forecaster needs neither a decoder's last layers nor its word embeddings once their principal components are known,
-and these two are most of a small language model. What is left is read by `--backbone FOLDER` like any other folder:
+The forecaster needs neither the last layers of a decoder nor, once their principal components are known, its word
+embeddings. Both together are most of a small language model. `--backbone FOLDER` reads the rest like any other folder:
 
-    config.json               the decoder's own, cut
+    config.json               the decoder's own, cut to the first blocks
     model.safetensors         the blocks, bf16
-    prototypes.safetensors    [V, D] fp32, in order: fewer are had by taking the first
+    prototypes.safetensors    [V, D] fp32, in order, so that fewer are the first ones
 """
 
 from pathlib import Path
@@ -24,8 +24,8 @@ def write_bundle(
 ):
     """Write the first `num_layers` blocks of the backbone `source` and its prototypes into `folder`.
 
-    `num_prototypes` defaults to all there are: D - 1, or what `source` holds if it is a bundle itself. Raises
-    InputError for a source that cannot be read, and for a folder that is not empty unless `overwrite`.
+    `num_prototypes` defaults to all: D - 1, or as many as `source` holds if it is itself a bundle. Raises InputError
+    if the source cannot be read, or if the folder is not empty and `overwrite` is not set.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -42,7 +42,7 @@ def write_bundle(
     blocks = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in weights.blocks.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # last, and the old one first: half a bundle has none, and is refused
+        # removed first and written last: an incomplete bundle has no config.json, and is refused
         (folder / "config.json").unlink(missing_ok=True)
         tensors = {"model.safetensors": blocks, PROTOTYPES_FILE: {"prototypes": prototypes.contiguous()}}
         for name, values in tensors.items():

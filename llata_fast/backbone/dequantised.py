@@ -1,4 +1,4 @@
-"""A GGUF file's first blocks in fp32, kept in the cache: transformers reads and dequantises such a file whole."""
+"""The first blocks of a GGUF file in fp32, cached on disk, as transformers dequantises the complete file each time."""
 
 import copy
 import hashlib
@@ -21,19 +21,19 @@ from ..errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# part of the cache's key: raise it when what is kept changes
+# part of the cache key: increase it when the cached content changes
 _VERSION = 1
 _TENSORS = "tensors.safetensors"
 
 
 def read_gguf(path: Path, config: PreTrainedConfig) -> dict[str, Tensor]:
-    """The tensors of the decoder of `config` by its own names, word embedding included, fp32.
+    """The tensors of `config`'s decoder by its own names, including the word embedding, in fp32.
 
-    They are kept under a hash of the file, of the number of blocks and of the versions of what dequantises, and
-    checked when they are read again. A cache that cannot be read or written costs the time, never the run.
+    The cache key is a hash of the file, the number of blocks and the versions of the packages that dequantise. Cached
+    tensors are verified when read. If the cache cannot be read or written, only time is lost.
 
     Raises:
-        InputError: the file lacks a tensor. Whatever transformers makes of a damaged file comes as it is.
+        InputError: the file lacks a tensor. Errors of transformers about a damaged file pass through.
     """
     folder = cache_folder("backbones") / _key(path, config.num_hidden_layers)
     if folder.is_dir():
@@ -43,12 +43,12 @@ def read_gguf(path: Path, config: PreTrainedConfig) -> dict[str, Tensor]:
                 return load_file(folder / _TENSORS)
             except (OSError, SafetensorError) as error:
                 damage = f"it cannot be read: {error}"
-        logger.warning("%s is read whole again, %s cannot be used: %s", path.name, folder, damage)
+        logger.warning("reading all of %s again, as %s cannot be used: %s", path.name, folder, damage)
     tensors = _dequantise(path, config)
     try:
         _keep(tensors, folder)
     except OSError as error:
-        logger.warning("the dequantised blocks could not be kept in %s: %s", folder, error)
+        logger.warning("the dequantised blocks could not be cached in %s: %s", folder, error)
     return tensors
 
 
@@ -61,7 +61,7 @@ def _key(path: Path, num_layers: int) -> str:
 
 
 def _keep(tensors: dict[str, Tensor], folder: Path):
-    # several ranks may write at once: each a folder of its own, then a rename
+    # several ranks may write at once, so each writes its own folder and renames it
     partial = partial_name(folder.with_name(f"{folder.name}.{os.getpid()}"))
     try:
         partial.mkdir(parents=True)
@@ -73,7 +73,7 @@ def _keep(tensors: dict[str, Tensor], folder: Path):
 
 def _dequantise(path: Path, config: PreTrainedConfig) -> dict[str, Tensor]:
     decoder: PreTrainedModel
-    # the cut config keeps transformers from naming and copying what is not used
+    # with the cut config, transformers does not name and copy blocks that are not used
     decoder, report = AutoModel.from_pretrained(
         path.parent,
         gguf_file=path.name,
@@ -82,7 +82,7 @@ def _dequantise(path: Path, config: PreTrainedConfig) -> dict[str, Tensor]:
         output_loading_info=True,
         trust_remote_code=False,
     )
-    # transformers draws at random what a file lacks
+    # transformers initialises missing tensors at random
     if missing := sorted(report["missing_keys"]):
         raise InputError(f"backbone {str(path)!r}: {path.name} lacks {missing[0]!r}")
     return dict(decoder.state_dict())

@@ -1,7 +1,7 @@
-"""Public configs of pre-trained decoders: their sizes without their files.
+"""Published configs of pre-trained decoders: their sizes, without any files.
 
-`FAMILIES` serves `random:<family>` with a family's smallest base model, `published` the planner with any size. A row
-holds what differs from its family, a family what differs from the defaults of transformers' config class. Of
+`FAMILIES` maps `random:<family>` to a family's smallest base model; `published` gives the planner any size. A row
+holds the differences from its family, and a family those from the defaults of transformers' config class. For
 multimodal models it is the text config. Letters: D width, F feed-forward width, A heads.
 """
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 
 class _Size(NamedTuple):
-    """One row: D, F, blocks, A, heads of keys and values, and whatever else."""
+    """One row: D, F, blocks, A, key-value heads, and any other fields."""
 
     hidden_size: int
     intermediate_size: int
@@ -45,7 +45,7 @@ _LARGE_QWEN2 = {"vocab_size": 152064, "max_position_embeddings": 131072}
 
 _SMOLLM2 = _LLAMA | _TIED | {"vocab_size": 49152, "max_position_embeddings": 8192} | _rope(1e5)
 
-# organisation, name with {} for the size, what its sizes share, and the sizes
+# organisation, name with {} for the size, fields shared by all sizes, and the sizes
 _TABLE: list[tuple[str, str, dict[str, Any], dict[str, _Size]]] = [
     (
         "meta-llama",
@@ -187,12 +187,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3": PUBLISHED["google/gemma-3-270m"],
 }
 
-# tuned on instructions, or converted: another name, the same config
+# instruction-tuned or converted models: another name, the same config
 _VARIANT = re.compile(r"[-_](instruct|base|chat|hf|it|pt|text)(?=[-_]|$)")
 
 
 def published(name: str) -> dict[str, Any] | None:
-    """The config of the hub's model `name`, with its organisation or without, tuned or not; None if not in here."""
+    """The config of the hub model `name`, with or without organisation, tuned or not; None if it is not listed."""
     return _BY_KEY.get(_key(name))
 
 

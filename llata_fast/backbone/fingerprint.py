@@ -1,7 +1,7 @@
-"""A few hundred numbers that tell a frozen base from another one of the same shape.
+"""A few hundred numbers that distinguish a frozen base from another one of the same shape.
 
-Tensors' names and shapes, and values at fixed places of some of them. Values are those of the source before they are
-kept in fewer bits: a base in int8 or bf16 has the fingerprint of its source, a GGUF file that of what it holds.
+They are the tensors' names and shapes, and values at fixed places of some tensors. The values are the source's, taken
+before quantisation: a base in int8 or bf16 has its source's fingerprint, and a GGUF file that of its contents.
 """
 
 import hashlib
@@ -13,14 +13,14 @@ from torch import Tensor
 from ..errors import InputError
 
 _TENSORS, _VALUES = 48, 4
-# what bf16 rounds off, and fp16 of small values
+# relative rounding error of bf16, and the smallest value that fp16 still resolves
 _TOLERANCE, _SMALLEST = 2**-7, 1e-6
 
 
 def take_fingerprint(weights: dict[str, Tensor]) -> dict:
-    """The fingerprint of a decoder's weights, as it stands in `config.json`: {"tensors": hash, "values": list}.
+    """The fingerprint of a decoder's weights, as stored in `config.json`: {"tensors": hash, "values": list}.
 
-    Reads some hundred values, of a mapped 70B model as of a small one.
+    It reads a few hundred values, however large the model.
     """
     names = sorted(weights)
     shapes = json.dumps([[name, list(weights[name].shape)] for name in names])
@@ -31,13 +31,13 @@ def take_fingerprint(weights: dict[str, Tensor]) -> dict:
 
 def _sample(tensor: Tensor) -> list[float]:
     flat = tensor.flatten()
-    # neither the first nor the last, which padding and masks make equal
+    # not the first or last value, which padding and masks may make equal
     places = torch.arange(1, _VALUES + 1) * flat.numel() // (_VALUES + 1)
     return flat[places].float().tolist()
 
 
 def check_fingerprint(weights: dict[str, Tensor], expected: dict, source: str):
-    """Raise InputError where `weights`, which come from `source`, are not those that `expected` was taken of."""
+    """Raise InputError if `weights`, loaded from `source`, do not match the fingerprint `expected`."""
     found = take_fingerprint(weights)
     if same_weights(found, expected):
         return
@@ -48,7 +48,7 @@ def check_fingerprint(weights: dict[str, Tensor], expected: dict, source: str):
 
 
 def same_weights(found: dict, expected: dict) -> bool:
-    """Whether two fingerprints are of the same weights, up to what 16 bits round off."""
+    """Whether two fingerprints belong to the same weights, up to 16-bit rounding."""
     return found["tensors"] == expected["tensors"] and _close(found["values"], expected["values"])
 
 

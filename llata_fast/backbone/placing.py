@@ -1,8 +1,8 @@
-"""Weights into an empty decoder, one tensor at a time: whole on every rank or, under ZeRO-3, each rank its share.
+"""Fill an empty decoder with weights, one tensor at a time: complete on every rank, or partitioned under ZeRO-3.
 
-As in transformers, what decides is the DeepSpeed configuration that `TrainingArguments` announces. Under ZeRO-3 rank 0
-alone reads; DeepSpeed takes a tensor apart as soon as every rank has received it, so that no rank ever holds more than
-its share of the model and one tensor.
+As in transformers, the DeepSpeed configuration of the current `TrainingArguments` decides which. Under ZeRO-3 only rank
+0 reads, and DeepSpeed partitions each tensor as soon as every rank has received it, so no rank ever holds more than its
+share of the model plus one tensor.
 """
 
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ from .quantised import QuantisedLinear
 
 @contextmanager
 def whole_models() -> Iterator[None]:
-    """Inside, transformers makes whole models even under ZeRO-3, which would partition them, all ranks in step."""
-    # transformers has a setter for it, but no getter
+    """Inside, transformers builds complete models even under ZeRO-3, where it would partition them on all ranks."""
+    # transformers has a setter for this configuration, but no getter
     announced = integration._hf_deepspeed_config_weak_ref
     integration.unset_hf_deepspeed_config()
     try:
@@ -38,11 +38,11 @@ def fill_decoder(
     dtype: torch.dtype = torch.float32,
     base_precision: str = "auto",
 ):
-    """Give a decoder on the meta device its weights, and empty `tensors` (keys of its state dict) on the way.
+    """Move the weights `tensors` (keys of its state dict) into a decoder on the meta device, emptying `tensors`.
 
-    Projections are kept in `dtype` (or in `base_precision`, for products in `dtype`), all else in fp32. Under ZeRO-3
-    every rank calls it, rank 0 alone with tensors: what the branches copy (norms, positions) becomes whole on every
-    rank, the rest is partitioned.
+    Projections are stored in `dtype` (or in `base_precision`, for products in `dtype`), all else in fp32. Under ZeRO-3
+    every rank calls it, and only rank 0 has tensors. What the branches copy (norms, positions) becomes complete on
+    every rank; the rest is partitioned.
     """
     if not is_deepspeed_zero3_enabled():
         projections = {path: module for path, module in decoder.named_modules() if _is_projection(module)}
@@ -56,9 +56,9 @@ def fill_decoder(
         return
     import deepspeed
 
-    # without its own view of the ranks, DeepSpeed would take each process for the only one
+    # otherwise DeepSpeed would assume that each process is the only rank
     deepspeed.init_distributed()
-    # children first: DeepSpeed takes a module with all that is below it
+    # children first: DeepSpeed partitions a module together with everything below it
     for path, module in reversed(list(decoder.named_modules())):
         keys = _own(path, module)
         if keys and not (is_norm(module) or isinstance(module, nn.Embedding)):
@@ -68,7 +68,7 @@ def fill_decoder(
 
 
 def _partition(module: nn.Module, weights: dict[str, Tensor | None], dtype: torch.dtype):
-    """Each rank's share of a module's own parameters; only rank 0 knows their values."""
+    """Partition a module's own parameters over the ranks; only rank 0 knows their values."""
     import deepspeed
 
     for key, weight in weights.items():
@@ -76,14 +76,14 @@ def _partition(module: nn.Module, weights: dict[str, Tensor | None], dtype: torc
         if weight is None:
             weight = torch.empty(getattr(module, name).shape, dtype=dtype)
         setattr(module, name, nn.Parameter(weight, requires_grad=False))
-    # sends rank 0's values to all
+    # this broadcasts rank 0's values
     deepspeed.zero.Init(module=module, config_dict_or_path=deepspeed_config())
 
 
 def finish_partitioning(model: nn.Module, dtype: torch.dtype, device: torch.device):
-    """Move what is not partitioned of a model to its precision and device.
+    """Move the parts of a model that are not partitioned to their precision and device.
 
-    DeepSpeed does so for models without such parameters. The others follow to the device when it partitions them.
+    DeepSpeed does this only for models without partitioned parameters; those follow when it partitions them.
     """
     if not any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         return
@@ -101,7 +101,7 @@ def _is_projection(module: nn.Module) -> bool:
 def _quantised(
     projection: nn.Module, weight: Tensor, bias: Tensor | None = None, *, base_precision: str
 ) -> QuantisedLinear:
-    # GPT-2 keeps its matrices the other way round
+    # GPT-2 stores its matrices transposed
     return QuantisedLinear(weight.T if isinstance(projection, Conv1D) else weight, bias, base_precision)
 
 
@@ -110,5 +110,5 @@ def _own(path: str, module: nn.Module) -> list[str]:
 
 
 def _taken(tensors: dict[str, Tensor], key: str, dtype: torch.dtype) -> Tensor:
-    # a copy: a tensor of a mapped file would change, or end the process, with the file
+    # copy: a memory-mapped tensor would change with its file, or crash the process
     return tensors.pop(key).to(dtype, copy=True)

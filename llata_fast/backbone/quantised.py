@@ -1,8 +1,8 @@
 """The frozen base in 8 or 4 bits, through bitsandbytes (github.com/bitsandbytes-foundation/bitsandbytes, MIT).
 
-Eight bits are LLM.int8() (arXiv 2208.07339), four NF4 with statistics that are quantised themselves, as in QLoRA
-(arXiv 2305.14314). Projections alone are quantised: norms and positions stay in fp32, what is trained stays what it is,
-and gradients pass through to it.
+8 bits are LLM.int8() (arXiv 2208.07339); 4 bits are NF4 with quantised statistics, as in QLoRA (arXiv 2305.14314). Only
+projections are quantised: norms and positions stay in fp32, trained weights keep their precision, and gradients pass
+through to them.
 """
 
 import importlib
@@ -17,27 +17,27 @@ from ..errors import InputError
 
 QUANTISED_DEVICE = "cuda"
 
-# of NF4: weights to a scale, and scales to a scale of theirs
+# NF4: weights per scale, and scales per second-level scale
 _BLOCK, _SCALES = 64, 256
-# LLM.int8()'s: columns of the input with a larger value are multiplied in 16 bits
+# LLM.int8(): input columns with a larger value are multiplied in 16 bits
 _OUTLIER = 6.0
 
 
 def bitsandbytes_for(base_precision: str) -> ModuleType:
-    """The package `bitsandbytes`, where a base can be kept in `base_precision` (int8 or int4).
+    """The package `bitsandbytes`, if it can store a base in `base_precision` (int8 or int4) here.
 
     Raises:
-        InputError: it is not installed or broken, or there is no CUDA device.
+        InputError: it is not installed or is broken, or there is no CUDA device.
     """
     needs = f"base_precision {base_precision} needs"
     try:
         package = importlib.import_module("bitsandbytes")
     except ModuleNotFoundError:
         raise InputError(f"{needs} bitsandbytes: pip install llata-fast[quantization]") from None
-    except Exception as error:  # it loads libraries of its own when it is imported
+    except Exception as error:  # importing it loads native libraries, which can fail in any way
         raise InputError(f"{needs} bitsandbytes, which cannot be imported ({type(error).__name__}: {error})") from error
     if QUANTISED_DEVICE == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"{needs} a CUDA device, and there is none here")
+        raise InputError(f"{needs} a CUDA device, but there is none here")
     return package
 
 
@@ -45,7 +45,7 @@ class QuantisedLinear(nn.Module):
     """A frozen projection x [..., in_features] -> [..., out_features], its weight in 8 or 4 bits on the device.
 
     Args:
-        weight: [out_features, in_features] in the dtype that products are computed in.
+        weight: [out_features, in_features], in the dtype of its products.
         bias: [out_features], or None.
         base_precision: int8 or int4.
     """
@@ -56,13 +56,13 @@ class QuantisedLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         sizes = (self.in_features, self.out_features, bias is not None)
         if base_precision == "int8":
-            # it computes in fp16, and says so at every call
+            # it computes in fp16, and would log that at every call
             logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
             projection = package.nn.Linear8bitLt(*sizes, has_fp16_weights=False, threshold=_OUTLIER, device="meta")
         else:
-            # a dtype that is not given is taken from the first input, for good
+            # without an explicit dtype, it would keep that of its first input
             projection = package.nn.Linear4bit(*sizes, weight.dtype, True, "nf4", device="meta")
-        # parameters of bitsandbytes' own classes quantise themselves when they come to a device
+        # bitsandbytes' parameter classes quantise themselves when moved to a device
         empty = projection.weight
         projection.weight = type(empty)(weight, requires_grad=False, **vars(empty)).to(QUANTISED_DEVICE)
         if bias is not None:
@@ -76,13 +76,13 @@ class QuantisedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_autocast_enabled(x.device.type):
-            # bitsandbytes' own operations take no part in it
+            # autocast does not cover bitsandbytes' own operations
             x = x.to(torch.get_autocast_dtype(x.device.type))
         return self.projection(x)
 
 
 def _leave_out_statistics(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict):
-    """Drop scales and tables: they are not parameters, so code that drops frozen parameters by name would keep them."""
+    """Drop scales and tables: they are not parameters, so code that drops frozen parameters by name keeps them."""
     own = f"{prefix}projection."
     for key in [key for key in state if key.startswith(own)]:
         if key.removeprefix(own) not in ("weight", "bias"):
@@ -90,12 +90,12 @@ def _leave_out_statistics(module: nn.Module, state: dict[str, Tensor], prefix: s
 
 
 def quantised_modules(module: nn.Module) -> list[QuantisedLinear]:
-    """Every quantised projection in `module`; none where its base is not quantised."""
+    """Every quantised projection in `module`; empty unless its base is quantised."""
     return [child for child in module.modules() if isinstance(child, QuantisedLinear)]
 
 
 def quantised_bytes(out_features: int, in_features: int, base_precision: str) -> int:
-    """Bytes that a projection's weight takes in `base_precision`, its scales included."""
+    """Bytes of a projection's weight in `base_precision`, including its scales."""
     if base_precision == "int8":
         return out_features * in_features + 4 * out_features
     blocks = math.ceil(out_features * in_features / _BLOCK)

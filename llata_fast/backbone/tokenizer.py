@@ -1,4 +1,4 @@
-"""The tokenizer of a backbone, to name the words nearest to a prototype; forecasting needs none."""
+"""A backbone's tokenizer, to name the words nearest to a prototype; forecasting does not need it."""
 
 import logging
 from pathlib import Path
@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that lies beside a backbone's weights here; None where there is none. Runs no code of its own."""
+    """The tokenizer stored beside a backbone's weights here, None if there is none; runs none of its code."""
     place = _locate(source)
     if place.kind == "random":
         return None
@@ -20,6 +20,6 @@ def read_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
             path = Path(place.location)
             return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
         return AutoTokenizer.from_pretrained(place.location, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # a folder without a tokenizer raises anything, by its family
+    except Exception as error:  # without a tokenizer, each family raises its own error
         logger.info("no tokenizer beside %s (%s)", source, type(error).__name__)
         return None

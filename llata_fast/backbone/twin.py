@@ -1,12 +1,12 @@
 """The twin pass: both branches of LLaTA in one call of one frozen backbone.
 
-The batch is [time; text]: in training the first half of the rows belongs to the temporal branch, the second to the
-textual one, and in evaluation all rows are temporal. What the temporal branch trains (LoRA, norms, positions) is
-wrapped around the frozen modules and acts on its rows alone, so the branch of a row is a fact of the data: nothing is
-switched on or off around a call, and a checkpointed block recomputes what it computed. The frozen weights exist once,
-are read once, and are gathered once per direction under ZeRO-3.
+The batch is [time; text]: in training, the first half of the rows belongs to the temporal branch and the second half to
+the textual branch; in evaluation, all rows are temporal. The temporal branch's trained parts (LoRA, norms, positions)
+wrap the frozen modules and act on its rows only. A row's position decides its branch: nothing is switched on or off
+around a call, so a checkpointed block recomputes exactly what it computed before. The frozen weights exist once, are
+read once, and under ZeRO-3 are gathered once per direction.
 
-`two_pass` runs the same two branches as two calls, the frozen weights shared: the yardstick of the twin pass.
+`two_pass` runs the same branches in two calls that share the frozen weights: the baseline of the twin pass.
 """
 
 import copy
@@ -22,27 +22,27 @@ from ..errors import InputError
 from .blocks import run_blocks, runs_blocks
 from .branched import LoraLinear, TwinNorm, TwinPositions, is_norm
 
-# the fused or separate query, key and value projections of the families transformers has
+# the attention projections of transformers' families, fused or separate
 LORA_TARGETS = ("c_attn", "q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "W_pack")
 
 
 class NoPositions(nn.Module):
-    """Stands in a backbone whose positions were added to its input: zero, whatever the position."""
+    """Replaces a backbone's position embedding, as positions are already added to its input: zero everywhere."""
 
     def forward(self, position_ids: Tensor) -> Tensor:
         return torch.zeros((), device=position_ids.device)
 
 
 def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    """Every (parent, attribute, child), listed before any is replaced."""
+    """Every (parent, attribute, child), listed before any child is replaced."""
     yield from [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()]
 
 
 def wrap_branches(model: PreTrainedModel, *, rank: int, alpha: float, dropout: float, twin: bool):
-    """Freeze `model` and wrap, in place, its attention projections (if rank > 0) and norms.
+    """Freeze `model`, and wrap its attention projections (if rank > 0) and norms, in place.
 
     Raises:
-        InputError: no attention projection found by name (`LORA_TARGETS`).
+        InputError: no attention projection has a known name (`LORA_TARGETS`).
     """
     model.requires_grad_(False)
     found = False
@@ -63,7 +63,7 @@ class TwinBackbone(nn.Module):
 
     Args:
         model: decoder without word embedding (`build_backbone`); its modules are wrapped in place.
-        mode: twin, two_pass, or temporal for a backbone that never sees a textual row.
+        mode: twin, two_pass, or temporal for a backbone without textual rows.
     """
 
     def __init__(self, model: PreTrainedModel, *, rank: int, alpha: float, dropout: float, mode: str = "twin"):
@@ -78,14 +78,14 @@ class TwinBackbone(nn.Module):
         self.model = model
         for decoder in (None if runs_blocks(model) else model, self.textual):
             if decoder is not None:
-                # left to the first call, it takes a lock, which breaks the graph of a call that is compiled
+                # left to the first call, it would take a lock, which breaks the graph of a compiled call
                 maybe_install_capturing_hooks(decoder)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """tokens [rows, T, D] -> num_layers + 1 features [rows, T, D].
 
-        In training rows are [time; text], in evaluation time alone. The features are the inputs of every block, then
-        the final norm's output plus `tokens` (the residual of the method's step 4).
+        In training the rows are [time; text], in evaluation time only. The features are the inputs of every block, then
+        the final norm's output plus `tokens` (the residual in step 4 of the method).
         """
         placed = tokens if self.positions is None else self.positions(tokens)
         if self.textual is not None and self.training:
@@ -101,16 +101,16 @@ class TwinBackbone(nn.Module):
         return model(inputs_embeds=tokens, use_cache=False, output_hidden_states=True).hidden_states
 
     def frozen_keys(self, prefix: str = "") -> set[str]:
-        """State-dict keys of what comes from the pre-trained source."""
+        """State-dict keys of the weights from the pre-trained source."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         return {prefix + key for key in self.state_dict() if key not in trained}
 
     def shared_keys(self, prefix: str = "") -> set[str]:
-        """State-dict keys that name a weight a second time (two_pass)."""
+        """State-dict keys that name a weight a second time (in two_pass)."""
         return {prefix + key for key in self.state_dict() if key.startswith("textual.")}
 
     def merge(self) -> PreTrainedModel:
-        """Fold LoRA, tuned norms and temporal positions into the backbone: a plain transformers model (in place)."""
+        """Fold LoRA, tuned norms and temporal positions into the backbone, in place: a plain transformers model."""
         for parent, name, child in _children(self.model):
             if isinstance(child, LoraLinear | TwinNorm):
                 setattr(parent, name, child.merged())
@@ -120,9 +120,9 @@ class TwinBackbone(nn.Module):
 
 
 class PlainBackbone(nn.Module):
-    """A transformers decoder in the place of a `TwinBackbone`: a merged temporal branch, or one trained whole.
+    """A transformers decoder in place of a `TwinBackbone`: a merged temporal branch, or a decoder trained as a whole.
 
-    tokens [rows, T, D] -> (features [rows, T, D],), the last ones with the residual.
+    tokens [rows, T, D] -> (features [rows, T, D],): the last features, with the residual.
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -140,9 +140,9 @@ class PlainBackbone(nn.Module):
 
 
 def store_frozen(module: nn.Module, dtype: torch.dtype):
-    """Keep the frozen projections of `module` in `dtype`: autocast to it would otherwise cast them anew each step.
+    """Store the frozen projections of `module` in `dtype`, so that autocast to it need not cast them in each step.
 
-    Norms stay as they are, autocast computes them in fp32.
+    Norms stay unchanged, as autocast computes them in fp32.
     """
     for child in module.modules():
         if isinstance(child, nn.Linear | Conv1D) and not child.weight.requires_grad:

@@ -1,8 +1,8 @@
-"""`python -m llata_fast COMMAND`: a module each.
+"""`python -m llata_fast COMMAND`: one module per command.
 
-A command's module holds its help as docstring, `add_arguments(parser)` and `run(options)`; the module's name is the
-command's. To add one, write the module and list it here, in the order of the help. What takes long to import is
-imported in `run`: help answers at once.
+A command's module holds its help as the docstring, `add_arguments(parser)` and `run(options)`; its name is the
+command's name. To add a command, write the module and list it here, in the order of the help. Slow imports belong in
+`run`, so that help stays instant.
 """
 
 import ast
@@ -35,6 +35,6 @@ def command(name: str) -> ModuleType:
 
 
 def summary(name: str) -> str:
-    """The first line of a command's help, read from its module's file, which is not imported."""
+    """The first line of a command's help, read from its file without importing it."""
     source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0].rstrip(".")

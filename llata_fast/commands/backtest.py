@@ -16,18 +16,18 @@ from .inputs import (
 
 def add_arguments(parser: argparse.ArgumentParser):
     add_run_arguments(parser)
-    parser.add_argument("--input", required=True, help="long table (CSV, .parquet), a dataset's name, or wide CSV")
+    parser.add_argument("--input", required=True, help="long table (CSV, .parquet), name of a dataset, or wide CSV")
     add_panel_arguments(parser)
-    parser.add_argument("--n_windows", type=int, default=1, metavar="N", help="windows of every item")
-    parser.add_argument("--step_size", type=int, metavar="S", help="steps between them; default the horizon")
+    parser.add_argument("--n_windows", type=int, default=1, metavar="N", help="windows per item")
+    parser.add_argument("--step_size", type=int, metavar="S", help="steps between windows; default the horizon")
     parser.add_argument(
-        "--metrics", nargs="+", default=["MASE", "WQL", "sMAPE", "coverage"], help="of these, and MSE and MAE"
+        "--metrics", nargs="+", default=["MASE", "WQL", "sMAPE", "coverage"], help="any of these, MSE and MAE"
     )
     parser.add_argument(
-        "--baselines", nargs="*", help="seasonal_naive, linear, exponential_smoothing, ridge_covariates"
+        "--baselines", nargs="*", help="any of seasonal_naive, linear, exponential_smoothing, ridge_covariates"
     )
-    parser.add_argument("--batch_size", type=int, help="items at a time; no result depends on it")
-    parser.add_argument("--output", help="CSV for the scores, a row for each model")
+    parser.add_argument("--batch_size", type=int, help="items per batch; results do not depend on it")
+    parser.add_argument("--output", help="CSV for the scores, one row per model")
     parser.add_argument("--report", help="HTML file for scores, errors by step and item, calibration and forecasts")
     parser.add_argument("--forecasts", help="CSV or .parquet for the run's forecasts, with their cutoffs")
 

@@ -1,11 +1,11 @@
-"""The paper's protocols: every model on every window, a row a run in a CSV, and a table made from it.
+"""The paper's protocols: every model on every window, one CSV row per run, and a table made from the CSV.
 
     python -m llata_fast benchmark long_term --datasets ETTh1 --seeds 2021 2022 2023
     python -m llata_fast benchmark few_shot --datasets ETTh1 --percents 5 10
     python -m llata_fast benchmark zero_shot --datasets ETTh1 --targets ETTm1 ETTm2
     python -m llata_fast benchmark short_term --datasets Hourly
 
-Rows that the CSV holds are not done again, so that an interrupted benchmark goes on where it stopped.
+Rows already in the CSV are not run again, so an interrupted benchmark continues where it stopped.
 """
 
 import argparse
@@ -18,25 +18,25 @@ _MODELS = ("llata", *(name for name in ABLATIONS if name != "none"), *WITHOUT, *
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("protocol", choices=PROTOCOLS, help=f"one of {', '.join(PROTOCOLS)}", metavar="PROTOCOL")
-    parser.add_argument("--datasets", nargs="+", help="names; default all of the registry, or every M4 frequency")
+    parser.add_argument("--datasets", nargs="+", help="names; default: the whole registry, or every M4 frequency")
     parser.add_argument("--targets", nargs="+", help="zero_shot: datasets to score")
-    parser.add_argument("--horizons", nargs="+", type=int, default=HORIZONS, help="steps that are forecast")
-    parser.add_argument("--percents", nargs="+", type=float, default=[5.0, 10.0], help="few_shot: shares of training")
+    parser.add_argument("--horizons", nargs="+", type=int, default=HORIZONS, help="forecast lengths in time steps")
+    parser.add_argument("--percents", nargs="+", type=float, default=[5.0, 10.0], help="few_shot: percent of training")
     parser.add_argument(
         "--models",
         nargs="+",
         choices=_MODELS,
         metavar="MODEL",
-        help=f"of {', '.join(_MODELS)}; default llata and the protocol's baselines",
+        help=f"any of {', '.join(_MODELS)}; default: llata and the protocol's baselines",
     )
     parser.add_argument(
-        "--seeds", nargs="+", type=int, default=[2021, 2022, 2023], help="a run of every model that is trained for each"
+        "--seeds", nargs="+", type=int, default=[2021, 2022, 2023], help="train each trained model once per seed"
     )
-    parser.add_argument("--recipe", choices=RECIPES, default="tuned", help="the datasets' presets, ours or published")
-    parser.add_argument("--reference_protocol", action="store_true", help="drop the last smaller test batch, as it did")
-    parser.add_argument("--data_dir", help="folder that holds the datasets' files")
-    parser.add_argument("--out", default="bench/results/quality", help="folder of results.csv and the table")
-    parser.add_argument("--runs", default="runs/benchmark", help="folder of the runs' folders")
+    parser.add_argument("--recipe", choices=RECIPES, default="tuned", help="the datasets' presets: ours or published")
+    parser.add_argument("--reference_protocol", action="store_true", help="drop the last partial test batch, as it did")
+    parser.add_argument("--data_dir", help="folder with the datasets' files")
+    parser.add_argument("--out", default="bench/results/quality", help="folder for results.csv and the table")
+    parser.add_argument("--runs", default="runs/benchmark", help="folder that collects the runs' folders")
 
 
 def run(options: argparse.Namespace):

@@ -1,7 +1,7 @@
-"""Write a backbone's first blocks and its prototypes as a small folder, for machines without a hub.
+"""Write a backbone's first blocks and its prototypes into a small folder, for machines without a hub.
 
-`--backbone FOLDER` takes it wherever it is brought: the vocabulary, most of a small language model, stays behind. The
-weights are rounded to bf16.
+Copy the folder anywhere and pass it as `--backbone FOLDER`. It leaves out the vocabulary, which is most of a small
+language model, and rounds the weights to bf16.
 """
 
 import argparse
@@ -13,8 +13,8 @@ from ..settings import ModelSettings
 def add_arguments(parser: argparse.ArgumentParser):
     defaults = ModelSettings()
     parser.add_argument("--backbone", default=defaults.backbone, help="hub id, folder, GGUF file or random:<family>")
-    parser.add_argument("--num_layers", type=int, default=defaults.num_layers, help="first blocks that are kept")
-    parser.add_argument("--num_prototypes", type=int, help="V: prototypes that are kept; default all, D - 1")
+    parser.add_argument("--num_layers", type=int, default=defaults.num_layers, help="how many first blocks to keep")
+    parser.add_argument("--num_prototypes", type=int, help="V: prototypes to keep; default all, D - 1")
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
 
@@ -31,4 +31,4 @@ def run(options: argparse.Namespace):
     )
     size = sum(path.stat().st_size for path in Path(options.output).iterdir())
     print(f"{options.num_layers} blocks of {options.backbone} and its prototypes: {options.output}, {size:,} bytes")
-    print(f"to train on them: python train.py --backbone {options.output} --num_layers {options.num_layers}")
+    print(f"to train on it: python train.py --backbone {options.output} --num_layers {options.num_layers}")

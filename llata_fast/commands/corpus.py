@@ -1,8 +1,8 @@
-"""Build, describe and make up corpora for pre-training.
+"""Build, describe and synthesize corpora for pre-training.
 
-`corpus build SOURCE... --output DIR` writes the series of tables, Monash .tsf files, gluonts JSON lines, Chronos' sets
-and other corpora into one folder; `corpus info DIR` prints what a corpus holds, and draws it; `corpus synthesize` makes
-one up.
+`corpus build SOURCE... --output DIR` writes the series of tables, Monash .tsf files, gluonts JSON lines, Chronos'
+datasets and other corpora into one folder; `corpus info DIR` prints what a corpus holds, and can draw it; `corpus
+synthesize` generates artificial series.
 """
 
 import argparse
@@ -22,23 +22,23 @@ def add_arguments(parser: argparse.ArgumentParser):
     build.add_argument("sources", nargs="+", metavar="SOURCE", help="file, folder or named dataset")
     build.add_argument("--output", required=True, help="folder to write")
     build.add_argument("--multivariate", action="store_true", help="keep a source's channels together as one series")
-    build.add_argument("--id_column", help="of long tables: what tells their series apart; without it tables are wide")
-    build.add_argument("--date_column", help="of tables; default as train.py finds it")
-    build.add_argument("--columns", nargs="+", help="value columns of tables; default all but the date")
-    build.add_argument("--data_dir", help="folder of the files of named datasets; default $LLATA_DATA, then the cache")
-    build.add_argument("--freq", help="step of sources that state none, for instance h or W-SUN")
+    build.add_argument("--id_column", help="id column of long tables; without it, tables are read as wide")
+    build.add_argument("--date_column", help="date column of tables; default as in train.py")
+    build.add_argument("--columns", nargs="+", help="value columns of tables; default: all but the date")
+    build.add_argument("--data_dir", help="folder of named datasets; default $LLATA_DATA, else the cache")
+    build.add_argument("--freq", help="time step of sources that state none, for instance h or W-SUN")
     info = _action(actions, "info", "print what a corpus holds", _info)
     info.add_argument("corpora", nargs="+", metavar="CORPUS", help="folder of a corpus")
-    info.add_argument("--json", action="store_true", help="one JSON object a line")
-    info.add_argument("--picture", help="PNG to draw the first series of the corpus into")
-    made = _action(actions, "synthesize", "write a corpus of made-up series", _synthesize)
+    info.add_argument("--json", action="store_true", help="print one JSON object per line")
+    info.add_argument("--picture", help="PNG file for a plot of the corpus's first series")
+    made = _action(actions, "synthesize", "write a corpus of artificial series", _synthesize)
     made.add_argument("--output", required=True, help="folder to write")
-    made.add_argument("--num_series", type=int, default=10_000, help="how many series")
-    made.add_argument("--length", type=int, default=1024, help="steps of a series")
-    made.add_argument("--seed", type=int, default=0, help="series n is a function of the seed and n")
-    made.add_argument("--kinds", nargs="+", metavar="KIND", help="in equal shares; default all that can be made")
-    made.add_argument("--mix", nargs="+", default=[], metavar="CORPUS", help="corpora that mixup takes stretches of")
-    made.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; the corpus is the same for any")
+    made.add_argument("--num_series", type=int, default=10_000, help="number of series")
+    made.add_argument("--length", type=int, default=1024, help="time steps per series")
+    made.add_argument("--seed", type=int, default=0, help="series n depends only on the seed and n")
+    made.add_argument("--kinds", nargs="+", metavar="KIND", help="kinds, in equal shares; default all possible")
+    made.add_argument("--mix", nargs="+", default=[], metavar="CORPUS", help="corpora that mixup draws from")
+    made.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="number of processes; changes no result")
 
 
 def _action(actions, name: str, doc: str, function) -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""Print what this machine has, what training would use of it, and a DeepSpeed configuration as it would be resolved."""
+"""Print what this machine has, what training would use, and how a DeepSpeed configuration would be resolved."""
 
 import argparse
 import importlib.metadata
@@ -19,11 +19,11 @@ _EXTRAS = ("matplotlib", "pyarrow", "tensorboard")
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--backbone", default=ModelSettings.backbone, help="language model whose attention is chosen")
-    parser.add_argument("--attn_implementation", default="auto", help="as for train.py")
-    parser.add_argument("--num_tokens", type=int, default=321, help="tokens a sequence: channels, or patches")
+    parser.add_argument("--backbone", default=ModelSettings.backbone, help="language model to choose an attention for")
+    parser.add_argument("--attn_implementation", default="auto", help="as in train.py")
+    parser.add_argument("--num_tokens", type=int, default=321, help="tokens per sequence: channels, or patches")
     parser.add_argument("--deepspeed", metavar="FILE", help="DeepSpeed configuration to resolve")
-    parser.add_argument("--batch_size", type=int, default=128, help="windows a step, for --deepspeed")
+    parser.add_argument("--batch_size", type=int, default=128, help="windows per step, for --deepspeed")
     parser.add_argument("--gradient_accumulation_steps", type=int, default=1, help="micro-steps, for --deepspeed")
 
 
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace):
         if options.deepspeed:
             resolved = training.hf_deepspeed_config
             try:
-                # sizes that go by the model's width; here values that disagree with the Trainer's are told
+                # resolves sizes that depend on the model's width, and reports values that contradict the Trainer's
                 resolved.trainer_config_finalize(training, argparse.Namespace(config=config), 0)
             except ValueError as error:
                 raise InputError(f"--deepspeed {options.deepspeed}: {error}") from None
@@ -74,7 +74,7 @@ def _training_arguments(options: argparse.Namespace, folder: str) -> "ForecastTr
         )
     except InputError:
         raise
-    # a damaged or contradictory configuration, or no DeepSpeed
+    # a damaged or contradictory configuration, or DeepSpeed is not installed
     except (ValueError, ImportError) as error:
         raise InputError(f"--deepspeed {options.deepspeed}: {error}") from None
 
@@ -101,7 +101,7 @@ def _kernels() -> str:
     from ..kernels import _launch
 
     if importlib.util.find_spec("triton") is None:
-        return "off: triton is not installed, the operations run as plain PyTorch"
+        return "off: triton is not installed; operations run as plain PyTorch"
     if not _launch.ENABLED:
         return "off: LLATA_KERNELS=0"
-    return "on" if torch.cuda.is_available() else "off: they run on CUDA devices, here the operations are plain PyTorch"
+    return "on" if torch.cuda.is_available() else "off: they need a CUDA device; operations run as plain PyTorch"

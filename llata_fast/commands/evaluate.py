@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("run", help="folder of a finished run")
     add_backbone_argument(parser)
-    parser.add_argument("--date_column", help="default: as the run did, of another series as train.py does")
-    parser.add_argument("--columns", nargs="+", help="channels that are scored; default those that the run chose")
-    add_reading_arguments(parser, default="as of the date column")
-    parser.add_argument("--dataset", help="registry name or CSV of another series; default the run's own")
+    parser.add_argument("--date_column", help="default: as in the run; for another series, as in train.py")
+    parser.add_argument("--columns", nargs="+", help="channels to score; default: the run's")
+    add_reading_arguments(parser, default="as for the date column")
+    parser.add_argument("--dataset", help="registry name or CSV of another series; default: the run's own")
     parser.add_argument("--data_dir", help="folder that holds the dataset's file")
     parser.add_argument(
-        "--batch_size", type=int, help="windows at a time, at most what 8,192 tokens hold; no result depends on it"
+        "--batch_size", type=int, help="windows per batch, capped at 8,192 tokens; results do not depend on it"
     )
-    parser.add_argument("--output", help="JSON file for the scores; null for a score that is none")
+    parser.add_argument("--output", help="JSON file for the scores; null for a score that is not a number")
 
 
 def run(options: argparse.Namespace):
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace):
 
     settings, info = load_settings(options.run)
     if info.id_column is not None:
-        raise InputError(f"{options.run} was trained on a panel: llata_fast backtest {options.run} scores it")
+        raise InputError(f"{options.run} was trained on a panel: score it with llata-fast backtest {options.run}")
     dataset = info.dataset if options.dataset is None else options.dataset
     if options.batch_size is not None and options.batch_size < 1:
         raise InputError(f"--batch_size must be at least 1, got {options.batch_size}")
@@ -62,7 +62,7 @@ def _read(options: argparse.Namespace, settings: dict[str, Any], dataset: str) -
     from ..data import find_dataset, read_series
 
     if options.dataset is None and not find_dataset(dataset) and not Path(dataset).exists():
-        raise InputError(f"{dataset}, the run's own series, is not there: say where it is by --dataset")
+        raise InputError(f"{dataset}, the run's own series, is not there: give its location by --dataset")
     how = how_to_read(options, settings if options.dataset is None else {}, dataset)
     how["columns"] = options.columns or settings.get("columns")
     return read_series(dataset, data_dir=options.data_dir or settings.get("data_dir"), **how)
@@ -92,7 +92,7 @@ def _score_m4(forecaster: "Forecaster", m4: "M4Set") -> dict[str, dict[str, Any]
     config, spec = forecaster.model.config, m4.spec
     lengths = (spec.context_length, spec.prediction_length)
     if (config.context_length, config.prediction_length) != lengths:
-        raise InputError(f"M4 {spec.frequency} is forecast {lengths[1]} steps ahead from {lengths[0]}: the run is not")
+        raise InputError(f"M4 {spec.frequency} takes lookback {lengths[0]}, horizon {lengths[1]}: the run has others")
     print(f"M4 {spec.frequency}: {len(m4.names)} series")
     baselines = {name: m4_scores(forecast(m4), m4) for name, forecast in M4_BASELINES.items()}
     return {"llata": M4Task(m4).test(SimpleNamespace(forecast=forecaster))} | baselines

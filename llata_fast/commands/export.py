@@ -1,11 +1,11 @@
-"""Write a run for other software: a model of its own, a PEFT adapter or an ONNX file.
+"""Write a run for other software: as a merged model, a PEFT adapter or an ONNX file.
 
-merged   LoRA and tuned norms folded into the backbone, nothing else needed to forecast: a folder for `predict`,
+merged   LoRA and tuned norms folded into the backbone, so that nothing else is needed: a folder for `predict`,
          `evaluate` and `LlataForPrediction.from_pretrained`, with the temporal branch's decoder for transformers'
          AutoModel in its sub-folder `backbone`.
-adapter  LoRA, tuned norms and positions, as PEFT loads them on the backbone's first blocks.
+adapter  LoRA, tuned norms and positions, which PEFT loads on the backbone's first blocks.
 onnx     model.onnx: standardised lookbacks and their mask in, forecasts and calibrated quantiles out, for any number
-         of windows; beside it the columns, their means and scales.
+         of windows; beside it, the columns with their means and scales.
 """
 
 import argparse
@@ -29,14 +29,14 @@ def run(options: argparse.Namespace):
     folder, output = RunFolder(options.run), Path(options.output)
     folder.check_finished()
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise InputError(f"cannot write {output}: it is there already")
+        raise InputError(f"cannot write {output}: it already exists and is not empty")
     from ..modeling import LlataForPrediction
 
     try:
         model = LlataForPrediction.from_pretrained(
             options.run, **({"backbone": options.backbone} if options.backbone else {})
         )
-    # what transformers and safetensors make of damaged files
+    # transformers and safetensors raise these for damaged files
     except (OSError, ValueError) as error:
         raise InputError(f"{options.run} is damaged: {error}") from error
     try:

@@ -1,7 +1,7 @@
-"""Train on a long table of many series; one wide CSV is for train.py.
+"""Train on a long table of many series; for one wide CSV use train.py.
 
-The last tenth of every item validates and calibrates its quantiles; nothing is held back for a test, which is what
-`backtest` is for. Any option of train.py may follow.
+The last tenth of every item is used for validation and for calibrating quantiles. Nothing is held out for a test; use
+`backtest` for that. Any option of train.py may follow.
 """
 
 import argparse
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         add_settings(parser, kind)
     for action in parser._actions:
         if action.dest not in ("input", "help"):
-            # what is not said is the preset's or the default
+            # an option that is not given falls back to the preset or the default
             action.default = argparse.SUPPRESS
 
 
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace):
     given.pop("run_command", None)
     source = given.pop("input")
     if "dataset" in given or "columns" in given:
-        raise InputError("fit takes its table as the first argument, and --target for what is forecast")
+        raise InputError("fit takes its table as the first argument, and the columns to forecast by --target")
     how = {name: given.pop(name) for name in _READ_HERE if name in given}
     panel = read_panel(
         str(Path(source).resolve()) if Path(source).is_file() else source,
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace):
     with stopping_on_sigterm():
         outcome = train_on_panel(panel, **given)
     if not outcome.metrics:
-        # another rank than the first
+        # only the first rank reports
         return
     scores = outcome.metrics["test"] | (outcome.metrics["intervals"] or {})
     print(results_table({"llata": scores, **outcome.metrics["baselines"]}))

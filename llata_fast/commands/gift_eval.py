@@ -1,8 +1,8 @@
-"""Score a run by GIFT-Eval's protocol, and write the files that its leaderboard takes.
+"""Score a run by GIFT-Eval's protocol, and write the files for its leaderboard.
 
-The datasets lie in one folder as the hub's Salesforce/GiftEval has them. OUTPUT/MODEL and, for comparison,
-OUTPUT/seasonal_naive get an all_results.csv, a row as soon as a dataset is done, and a config.json. What is there
-already is not scored again.
+The datasets lie in one folder, laid out like Salesforce/GiftEval on the hub. OUTPUT/MODEL and, for comparison,
+OUTPUT/seasonal_naive each get an all_results.csv, with a row as soon as a dataset is done, and a config.json. Rows that
+are already there are not scored again.
 """
 
 import argparse
@@ -16,20 +16,20 @@ TYPES = ("pretrained", "fine-tuned", "zero-shot", "deep-learning")
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("run", help="folder of a finished run, of one channel or for any series")
+    parser.add_argument("run", help="folder of a finished run, for one channel or for any series")
     add_backbone_argument(parser)
-    parser.add_argument("--data_dir", required=True, help="folder that holds the benchmark's datasets")
+    parser.add_argument("--data_dir", required=True, help="folder with the benchmark's datasets")
     parser.add_argument("--datasets", nargs="+", required=True, help="datasets, such as m4_weekly or ett1/H")
-    parser.add_argument("--terms", nargs="+", default=["short"], help="of short, medium and long")
-    parser.add_argument("--output", default="results", help="folder for the results, a sub-folder a model")
+    parser.add_argument("--terms", nargs="+", default=["short"], help="any of short, medium and long")
+    parser.add_argument("--output", default="results", help="folder for the results, one sub-folder per model")
     parser.add_argument("--model", default="llata", help="name of the model in its results")
-    parser.add_argument("--model_type", choices=TYPES, required=True, help="what the leaderboard calls the model")
+    parser.add_argument("--model_type", choices=TYPES, required=True, help="the leaderboard's category of the model")
     parser.add_argument(
-        "--testdata_leakage", choices=("Yes", "No"), required=True, help="whether test data was trained on"
+        "--testdata_leakage", choices=("Yes", "No"), required=True, help="whether the model was trained on test data"
     )
     for name in ("model_link", "code_link", "org"):
         parser.add_argument(f"--{name}", default="", help=f"{name} in config.json")
-    parser.add_argument("--batch_size", type=int, default=512, help="series at a time; no result depends on it")
+    parser.add_argument("--batch_size", type=int, default=512, help="series per batch; results do not depend on it")
 
 
 def run(options: argparse.Namespace):
@@ -39,9 +39,9 @@ def run(options: argparse.Namespace):
 
     forecaster = Forecaster.from_pretrained(options.run, backbone=options.backbone)
     if not forecaster.info.any_series and len(forecaster.info.columns) != 1:
-        raise InputError(f"{options.run} forecasts {len(forecaster.info.columns)} channels together, GIFT-Eval one")
+        raise InputError(f"{options.run} forecasts {len(forecaster.info.columns)} channels, but GIFT-Eval needs one")
     if options.model == BASELINE or Path(options.model).name != options.model:
-        raise InputError(f"--model {options.model}: a name for a folder of its own beside {BASELINE}")
+        raise InputError(f"--model {options.model}: give a valid folder name other than {BASELINE}")
     submitted = {name: getattr(options, name) for name in ("model_type", "testdata_leakage", "model_link", "code_link")}
     results = {
         options.model: gift_eval.Submission(options.model, **submitted, org=options.org),

@@ -1,8 +1,7 @@
-"""Say what a training will need, before anything is rented.
+"""Estimate what a training needs, before you rent anything.
 
-From the configuration alone: parameters, memory of a GPU by part, bytes on the wire, FLOPs and time of a step for every
-parallel strategy, and the fastest one that fits. Rates are the data sheets', times are estimates.
-
+From the configuration alone: parameters, memory of a GPU by part, bytes communicated, FLOPs and time of a step for
+every parallel strategy, and the fastest one that fits. Rates come from data sheets; times are estimates.
     python -m llata_fast plan --backbone meta-llama/Llama-3.1-70B --num_layers 80 --gpus 64 --gpu h100-80g
 """
 
@@ -22,32 +21,32 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--gpu", default="h100-80g", help=f"one of {', '.join(DEVICES)}")
     parser.add_argument("--gpus", type=int, default=1, help="number of GPUs (or of CPU ranks)")
     parser.add_argument("--stage", default="auto", help=f"auto (all of them), or one of {', '.join(STAGES)}")
-    parser.add_argument("--batch_size", type=int, default=None, help="windows of a step over all GPUs; default 32 each")
-    parser.add_argument("--gradient_accumulation_steps", type=int, default=1, help="micro-steps of a step")
-    parser.add_argument("--channels", type=int, default=7, help="channels of the series")
+    parser.add_argument("--batch_size", type=int, default=None, help="windows per step, all GPUs; default 32 per GPU")
+    parser.add_argument("--gradient_accumulation_steps", type=int, default=1, help="micro-steps per step")
+    parser.add_argument("--channels", type=int, default=7, help="number of channels of the series")
     for role in ("known", "past", "static"):
         parser.add_argument(
             f"--{role}_covariates",
             nargs="+",
             metavar="NAME",
-            help="columns of numbers; NAME=N for one of N categories" if role == "known" else "likewise",
+            help="numeric columns; NAME=N for a column of N categories" if role == "known" else "in the same form",
         )
-    parser.add_argument("--precision", choices=("fp32", "bf16"), help="default bf16, on a CPU fp32")
-    parser.add_argument("--gradient_checkpointing", action="store_true", help="plan with it alone; default: both")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="default bf16; fp32 on a CPU")
+    parser.add_argument("--gradient_checkpointing", action="store_true", help="plan only with it; default: both")
     parser.add_argument(
-        "--corpus_steps", type=float, help="steps of corpora that a pre-training passes over once, say 27e9: its cost"
+        "--corpus_steps", type=float, help="time steps seen once in a pre-training, such as 27e9, to estimate its cost"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object and nothing else")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
 def _covariate_sizes(options: argparse.Namespace) -> dict[str, list[int]] | None:
-    """Role -> the number of each column's categories, 0 for numbers; None without covariates."""
+    """Role -> number of categories of each column, 0 for a numeric one; None without covariates."""
     roles = {role: getattr(options, f"{role}_covariates") or [] for role in ("known", "past", "static")}
     sizes: dict[str, list[int]] = {}
     for role, columns in roles.items():
         counts = [name.partition("=")[2] or "0" for name in columns]
         if wrong := [name for name, count in zip(columns, counts, strict=True) if not count.isdecimal()]:
-            raise InputError(f"{role}_covariates: {wrong[0]!r} is not NAME or NAME=N with a number of categories")
+            raise InputError(f"{role}_covariates: {wrong[0]!r} must be NAME, or NAME=N with N categories")
         sizes[role] = [int(count) for count in counts]
     return sizes if any(sizes.values()) else None
 

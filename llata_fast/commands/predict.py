@@ -1,4 +1,4 @@
-"""Forecast what follows a CSV's last row, or every S-th of its rows, in its own units."""
+"""Forecast what follows the last row of a CSV, or every S-th row, in the units of the input."""
 
 import argparse
 from pathlib import Path
@@ -29,22 +29,22 @@ def add_arguments(parser: argparse.ArgumentParser):
     )
     add_panel_arguments(parser)
     parser.add_argument(
-        "--future", help="CSV or .parquet with every item's known covariates of the steps to forecast, by id and time"
+        "--future", help="CSV or .parquet with known covariates of every item for the forecast's steps, by id and time"
     )
     parser.add_argument(
-        "--output", required=True, help="CSV to write, gzipped as .gz, or .parquet where pyarrow is installed"
+        "--output", required=True, help="file to write: CSV, CSV with gzip (.gz), or .parquet if pyarrow is installed"
     )
     parser.add_argument(
-        "--every", type=int, metavar="S", help="forecast after every S-th row instead, each with its origin's date"
+        "--every", type=int, metavar="S", help="forecast after every S-th row instead, each with the date of its origin"
     )
     parser.add_argument(
-        "--batch_size", type=int, help="forecasts at a time, at most what 8,192 tokens hold; no result depends on it"
+        "--batch_size", type=int, help="forecasts per batch, capped at 8,192 tokens; results do not depend on it"
     )
     parser.add_argument(
-        "--quantile_levels", type=float, nargs="+", metavar="LEVEL", help="between 0 and 1; the output is a long table"
+        "--quantile_levels", type=float, nargs="+", metavar="LEVEL", help="between 0 and 1; output is a long table"
     )
-    parser.add_argument("--prediction_length", type=int, metavar="H", help="steps to forecast; default the run's")
-    parser.add_argument("--nonnegative", action="store_true", help="no forecast below 0: those that are become 0")
+    parser.add_argument("--prediction_length", type=int, metavar="H", help="time steps to forecast; default: the run's")
+    parser.add_argument("--nonnegative", action="store_true", help="replace forecasts below 0 by 0")
     parser.add_argument("--plot", action="store_true", help="also draw a PNG beside the output")
 
 
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace):
     if options.plot:
         check_matplotlib()
         if picture == Path(options.output):
-            raise InputError(f"--plot would draw over the output {picture}: give the output another ending")
+            raise InputError(f"--plot would overwrite the output {picture}: give the output another extension")
     settings, info = load_settings(options.run)
     if options.id_column or info.id_column or options.quantile_levels or options.prediction_length or options.future:
         return _predict_long(options, settings, info)
@@ -92,7 +92,7 @@ def run(options: argparse.Namespace):
 
 
 def _bounded(table: "pd.DataFrame", series: "TimeSeries", options: argparse.Namespace) -> "pd.DataFrame":
-    """The same forecasts, none below 0 where the options say so."""
+    """The forecasts, with none below 0 if the options ask for that."""
     from ..forecasting.wide import ORIGIN
 
     if options.nonnegative:
@@ -119,7 +119,7 @@ def _predict_all(forecaster: "Forecaster", series: "TimeSeries", options: argpar
 
 
 def _predict_long(options: argparse.Namespace, settings: dict, info: "Preprocessor"):
-    """A row for each item, target and step; ranks that a launcher has started take turns."""
+    """Write a row for each item, target and step; the ranks of a launcher share the items."""
     import os
 
     from tqdm import tqdm

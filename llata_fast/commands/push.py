@@ -7,7 +7,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("repo", help="repository on the hub: organisation/name")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--licence", default="apache-2.0", help="licence of what was trained, by its name on the hub")
+    parser.add_argument("--licence", default="apache-2.0", help="licence of the weights, by its name on the hub")
 
 
 def run(options: argparse.Namespace):

@@ -1,6 +1,6 @@
-"""Run the step again at which a training left the finite numbers: which term, which windows, which layer.
+"""Repeat the step whose loss or gradient was not finite, and name the term, the windows and the layer.
 
-Such a training leaves the step's weights, batch and random state in its run's folder.
+The training that stopped at that step left its weights, batch and random state in the run's folder.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def run(options: argparse.Namespace):
 
     folder = Path(options.run, NONFINITE)
     if not folder.is_dir():
-        raise InputError(f"{options.run} has no {NONFINITE}/: no training in it left the finite numbers")
+        raise InputError(f"{options.run} has no {NONFINITE}/: its losses and gradients were always finite")
     if damage := find_damage(folder):
         raise InputError(f"{folder} is damaged: {damage}")
     for batch in replay(folder):
@@ -33,6 +33,6 @@ def _print(batch: dict[str, Any]):
     for name, value in batch["terms"].items():
         print(f"  {name}: {value:g}, in training {batch['recorded'][name]}")
     if batch["windows"]:
-        print(f"  windows that alone are not finite: {', '.join(map(str, batch['windows']))}")
+        print(f"  windows whose own loss is not finite: {', '.join(map(str, batch['windows']))}")
     print(f"  first module whose output is not finite: {batch['module'] or 'none'}")
     print(f"  parameters whose gradient is not finite: {', '.join(batch['parameters'][:5]) or 'none'}")

@@ -1,6 +1,6 @@
 """Write a run's report: one HTML page with scores, losses, errors, forecasts, features and settings.
 
-The page needs no network and nothing beside it. The run's test windows are forecast again for it.
+The page is self-contained and needs no network. It is made from new forecasts of the run's test windows.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from .inputs import check_writable
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("run", help="folder of a finished run")
-    parser.add_argument("--output", help="HTML file to write; default report.html in the run's folder")
+    parser.add_argument("--output", help="HTML file to write; default: report.html in the run's folder")
 
 
 def run(options: argparse.Namespace):

@@ -1,4 +1,4 @@
-"""Make a DeepSpeed checkpoint one that any number of ranks, under any ZeRO stage, can resume from."""
+"""Convert a DeepSpeed checkpoint so that any number of ranks can resume from it, under any ZeRO stage."""
 
 import argparse
 from pathlib import Path
@@ -8,11 +8,11 @@ from ..errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("checkpoint", help="checkpoint-<step> of a run under DeepSpeed; what it holds is kept")
+    parser.add_argument("checkpoint", help="checkpoint-<step> of a DeepSpeed run; its original files are kept")
     parser.add_argument(
         "--trust_checkpoint",
         action="store_true",
-        help="load whatever its files hold, which can run any code; without it tensors and DeepSpeed's classes alone",
+        help="load any object from its files, which can run code; without it, only tensors and DeepSpeed's classes",
     )
 
 
@@ -26,7 +26,7 @@ def run(options: argparse.Namespace):
     if best is not None and not is_universal(best):
         _check_undamaged(best)
         _reshard(best, options.trust_checkpoint)
-    print(f"to go on: deepspeed --num_gpus N train.py ... --resume_from_checkpoint {options.checkpoint}")
+    print(f"to resume: deepspeed --num_gpus N train.py ... --resume_from_checkpoint {options.checkpoint}")
 
 
 def _check_undamaged(checkpoint: str):
@@ -40,12 +40,12 @@ def _reshard(checkpoint: str, trust: bool):
     manifest = read_manifest(checkpoint)
     print(f"written: {reshard(checkpoint, trust)}")
     if manifest is not None:
-        # what was added is vouched for, too, and this is no later checkpoint than it was
+        # the manifest covers the new files; the time of writing decides which checkpoint is the last one
         write_manifest(checkpoint, written=manifest["written"])
 
 
 def _best_checkpoint(checkpoint: str) -> str | None:
-    """The run's best checkpoint so far, where that is another one and still there."""
+    """The run's best checkpoint so far, if it exists and is not this one."""
     from ..run_folder import BEST_CHECKPOINT, TRAINER_STATE
     from ..training.best_checkpoint import read_state
 

@@ -1,7 +1,8 @@
-"""FLOPs of whatever runs, counted product by product: `torch.utils.flop_counter` plus what it does not know.
+"""Count the FLOPs of any call, product by product: `torch.utils.flop_counter` plus the formulas that it lacks.
 
-A multiply-add is two. Frozen weights have no weight gradients, so none are counted; a checkpointed block's second
-forward is. torch lacks a formula for its attention on the CPU; our own operations bring theirs (`kernels/_flops.py`).
+A multiply-add counts as two. Frozen weights have no weight gradients, so none are counted; the second forward pass of a
+checkpointed block is counted. torch has no formula for its CPU attention; our operations define their own
+(`kernels/_flops.py`).
 """
 
 from collections.abc import Callable
@@ -25,7 +26,7 @@ _ON_THE_CPU = {
 
 
 def count_flops(call: Callable[[], object]) -> int:
-    """FLOPs of one `call()`, which is run; compiled code hides its operations, so pass what is not compiled."""
+    """FLOPs of one execution of `call()`; pass uncompiled code, as compiled code hides its operations."""
     with FlopCounterMode(display=False, custom_mapping=_ON_THE_CPU) as counter:
         call()
     return counter.get_total_flops()

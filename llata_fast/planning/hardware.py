@@ -1,8 +1,8 @@
-"""What the makers' data sheets say of a device and the links between devices; nothing here was measured.
+"""Devices and the links between them, by their makers' data sheets; nothing here was measured.
 
 Sources: NVIDIA's data sheets of H100 (SXM5), H200 (SXM), B200 (HGX), A100 (SXM4), L40S, L4, A10G and GeForce RTX
-4090, dense rates without sparsity; between nodes the usual network of such machines (8 x 400 Gbit/s InfiniBand for
-Hopper and Blackwell, 8 x 200 Gbit/s for A100, 100 Gbit/s a card elsewhere). `cpu` is one ordinary core of a server.
+4090, dense rates without sparsity. Between nodes: the usual network of such machines (8 x 400 Gbit/s InfiniBand for
+Hopper and Blackwell, 8 x 200 Gbit/s for A100, 100 Gbit/s per card elsewhere). `cpu` is one ordinary server core.
 """
 
 import math
@@ -14,18 +14,18 @@ class Device(NamedTuple):
     """One GPU, or one CPU rank."""
 
     memory_gib: float
-    """2**30 bytes, as the driver shows them: what is sold as 80 GB is about 79.6"""
+    """in units of 2**30 bytes, as the driver shows them: a nominal 80 GB are about 79.6"""
     bf16_tflops: float
     fp32_tflops: float
     memory_gbps: float
-    """GB/s of its own memory"""
+    """bandwidth of its own memory, GB/s"""
     link_gbps: float
-    """GB/s to the other devices of a node, one direction"""
+    """GB/s to the other devices in a node, one direction"""
     devices_per_node: int
     network_gbps: float
-    """GB/s to other nodes, one direction, a device's share"""
+    """GB/s to other nodes, one direction, per device"""
     host_gbps: float
-    """GB/s to the host's memory, one direction"""
+    """GB/s to host memory, one direction"""
 
 
 DEVICES: dict[str, Device] = {
@@ -38,21 +38,21 @@ DEVICES: dict[str, Device] = {
     "l4": Device(22.5, 121, 30.3, 300, 32, 8, 12.5, 32),
     "a10g": Device(22.5, 70, 31.2, 600, 32, 8, 12.5, 32),
     "rtx4090": Device(24, 165, 82.6, 1008, 32, 8, 12.5, 32),
-    # all ranks share the machine's memory; bf16 is emulated where the core has no instructions for it
+    # all ranks share the machine's memory; bf16 is emulated on cores without instructions for it
     "cpu": Device(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 0.05, 0.05, 20, 4, 64, 1.25, 20),
 }
 
-# a collective's start: within a node, and over the network
+# latency of a collective: within a node, and over the network
 _LINK_LATENCY, _NETWORK_LATENCY = 5e-6, 15e-6
-# of a link's rate, what collectives reach on messages of megabytes
+# share of a link's rate that collectives reach with messages of several megabytes
 _LINK_EFFICIENCY = 0.8
 
 
 def collective_seconds(device: Device, ranks: int, sent_bytes: float, calls: float, bandwidth_gbps: float = 0) -> float:
-    """alpha-beta: `calls` collectives over `ranks`, in which each rank sends `sent_bytes` in all.
+    """Alpha-beta model: `calls` collectives over `ranks`, in which each rank sends `sent_bytes` in total.
 
-    Rings over several nodes cross each node's network cards together, so the slower of link and cards bounds them; the
-    start grows with the logarithm of the ranks. `bandwidth_gbps` replaces the data sheet by something measured.
+    Rings over several nodes cross each node's network cards together, so the slower of link and cards limits them;
+    latency grows with the logarithm of the ranks. `bandwidth_gbps`, if measured, replaces the data sheet's value.
     """
     if ranks == 1:
         return 0.0

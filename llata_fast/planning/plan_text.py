@@ -1,4 +1,4 @@
-"""A plan in words, in a table and as JSON; and the configuration that it is made for."""
+"""A plan as text, as a table and as JSON, and the model configuration that it describes."""
 
 from dataclasses import asdict
 
@@ -27,12 +27,12 @@ _PARTS = (
 def model_config(
     arguments: ModelSettings, num_channels: int | None = None, covariates: dict[str, list[int]] | None = None
 ) -> LlataConfig:
-    """The configuration of a model whose backbone nobody has: the table of published ones, else wherever it is.
+    """A model's configuration without the backbone's files: from the table of published configs, else from its source.
 
     `covariates` as in `LlataConfig`.
 
     Raises:
-        InputError: the backbone is not to be found, or has fewer blocks.
+        InputError: the backbone cannot be found, or has fewer blocks.
     """
     known = published(arguments.backbone)
     if known is None:
@@ -47,7 +47,7 @@ def model_config(
 
 
 def as_json(plan: Plan) -> dict:
-    """The plan as one object; of each stage the variant to take: without checkpointing unless only that fits."""
+    """The plan as a JSON object; each stage uses checkpointing only if it does not fit without."""
     request = plan.request
     return {
         "backbone": plan.config.backbone,
@@ -101,7 +101,7 @@ def _variant_json(plan: Plan, variant: StagePlan) -> dict:
 
 def as_text(plan: Plan) -> str:
     request, weights = plan.request, plan.weights
-    each = f"{request.gpus} x {request.gpu}, {request.batch_size} windows of {request.channels} channels a step"
+    each = f"{request.gpus} x {request.gpu}, {request.batch_size} windows of {request.channels} channels per step"
     rows = []
     for variant in plan.stages:
         rows.append(
@@ -125,8 +125,8 @@ def as_text(plan: Plan) -> str:
             pd.DataFrame(rows).to_string(index=False),
             "",
             reason(plan),
-            "Memory at its peak, in GiB by part; 'host GiB' of a node, which must have them; 'GB sent' by one GPU in a "
-            "step. Rates are the data sheet's; "
+            "Peak memory in GiB, by part; 'host GiB' is needed per node; 'GB sent' is by one GPU per step. "
+            "Rates are from data sheets; "
             f"{ASSUMPTIONS['utilisation']:.0%} of the peak rate is assumed.",
         ]
     )
@@ -136,23 +136,23 @@ _SHORT = {part: part for part in _PARTS} | {"communication": "buffers", "prototy
 
 
 def reason(plan: Plan) -> str:
-    """The recommendation in a sentence, with its reason."""
+    """The recommendation in one sentence, with its reason."""
     best, request = plan.recommended, plan.request
     room = DEVICES[request.gpu].memory_gib
     if best is None:
         least = min(plan.stages, key=lambda variant: variant.memory_bytes)
         return (
-            f"Nothing fits: {least.stage} needs least, {least.memory_bytes / GIB:.1f} GiB of {room:.1f} GiB a GPU; "
-            "take more GPUs, fewer windows a GPU or fewer blocks."
+            f"Nothing fits: {least.stage} needs least, {least.memory_bytes / GIB:.1f} GiB of {room:.1f} GiB per GPU; "
+            "use more GPUs, fewer windows per GPU or fewer blocks."
         )
-    what = f"Take {best.stage}{' with --gradient_checkpointing' if best.checkpointing else ''}"
-    needs = f"{best.memory_bytes / GIB:.1f} of {room:.1f} GiB a GPU, {best.step_seconds:.3g} s a step"
+    what = f"Use {best.stage}{' with --gradient_checkpointing' if best.checkpointing else ''}"
+    needs = f"{best.memory_bytes / GIB:.1f} of {room:.1f} GiB per GPU, {best.step_seconds:.3g} s per step"
     before = [variant for variant in plan.stages if variant.checkpointing == best.checkpointing]
     if request.gpus == 1:
         before = [item for item in before if item is best or item.stage == "ddp" or "offload" in item.stage]
     simpler = before[: before.index(best)]
     if not simpler:
-        why = "the simplest that fits, and no other is clearly faster"
+        why = "it is the simplest that fits, and no other is clearly faster"
     elif all(not variant.fits for variant in simpler):
         why = f"the simpler {', '.join(variant.stage for variant in simpler)} would not fit"
     else:

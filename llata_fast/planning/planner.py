@@ -1,8 +1,8 @@
-"""Puts it together: what a training needs on given devices, stage by stage, and which stage to take.
+"""The planner: what a training needs on given devices, for each stage, and which stage to use.
 
-Assumptions, all of them in `ASSUMPTIONS`: what is computed runs at a stated share of the data sheet's peak and never
-faster than its kernels are launched or its weights are read; what is moved follows `hardware.collective_seconds` and
-hides behind what is computed where DeepSpeed or DDP overlaps the two.
+Its assumptions are in `ASSUMPTIONS`. Computation runs at a fixed share of the data sheet's peak rate, and never faster
+than its kernels can be launched or its weights read. Communication takes `hardware.collective_seconds`, and is hidden
+behind computation where DeepSpeed or DDP overlaps the two.
 """
 
 from collections.abc import Callable
@@ -22,41 +22,41 @@ ASSUMPTIONS = {
     "utilisation": 0.4,
     "launch_seconds": 5e-6,
     "usable_memory": 0.94,
-    # estimates closer than that are equal, and the simpler stage wins
+    # estimates within this share of each other count as equal, and the simpler stage wins
     "tie": 0.1,
-    # CUDA's context, kernels and the collectives' own buffers
+    # CUDA's context, kernels and the buffers of collectives
     "gpu_runtime_bytes": 1.0 * GIB,
-    # what PyTorch's allocator holds beyond what is in use, as a share of activations
+    # memory that PyTorch's allocator holds unused, as a share of activations
     "gpu_fragmentation": 0.08,
-    # a CPU's matrix library, thread pools, data; not what glibc keeps of buffers that come and go, unless it is told to
-    # give them back (MALLOC_MMAP_THRESHOLD_=65536): a rank of ZeRO-3 took 1.74 GiB then instead of 1.22
+    # a CPU's matrix library, thread pools and data; not what glibc keeps of temporary buffers unless told to release
+    # them (MALLOC_MMAP_THRESHOLD_=65536): without that, a rank of ZeRO-3 took 1.74 GiB instead of 1.22
     "cpu_runtime_bytes": 0.08 * GIB,
-    # AdamW reads and writes weight, gradient and two states
+    # AdamW reads and writes the weight, the gradient and two states
     "optimizer_passes": 7,
-    # GB/s of a host's memory, shared by its devices' optimizers
+    # GB/s of a host's memory, shared by the optimizers of its devices
     "host_memory_gbps": 200,
 }
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is planned."""
+    """What to plan for."""
 
     gpu: str = "h100-80g"
     gpus: int = 1
     batch_size: int = 128
-    """windows of an optimizer step over all GPUs"""
+    """windows per optimizer step, over all GPUs"""
     micro_steps: int = 1
     """accumulation steps"""
     channels: int = 7
     precision: str = "bf16"
     """fp32 or bf16"""
     checkpointing: bool | None = None
-    """None: where it makes a stage fit"""
+    """None: only where a stage does not fit without it"""
     utilisation: float = ASSUMPTIONS["utilisation"]
-    """of the peak rate"""
+    """share of the peak rate"""
     bandwidth_gbps: float = 0.0
-    """GB/s that collectives reach, where it was measured; 0: by data sheet"""
+    """measured GB/s of collectives; 0: from the data sheet"""
 
     def __post_init__(self):
         if self.gpu not in DEVICES:
@@ -81,18 +81,18 @@ class StagePlan(NamedTuple):
     stage: str
     checkpointing: bool
     memory: dict[str, float]
-    """bytes on a rank by part"""
+    """bytes on one rank, by part"""
     messages: Messages
     wire_bytes: float
-    """that one rank sends in a step"""
+    """bytes that one rank sends per step"""
     flops: float
-    """of a step, all ranks"""
+    """FLOPs of one step, summed over ranks"""
     compute_seconds: float
     exposed_seconds: float
-    """of communication, optimizer and offloading, what does not hide behind computing"""
+    """seconds of communication, optimizer and offloading that are not hidden behind computation"""
     fits: bool
     host_bytes: float
-    """that all ranks of a node keep in their host's memory; whether it has as much is not known"""
+    """bytes in host memory, for all ranks of a node; whether the host has that much is unknown"""
 
     @property
     def memory_bytes(self) -> float:
@@ -104,7 +104,7 @@ class StagePlan(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Every stage twice, and the one to take."""
+    """Every stage with and without checkpointing, and the recommended one."""
 
     request: Request
     config: LlataConfig
@@ -114,7 +114,7 @@ class Plan(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Tokens that the backbone attends over in one step, temporal branch alone."""
+        """Tokens that the temporal branch passes through the backbone in one step."""
         return self.request.batch_size * self.config.tokens_per_window(self.request.channels)
 
 
@@ -125,13 +125,13 @@ def make_plan(
     trace: Callable[[LlataConfig, Workload], Trace] = trace_step,
     weigh: Callable[[LlataConfig, str], Weights] = weigh,
 ) -> Plan:
-    """Plan the training of `config` (`backbone_config` filled in) by `request`; the first stage is the simplest.
+    """Plan the training of `config` (with `backbone_config` filled in) for `request`; `stages` are simplest first.
 
-    Recommended is the simplest that fits and is within 10 % of the fastest; checkpointing only where nothing else fits.
-    ZeRO-3 is left out where the base is quantised, which it does not partition.
+    It recommends the simplest stage that fits and is within 10 % of the fastest, and checkpointing only if nothing else
+    fits. ZeRO-3 is left out for a quantised base, which it cannot partition.
 
     Raises:
-        InputError: nothing is left to plan, as a quantised base needs a GPU and no ZeRO-3.
+        InputError: no stage is possible: a quantised base needs a GPU and rules out ZeRO-3.
     """
     if config.base_precision != "auto":
         if request.gpu == "cpu":
@@ -140,13 +140,13 @@ def make_plan(
         if not stages:
             raise InputError(f"base_precision {config.base_precision} cannot be partitioned by ZeRO-3")
     half = request.precision == "bf16"
-    # under DDP bf16 is autocast, DeepSpeed casts the weights
+    # under DDP bf16 means autocast; DeepSpeed casts the weights
     modes = {stage: ("autocast" if stage == "ddp" else "bf16") if half else "fp32" for stage in stages}
     weights = {mode: weigh(config, mode) for mode in set(modes.values())}
     choices = (False, True) if request.checkpointing is None else (request.checkpointing,)
     if not config.has_language_model:
         if request.checkpointing:
-            raise InputError(f"gradient_checkpointing: ablation {config.ablation} has no blocks to compute twice")
+            raise InputError(f"gradient_checkpointing: ablation {config.ablation} has no blocks to recompute")
         choices = (False,)
     traces = {
         (mode, checkpointing): trace(
@@ -166,9 +166,9 @@ def make_plan(
 def _recommend(plans: list[StagePlan], gpus: int) -> StagePlan | None:
     fitting = [plan for plan in plans if plan.fits]
     if gpus == 1:
-        # there is nobody to share with; only host memory takes a load off. Unless nothing else was asked for
+        # one GPU cannot share its load; only host memory helps, unless another stage was requested
         fitting = [plan for plan in fitting if plan.stage == "ddp" or "offload" in plan.stage] or fitting
-    # computing blocks twice is for those who must
+    # recompute blocks only if nothing fits without
     fitting = [plan for plan in fitting if not plan.checkpointing] or fitting
     if not fitting:
         return None
@@ -188,7 +188,7 @@ def _plan_stage(
     moved = messages(stage, weights, ranks, request.micro_steps, checkpointing)
     growth = trace.step_bytes - trace.activation_bytes
     if request.micro_steps > 1:
-        # gradients of earlier micro-steps are there from the start
+        # gradients of earlier micro-steps exist from the start
         growth = weights.trained_bytes
     parts = memory(stage, weights, ranks, trace.activation_bytes, growth)
     kind = "cpu" if request.gpu == "cpu" else "gpu"
@@ -200,7 +200,7 @@ def _plan_stage(
         parts["prototype_keys_values"] = keys_values
         parts["activations"] -= keys_values
     if config.base_precision != "auto":
-        # the backward pass brings one projection at a time back to the precision it computes in
+        # the backward pass dequantises one projection at a time to the compute precision
         parts["communication"] += weights.largest * (2 if request.precision == "bf16" else 4)
     compute = _compute_seconds(weights, trace, request, device)
     capacity = device.memory_gib * GIB / (ranks if kind == "cpu" else 1)
@@ -222,7 +222,7 @@ def _compute_seconds(weights: Weights, trace: Trace, request: Request, device: D
     peak = device.fp32_tflops if request.precision == "fp32" else device.bf16_tflops
     arithmetic = trace.flops / (1e12 * peak * request.utilisation)
     launching = trace.operations * ASSUMPTIONS["launch_seconds"]
-    # forward and backward
+    # one read in the forward pass, one in the backward pass
     reading = 2 * (weights.frozen_bytes + weights.trained_bytes) / (1e9 * device.memory_gbps)
     return request.micro_steps * max(arithmetic, launching, reading)
 
@@ -234,7 +234,7 @@ def _exposed_seconds(
     measured = request.bandwidth_gbps
     total = collective_seconds(device, ranks, moved.sent_bytes(ranks), moved.calls, measured)
     after = collective_seconds(device, ranks, (ranks - 1) * moved.exposed_all_gather, 1, measured)
-    # gradients come in the backward pass, about two thirds of the time; ZeRO-3 gathers ahead in both
+    # gradients appear in the backward pass, about two thirds of the time; ZeRO-3 prefetches in both passes
     window = compute if stage.startswith("zero3") else 2 / 3 * compute
     if "offload" in stage:
         window -= _offload_seconds(stage, weights, request, device)
@@ -250,7 +250,7 @@ def _exposed_seconds(
 
 
 def _offload_seconds(stage: str, weights: Weights, request: Request, device: Device) -> float:
-    """Reading a rank's shard of the weights from host memory for every gather: it keeps the links from hiding."""
+    """Time to read a rank's shard of the weights from host memory for every gather, which cannot be hidden."""
     if stage != "zero3_offload":
         return 0.0
     whole = weights.frozen_bytes + weights.trained_bytes

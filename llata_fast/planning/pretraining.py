@@ -1,4 +1,4 @@
-"""What a pre-training on so many steps of corpora costs, by the plan of one training step."""
+"""The cost of pre-training on a given number of time steps, from the plan of one training step."""
 
 from dataclasses import dataclass
 
@@ -8,22 +8,22 @@ from .planner import Plan
 
 @dataclass(frozen=True)
 class PretrainingCost:
-    """One pass: every step of every channel is forecast once."""
+    """One pass: every time step of every channel is forecast once."""
 
     corpus_steps: float
     windows: float
     tokens: float
-    """that the backbone attends over, of the temporal branch"""
+    """tokens of the temporal branch in the backbone"""
     training_steps: float
     petaflops: float
     """10**15 operations, over all ranks"""
     hours: float | None
-    """None where nothing fits"""
+    """None if nothing fits"""
     gpu_hours: float | None
 
 
 def pretraining_cost(plan: Plan, corpus_steps: float) -> PretrainingCost:
-    """The cost of a pass over `corpus_steps` values, channels counted one by one; raises InputError below 1."""
+    """The cost of a pass over `corpus_steps` values, counted per channel; raises InputError below 1."""
     if not 1 <= corpus_steps < float("inf"):
         raise InputError(f"corpus_steps must be at least 1, got {corpus_steps}")
     request = plan.request
@@ -43,9 +43,9 @@ def pretraining_cost(plan: Plan, corpus_steps: float) -> PretrainingCost:
 
 
 def in_words(cost: PretrainingCost) -> str:
-    """The same as a line."""
+    """The cost as one line of text."""
     time = "nothing fits" if cost.hours is None else f"{cost.hours:,.1f} hours, {cost.gpu_hours:,.0f} GPU hours"
     return (
-        f"A pass over {cost.corpus_steps:,.0f} steps of corpora: {cost.windows:,.0f} windows, "
+        f"A pass over {cost.corpus_steps:,.0f} time steps of corpora: {cost.windows:,.0f} windows, "
         f"{cost.tokens:,.0f} tokens, {cost.training_steps:,.0f} training steps, {cost.petaflops:,.0f} PFLOP: {time}."
     )

@@ -1,9 +1,9 @@
-"""What each parallel strategy keeps on a rank and moves between ranks, as DeepSpeed and DDP do it.
+"""What each parallel strategy stores on a rank and communicates between ranks, as DeepSpeed and DDP do it.
 
-Read from their sources and held to their behaviour by `tests/planning`: ZeRO-1 and 2 all-reduce whole gradients bucket
-by bucket and gather the updated weights; ZeRO-3 gathers every weight in the forward pass, keeps those that come again
-within its reuse distance, and gathers the others once more in the backward pass. Frozen weights have neither gradients
-nor optimizer state, so below ZeRO-3 nothing of them is ever moved.
+Derived from their sources and checked against their behaviour by `tests/planning`. ZeRO-1 and 2 all-reduce complete
+gradients bucket by bucket and gather the updated weights. ZeRO-3 gathers every weight in the forward pass, keeps those
+used again within its reuse distance, and gathers the others once more in the backward pass. Frozen weights have neither
+gradients nor optimizer state, so below ZeRO-3 they are never communicated.
 
 Letters: D width, V prototypes.
 """
@@ -20,29 +20,29 @@ from ..backbone.twin import store_frozen
 from ..config import LlataConfig
 from .trace import meta_model
 
-# DeepSpeed's stage3_max_reuse_distance: parameters that pass, forward and backward, until a weight comes again
+# DeepSpeed's stage3_max_reuse_distance: number of parameters used, forward and backward, before a weight's next use
 REUSE_DISTANCE = 1e9
 _DDP_BUCKET_BYTES = 25 * 2**20
 _ADAM_BYTES = 8
 
 
 class Weights(NamedTuple):
-    """A model's parameters, in numbers and in bytes as they are stored."""
+    """A model's parameters, as counts and as bytes in their stored precision."""
 
     frozen: int
     trained: int
     frozen_bytes: int
     trained_bytes: int
     buffer_bytes: int
-    """prototypes"""
+    """bytes of the prototypes"""
     gathered: int
-    """of all parameters, those too large for ZeRO-3 to keep everywhere"""
+    """bytes of all parameters too large for ZeRO-3 to keep on every rank"""
     recomputed: int
-    """of the frozen ones, what ZeRO-3 gathers again where checkpointed blocks are computed again"""
+    """bytes of frozen parameters that ZeRO-3 gathers again to recompute checkpointed blocks"""
     called_again: int
-    """of the frozen ones, what a second call of the backbone reads (two_pass)"""
+    """bytes of frozen parameters that a second call of the backbone reads (two_pass)"""
     tensors: int
-    """how many are in `gathered`"""
+    """number of parameters in `gathered`"""
     largest: int
     width: int
 
@@ -52,7 +52,7 @@ class Weights(NamedTuple):
 
 
 def weigh(config: LlataConfig, precision: str) -> Weights:
-    """Count the parameters of the model of `config`; `precision` as in `trace.Workload`."""
+    """Count the parameters of `config`'s model; `precision` as in `trace.Workload`."""
     model = meta_model(config)
     if precision == "bf16":
         model.to(torch.bfloat16)
@@ -61,7 +61,7 @@ def weigh(config: LlataConfig, precision: str) -> Weights:
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
-    # DeepSpeed's configuration is filled in by transformers: stage3_param_persistence_threshold is 10 D
+    # transformers completes DeepSpeed's configuration: stage3_param_persistence_threshold is 10 D
     threshold = 10 * config.hidden_size
     gathered = [parameter for parameter in parameters if parameter.numel() >= threshold]
     twice = (
@@ -85,7 +85,7 @@ def weigh(config: LlataConfig, precision: str) -> Weights:
 
 
 def _saved(backbone: nn.Module, base_precision: str) -> int:
-    """Bytes that the frozen projections take less in `base_precision`."""
+    """Bytes that the frozen projections save in `base_precision`."""
     if base_precision == "auto":
         return 0
     saved = 0
@@ -102,7 +102,7 @@ def _count(parameters: list[nn.Parameter]) -> int:
 
 
 def _recomputed(backbone: nn.Module, threshold: int) -> int:
-    """A block's frozen matrices but for the last, which the backward pass needs first."""
+    """A block's frozen matrices except the last, which the backward pass uses first."""
     total = 0
     for module in backbone.modules():
         if isinstance(module, nn.ModuleList):
@@ -114,37 +114,37 @@ def _recomputed(backbone: nn.Module, threshold: int) -> int:
 
 @dataclass(frozen=True)
 class Messages:
-    """Tensor bytes that one rank hands to collectives in an optimizer step, as DeepSpeed's logger counts them."""
+    """Bytes of tensors that one rank passes to collectives in an optimizer step, as DeepSpeed's logger counts them."""
 
     all_reduce: float = 0.0
     all_gather: float = 0.0
-    """of each gather the rank's own shard"""
+    """the rank's own shard, for each gather"""
     reduce_scatter: float = 0.0
-    """of each the whole input"""
+    """the complete input, for each reduction"""
     calls: float = 0.0
     exposed_all_gather: float = 0.0
-    """of `all_gather`, what comes after the optimizer's step, when nothing is left to compute"""
+    """the part of `all_gather` after the optimizer's step, when no computation is left to hide it"""
 
     def sent_bytes(self, ranks: int) -> float:
-        """What one rank sends in rings.
+        """Bytes that one rank sends in ring collectives.
 
-        A reduce-scatter counts in full, as DeepSpeed's logger has it: (n - 1) / n of it is sent.
+        A reduce-scatter's input counts in full, as in DeepSpeed's logger: (n - 1) / n of it is sent.
         """
         reduced = 2 * (ranks - 1) / ranks * self.all_reduce
         return reduced + (ranks - 1) * self.all_gather + (self.reduce_scatter if ranks > 1 else 0.0)
 
 
 def messages(stage: str, weights: Weights, ranks: int, micro_steps: int, checkpointing: bool) -> Messages:
-    """Of one optimizer step of `micro_steps` forward and backward passes."""
+    """The messages of one optimizer step with `micro_steps` forward and backward passes."""
     gradient = weights.trained_bytes
     if ranks == 1:
         return Messages()
     if stage == "ddp":
-        # one reduction a step, however many micro-steps
+        # one reduction per step, whatever the number of micro-steps
         return Messages(all_reduce=gradient, calls=max(1, gradient / _DDP_BUCKET_BYTES))
     buckets = max(1, weights.trained / weights.width**2)
     if not stage.startswith("zero3"):
-        # ZeRO-2 keeps its own part of the gradient only, so each micro-step's is reduced
+        # ZeRO-2 keeps only its own part of the gradient, so every micro-step's gradient is reduced
         reductions = 1 if stage == "zero1" else micro_steps
         shard = gradient / ranks
         return Messages(
@@ -167,10 +167,10 @@ def messages(stage: str, weights: Weights, ranks: int, micro_steps: int, checkpo
 
 
 def memory(stage: str, weights: Weights, ranks: int, activations: float, gradient_growth: float) -> dict[str, float]:
-    """Bytes on a rank, by part, when most of it is in use.
+    """Bytes on a rank, by part, at the peak of memory use.
 
-    `activations` is the most beside weights and gradients; `gradient_growth` what gradients add to that at its peak
-    where they stay (without ZeRO-2 or 3).
+    `activations` is the peak besides weights and gradients; `gradient_growth` is what stored gradients add at that
+    point (without ZeRO-2 or 3).
     """
     count, element = weights.trained, weights.element_bytes
     whole = weights.frozen_bytes + weights.trained_bytes
@@ -182,7 +182,7 @@ def memory(stage: str, weights: Weights, ranks: int, activations: float, gradien
         return parts
     shard = count / ranks
     bucket = element * min(weights.width**2, count)
-    # its part of the weights once more in fp32, and Adam's two
+    # its part of the weights again in fp32, and Adam's two states
     parts |= {"optimizer": (4 + _ADAM_BYTES) * shard, "communication": 2 * bucket}
     if stage.startswith("zero3"):
         kept = whole * (1 - weights.gathered / (weights.frozen + weights.trained))
@@ -192,16 +192,16 @@ def memory(stage: str, weights: Weights, ranks: int, activations: float, gradien
         parts["communication"] = bucket + live
     parts["gradients"] = gradient_growth if stage == "zero1" else element * shard
     if "offload" in stage:
-        # the fp32 part and its gradient live with the optimizer, in host memory
+        # the fp32 weights and gradients are with the optimizer, in host memory
         parts["optimizer"] = 0.0
     else:
-        # the optimizer's step flattens its part of the gradients in fp32, when activations and buffers are gone
+        # the optimizer flattens its part of the gradients in fp32, after activations and buffers are freed
         parts["gradients"] += max(0.0, 4 * shard - parts["activations"] - parts["communication"])
     return parts
 
 
 def host_memory(stage: str, weights: Weights, ranks: int) -> float:
-    """Bytes that a rank keeps in its host's memory: what `memory` leaves out of an offload stage."""
+    """Bytes that a rank keeps in host memory: what `memory` leaves out in an offload stage."""
     if "offload" not in stage:
         return 0.0
     # master weights and gradients in fp32, and Adam's two states

@@ -1,7 +1,7 @@
-"""One training step of a model that is not there: its FLOPs, operations and the memory of its activations.
+"""One training step of a model without its weights: FLOPs, operations and memory of activations.
 
-The model's own forward and backward run on fake tensors (shapes without values), of any size within seconds. All of
-a deep backbone's blocks cost the same, so two shallow cuts are traced and the rest is a straight line through them.
+The model's own forward and backward pass run on fake tensors (shapes without values), for any size within seconds. All
+blocks of a deep backbone cost the same, so two shallow cuts are traced and extrapolated along a straight line.
 
 Letters: B windows, L lookback, H horizon, C channels.
 """
@@ -28,57 +28,57 @@ from ..kernels._launch import triton_for_fake_tensors
 from ..modeling import LlataForPrediction
 from .flops import count_flops
 
-# two depths, checkpointed or not, at which memory peaks where it does in a deep model
+# two depths (by checkpointing) whose memory peaks at the same point as in a deep model
 _CUTS = {False: (2, 3), True: (4, 5)}
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What one rank computes in one micro-step, and how."""
+    """What one rank computes in one micro-step."""
 
     batch_size: int
     """B, windows"""
     channels: int
     """C"""
     precision: str = "fp32"
-    """fp32, autocast (bf16, trained weights fp32) or bf16 (the weights, too, as DeepSpeed has them)"""
+    """fp32, autocast (bf16 with trained weights in fp32) or bf16 (all weights in bf16, as with DeepSpeed)"""
     checkpointing: bool = False
-    """blocks are computed again in the backward pass"""
+    """whether blocks are recomputed in the backward pass"""
     on_gpu: bool = True
-    """Triton kernels and flash attention, or what a CPU runs"""
+    """whether Triton kernels and flash attention run, instead of the CPU's operations"""
 
 
 class Trace(NamedTuple):
-    """Of one micro-step on one rank."""
+    """One micro-step on one rank."""
 
     flops: float
     operations: float
-    """calls of operators: about as many kernels are launched"""
+    """number of operator calls, about the number of kernel launches"""
     activation_bytes: float
-    """most that is alive at once, beside weights and their gradients"""
+    """peak bytes besides weights and their gradients"""
     gradient_bytes: float
-    """of the gradients that are there at that moment"""
+    """bytes of the gradients that exist at that moment"""
     peak_bytes: float
-    """most that is alive at once, beside weights, gradients included"""
+    """peak bytes besides weights, gradients included"""
 
     @property
     def step_bytes(self) -> float:
-        """Most that is alive where gradients stay until the optimizer's step.
+        """Peak bytes if gradients are kept until the optimizer's step.
 
-        In a shallow model that may be when most gradients are there, in a deep or wide one when most activations are;
-        each grows along a line, and the larger of two lines is not one.
+        In a shallow model the peak may come when most gradients exist, in a deep or wide one when most activations do.
+        Each grows linearly, but the maximum of two lines is not a line.
         """
         return max(self.peak_bytes, self.activation_bytes + self.gradient_bytes)
 
 
 def meta_model(config: LlataConfig) -> LlataForPrediction:
-    """The model of `config` without memory: shapes, names, and what is trained."""
+    """The model of `config` on the meta device: shapes, names, and which parameters are trained."""
     with torch.device("meta"):
         return LlataForPrediction(copy.deepcopy(config)).train()
 
 
 def trace_step(config: LlataConfig, workload: Workload) -> Trace:
-    """Trace forward and backward of `config`, whose `backbone_config` is filled in, on `workload`."""
+    """Trace the forward and backward pass of `config` (with `backbone_config` filled in) for `workload`."""
     depth = config.num_layers
     cuts = _CUTS[workload.checkpointing]
     if depth <= max(cuts):
@@ -97,13 +97,13 @@ def _cut(config: LlataConfig, num_layers: int) -> LlataConfig:
 def _trace(config: LlataConfig, workload: Workload) -> Trace:
     model = _prepared(meta_model(config), workload)
     with FakeTensorMode(), as_on_gpu() if workload.on_gpu else contextlib.nullcontext():
-        # what checkpointing computes again leaves cycles of references behind, as real tensors do not
+        # recomputation under fake tensors leaves reference cycles behind, unlike with real tensors
         memory = LiveMemory(collect_every=20 if workload.checkpointing else None)
         step = _step(model, config, workload)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(memory.note_gradient)
-        # collecting looks through what was made since
+        # garbage collection then scans only objects created from here on
         gc.freeze()
         try:
             with memory:
@@ -119,14 +119,14 @@ def _prepared(model: LlataForPrediction, workload: Workload) -> LlataForPredicti
     elif workload.precision == "autocast":
         store_frozen(model.backbone, torch.bfloat16)
     if workload.checkpointing:
-        # the method's name in transformers, and the one it had before
+        # the method's name in transformers, and its older name
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     return model
 
 
 def _step(model: LlataForPrediction, config: LlataConfig, workload: Workload) -> Callable[[], None]:
-    """A training step on fake tensors; made and called under the same mode."""
+    """A training step on fake tensors; create and call it in the same mode."""
     make_fake(model)
     sizes = (workload.batch_size, config.context_length + config.prediction_length, workload.channels)
     past, future = torch.zeros(sizes).split([config.context_length, config.prediction_length], dim=1)
@@ -141,7 +141,7 @@ def _step(model: LlataForPrediction, config: LlataConfig, workload: Workload) ->
 
 
 def make_fake(model: nn.Module):
-    """Replace meta tensors by fake ones, a tensor that is shared by one that is shared."""
+    """Replace meta tensors by fake ones; tensors that are shared stay shared."""
     replaced: dict[Tensor, Tensor] = {}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
@@ -156,9 +156,9 @@ def make_fake(model: nn.Module):
 
 
 class LiveMemory(TorchDispatchMode):
-    """Counts operators and the bytes of what they return, as long as it is alive.
+    """Counts operators, and the bytes of their outputs for as long as these are alive.
 
-    With `collect_every` garbage is collected after so many operators.
+    With `collect_every`, garbage is collected after that many operators.
     """
 
     def __init__(self, collect_every: int | None = None):
@@ -174,7 +174,7 @@ class LiveMemory(TorchDispatchMode):
             gc.collect()
         given = _storages((args, kwargs))
         output = function(*args, **(kwargs or {}))
-        # a view of what is there makes nothing
+        # a view allocates nothing
         made = _storages(output) - given
         for storage in made:
             if storage not in self.seen:
@@ -200,11 +200,11 @@ def _storages(tree) -> set:
 
 @contextlib.contextmanager
 def as_on_gpu() -> Iterator[None]:
-    """Take the paths that CUDA tensors take."""
+    """Take the code paths for CUDA tensors."""
     attention = F.scaled_dot_product_attention
 
     def flash(*args, **kwargs):
-        # it drops out inside its kernel; on a CPU the attention maps would be kept for that
+        # flash attention drops out inside its kernel; on a CPU, dropout would store the attention maps
         return attention(*args, **kwargs | {"dropout_p": 0.0})
 
     F.scaled_dot_product_attention = flash

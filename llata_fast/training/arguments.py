@@ -1,4 +1,4 @@
-"""The command line of training: our fields, the Trainer's, and a YAML file that may fill either."""
+"""The command line of training: our fields, the Trainer's, and a YAML file that may set any of them."""
 
 import argparse
 import json
@@ -22,7 +22,7 @@ from .initial import model_settings_of
 from .presets import preset_for
 from .pretraining import PRETRAINING
 
-# the option's name in transformers, and the one it had before
+# the option's name in transformers, and its older name
 _CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
 
 
@@ -33,13 +33,13 @@ COMPILED_BELOW = 0
 
 @dataclass
 class ForecastTrainingArguments(TrainingSettings, TrainingArguments):  # type: ignore[misc]  # None until settled
-    """`TrainingSettings` and all else that the Trainer takes, settled for this machine."""
+    """`TrainingSettings` plus all the Trainer's arguments, resolved for this machine."""
 
     def __post_init__(self):
         TrainingSettings.__post_init__(self)
-        # before anything is derived from it
+        # before any value is derived from another
         self.given = {item.name: getattr(self, item.name) for item in fields(self) if item.init}
-        # the Trainer takes bf16 without an accelerator for a mistake unless told that the CPU is meant
+        # without an accelerator, the Trainer rejects bf16 unless the CPU is requested explicitly
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.average_decay and self.deepspeed is not None:
             raise InputError("average_decay is not supported under DeepSpeed: give --average_decay 0")
@@ -60,39 +60,39 @@ class ForecastTrainingArguments(TrainingSettings, TrainingArguments):  # type: i
         if self.report_to is None:
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
         elif self.report_to not in ("none", "all", *(installed := get_available_reporting_integrations())):
-            raise InputError(f"report_to {self.report_to}: none of those installed, {', '.join(installed) or 'none'}")
+            raise InputError(f"report_to {self.report_to}: not installed; available: {', '.join(installed) or 'none'}")
         if self.eval_strategy == "no" or self.save_strategy == "no":
-            # the best epoch is found by validation and kept in a checkpoint
+            # without validation and checkpoints there is no best epoch to load
             self.load_best_model_at_end = False
-        # what the datasets return is a batch already, in the precision the statistics need
+        # the datasets return complete batches, in the precision that the statistics need
         self.remove_unused_columns = False
         self.batch_eval_metrics = True
         self.label_names = ["future_values"]
         self.dataloader_pin_memory = False
         if self.ddp_find_unused_parameters is None:
-            # all that is trained has a part in every loss; looking for what has none walks the graph each step
+            # every trained weight takes part in every loss, and the search for others walks the graph in each step
             self.ddp_find_unused_parameters = False
         TrainingArguments.__post_init__(self)
         self._settle_checkpointing()
-        # several GPUs are for launchers: torch's DataParallel would split the batch under our feet
+        # launchers start one process per GPU; torch's DataParallel would split the batch a second time
         if self._n_gpu > 1:
             self._n_gpu = 1
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """What matrix products are computed in."""
+        """The dtype of matrix products."""
         return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else torch.float32
 
     @property
     def checkpointing(self) -> bool:
-        """Whether the backward pass computes the backbone's blocks anew."""
+        """Whether the backward pass recomputes the backbone's blocks."""
         return any(getattr(self, name, False) for name in _CHECKPOINTING)
 
     @property
     def windows_per_step(self) -> int:
-        """Windows of a step, over all ranks and accumulation steps."""
+        """Windows in one step, over all ranks and accumulation steps."""
         ranks = int(os.environ.get("WORLD_SIZE", 1))
-        assert self.per_device_train_batch_size is not None, "settled from batch_size"
+        assert self.per_device_train_batch_size is not None, "derived from batch_size"
         return self.per_device_train_batch_size * ranks * self.gradient_accumulation_steps
 
     def _settle_checkpointing(self):
@@ -107,13 +107,13 @@ class ForecastTrainingArguments(TrainingSettings, TrainingArguments):  # type: i
         on_gpu = not self.use_cpu and self.deepspeed is None
         if self.torch_compile is None:
             asked = self.torch_compile_mode is not None or self.torch_compile_backend is not None
-            assert self.per_device_train_batch_size is not None, "settled from batch_size"
+            assert self.per_device_train_batch_size is not None, "derived from batch_size"
             self.torch_compile = asked or (on_gpu and self.per_device_train_batch_size < COMPILED_BELOW)
         if not self.torch_compile:
             return
-        # a smaller batch, once seen, would make a graph of any size, which then serves the full one, too
+        # a smaller batch would trigger a recompilation with dynamic shapes, which full batches would then use, too
         os.environ.setdefault("ACCELERATE_DYNAMO_USE_DYNAMIC", "false")
-        # few channels are bound by launches: CUDA graphs take them away, but cannot capture ZeRO's hooks between blocks
+        # with few channels, launches dominate: CUDA graphs avoid them, but cannot capture ZeRO's hooks between blocks
         if on_gpu and self.torch_compile_mode is None:
             self.torch_compile_mode = "reduce-overhead"
 
@@ -133,21 +133,21 @@ class ForecastTrainingArguments(TrainingSettings, TrainingArguments):  # type: i
         if self.precision is not None and (self.bf16 or self.fp16):
             raise InputError("give either precision or bf16/fp16, not both")
         if self.fp16 and self.use_cpu:
-            raise InputError("fp16 needs a GPU, the CPU computes in --precision fp32 or bf16")
+            raise InputError("fp16 needs a GPU; on a CPU use --precision fp32 or bf16")
         if self.precision in (None, "auto") and not self.fp16:
             self.precision = "bf16" if self.bf16 or self._bf16_pays() else "fp32"
         self.bf16 = self.precision == "bf16"
 
     def _bf16_pays(self) -> bool:
-        # on a CPU DeepSpeed would cast the weights themselves, which costs accuracy and gains little
+        # on a CPU DeepSpeed would cast the weights themselves, which loses accuracy and gains little speed
         return has_bf16(self.use_cpu) and not (self.use_cpu and self.deepspeed is not None)
 
 
 def has_bf16(cpu: bool) -> bool:
-    """Whether the CPU, or else the GPU, multiplies bf16 in hardware: emulated it is far slower than fp32."""
+    """Whether the CPU, or else the GPU, has bf16 matrix units; emulated bf16 is much slower than fp32."""
     if not cpu:
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    # private in torch, and absent from some versions
+    # private in torch, and missing in some versions
     return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
 
 
@@ -156,7 +156,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelSettings, DataS
 
     An unknown flag or key ends the program with one line.
     """
-    # the short help needs none of the Trainer's
+    # the short help does not need the Trainer's options, whose import is slow
     ours, _ = training_parser().parse_known_args(argv)
     parser = _parser()
     if ours.help_all:
@@ -187,7 +187,7 @@ def choose_settings(given: dict[str, Any]) -> tuple[ModelSettings, DataSettings,
 
 
 def _preset(chosen: dict[str, Any], changed: set[str]) -> dict[str, Any]:
-    """What stands between the defaults and the user's own: of pre-training, of a start's model, or of the dataset."""
+    """The preset between the defaults and the user's options: of pre-training, of `--init`, or of the dataset."""
     if chosen["corpus"] is not None:
         preset = PRETRAINING
     else:
@@ -199,23 +199,23 @@ def _preset(chosen: dict[str, Any], changed: set[str]) -> dict[str, Any]:
 
 
 def _taken(values: dict, kind: type):
-    """The settings of one kind among all of them."""
+    """The settings of one class among all of them."""
     return kind(**{item.name: values[item.name] for item in fields(kind) if item.name in values})
 
 
 def given_flags(argv: list[str] | None) -> dict:
-    """What the command line says, defaults that it repeats among it."""
+    """The options on the command line, including those set to their defaults."""
     parser, absent = _parser(), object()
     parser.set_defaults(**dict.fromkeys(vars(parser.parse_args([])), absent))
     return {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not absent}
 
 
 def _parser() -> Parser:
-    """Our options, then those of the Trainer's that ours do not replace."""
+    """Our options, then the Trainer's that ours do not replace."""
     parser = training_parser(add_help=False)
     parser.set_defaults(help_all=argparse.SUPPRESS)
     ours = {action.dest for action in parser._actions}
-    group = parser.add_argument_group("the Trainer's own")
+    group = parser.add_argument_group("options of the Hugging Face Trainer")
     theirs: Any = TrainingArguments
     for action in HfArgumentParser(theirs, add_help=False)._actions:
         if action.dest not in ours:
@@ -228,7 +228,7 @@ def _read_yaml(path: str, parser: Parser) -> dict:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read the configuration {path}: {error.strerror}") from None
-    # recursion: brackets without end
+    # deeply nested brackets exhaust the recursion limit
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not YAML: {error}") from None
     if not isinstance(values, dict):
@@ -238,13 +238,13 @@ def _read_yaml(path: str, parser: Parser) -> dict:
         raise InputError(f"{path}: {unknown_option(str(unknown[0]), known)}")
     own = {name for kind in (ModelSettings, DataSettings, TrainingSettings) for name in get_type_hints(kind)}
     if mappings := [name for name, value in values.items() if name in own and isinstance(value, dict)]:
-        raise InputError(f"{path}: {mappings[0]} takes no mapping")
+        raise InputError(f"{path}: {mappings[0]} cannot be a mapping")
     lists = {name: value for name, value in values.items() if name in own and isinstance(value, list)}
     several = {action.dest for action in parser._actions if action.nargs is not None}
     if single := [name for name in lists if name not in several]:
         raise InputError(f"{path}: {single[0]} takes one value, not a list")
     if nested := [name for name, value in lists.items() if any(isinstance(item, (list, dict)) for item in value)]:
-        raise InputError(f"{path}: {nested[0]} takes no list of lists or mappings")
+        raise InputError(f"{path}: {nested[0]} cannot be a list of lists or mappings")
     if empty := [name for name, value in values.items() if value is None and name not in _may_be_none()]:
         raise InputError(f"{path}: {empty[0]} has no value")
     parser.source = f"{path}: "
@@ -260,7 +260,7 @@ def _may_be_none() -> set[str]:
 
 
 def _as_flags(values: dict) -> list[str]:
-    """A file's values as a command line, for the same checks and conversions to see them."""
+    """A file's values as command-line flags, so that the same conversions and checks apply."""
     flags = []
     for name, value in values.items():
         if isinstance(value, list):
@@ -271,22 +271,22 @@ def _as_flags(values: dict) -> list[str]:
 
 
 def resolved_settings(model, data: DataSettings, training: ForecastTrainingArguments) -> dict:
-    """What a run was made with, as one flat mapping that `--config` takes back.
+    """The settings of a run as one flat mapping that `--config` accepts.
 
-    Model, data and our own training fields all, of the Trainer's those that differ from their defaults.
+    It holds all model, data and our own training fields, and the Trainer's fields that differ from their defaults.
     """
     settings = {item.name: getattr(model.config, item.name) for item in fields(ModelSettings)} | asdict(data)
-    # the parser's defaults: it turns some of the fields' into other types
+    # the parser's defaults, as it converts some fields to other types
     defaults = vars(_parser().parse_args([]))
     for name, value in training.given.items():
         value = value.value if isinstance(value, Enum) else value
         own = name in TrainingSettings.__annotations__
         if name not in _ONE_RUN and (own or value != defaults[name]):
             settings[name] = value
-    # precision says it, and both together are an error
+    # precision implies it, and giving both is an error
     settings.pop("bf16", None)
     return settings | {"precision": training.precision}
 
 
-# what names or continues one run
+# options that name or resume one particular run
 _ONE_RUN = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "trust_checkpoint", "local_rank"}

@@ -1,4 +1,4 @@
-"""Which checkpoint is the best so far: in the run's own folder, by the measure that this training asks for."""
+"""Find the best checkpoint so far, in the run's current folder and by this training's metric."""
 
 import json
 import math
@@ -16,15 +16,15 @@ from ..run_folder import BEST_CHECKPOINT, TRAINER_STATE, RunFolder
 from .arguments import ForecastTrainingArguments
 
 BEST_BY = "best_by"
-"""Under what name a trainer's state holds the measure that its best checkpoint was chosen by."""
+"""Key of a trainer's state that names the metric by which its best checkpoint was chosen."""
 
 
 class Best(NamedTuple):
-    """The best checkpoint up to some step."""
+    """The best checkpoint up to a given step."""
 
     path: Path
     value: float
-    """Of the measure."""
+    """The metric's value."""
     step: int
 
 
@@ -73,15 +73,15 @@ def _is_step(value: Any) -> bool:
 
 
 def measure(training: ForecastTrainingArguments) -> str:
-    """What the best checkpoint is chosen by, such as "lowest mse"."""
+    """The criterion for the best checkpoint, such as "lowest mse"."""
     metric = training.metric_for_best_model.removeprefix("eval_")
     return f"{'highest' if training.greater_is_better else 'lowest'} {metric}"
 
 
 def find_best(folder: RunFolder, resume: Path, training: ForecastTrainingArguments) -> tuple[Best | None, list[str]]:
-    """The best checkpoint up to `resume`, itself perhaps, in the run's own folder or beside it, and lines about it.
+    """The best checkpoint up to and including `resume`, in the run's folder or beside `resume`, and log lines about it.
 
-    Where the measure is another one than before, it is found anew among the checkpoints that are left.
+    If the criterion has changed, the best is chosen anew among the remaining checkpoints.
 
     Raises:
         InputError: the one that was the best is missing or damaged, or `resume` does not say which one it was.
@@ -91,8 +91,8 @@ def find_best(folder: RunFolder, resume: Path, training: ForecastTrainingArgumen
     name, theirs = stored.get(BEST_CHECKPOINT), stored.get(BEST_BY, ours)
     if ours != theirs:
         best = _best_of_those_left(folder, resume, state["log_history"], training)
-        found = best.path.name if best else "none of those that are left"
-        return best, [f"the best checkpoint by the {ours} is {found}; by the {theirs} it was {name or 'none'}"]
+        found = best.path.name if best else "none of those that remain"
+        return best, [f"the best checkpoint by {ours} is {found}; by {theirs} it was {name or 'none'}"]
     if not name:
         return None, []
     if state.get("best_metric") is None or state.get("best_global_step") is None:
@@ -101,8 +101,8 @@ def find_best(folder: RunFolder, resume: Path, training: ForecastTrainingArgumen
         if path.is_dir() and find_damage(path) is None:
             return Best(path, state["best_metric"], state["best_global_step"]), []
     raise InputError(
-        f"{folder} lacks {name}, the best up to {resume.name}, or it is damaged: restore it, or keep the last weights "
-        "with --load_best_model_at_end false"
+        f"{folder} lacks {name}, the best checkpoint up to {resume.name}, or it is damaged: restore it, or keep the "
+        "last weights with --load_best_model_at_end false"
     )
 
 
@@ -125,7 +125,7 @@ def _is_finite(value: Any) -> bool:
 
 
 class OwnBest(TrainerCallback):
-    """Finds the best checkpoint in the run's own folder, wherever that lay when it was written."""
+    """Finds the best checkpoint in the run's folder, even if the folder was moved after it was written."""
 
     def __init__(self, run: RunFolder):
         self.run = run

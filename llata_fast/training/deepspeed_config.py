@@ -1,4 +1,4 @@
-"""Checks a DeepSpeed JSON before DeepSpeed reads it, which crashes on wrong types and ignores unknown keys."""
+"""Check a DeepSpeed JSON before DeepSpeed reads it: DeepSpeed crashes on wrong types and ignores unknown keys."""
 
 import difflib
 import json
@@ -39,15 +39,15 @@ _KNOWN = {*_COUNTS, *_SECTIONS, *_FLAGS, *_NUMBERS, *_TEXTS}
 
 
 def check_deepspeed_config(config: str | dict[str, Any]):
-    """Raise InputError unless `config`, or the JSON file of that path, is one that DeepSpeed understands.
+    """Raise InputError unless DeepSpeed understands `config`, a mapping or the path of a JSON file.
 
-    At its top DeepSpeed takes any name: "zero_optimisation" would be stage 0. Values inside its sections are checked by
-    its own classes, without those that are "auto".
+    At the top level DeepSpeed accepts any name: "zero_optimisation" would silently mean stage 0. Values inside its
+    sections are validated by its own classes, except those that are "auto".
     """
     where = "deepspeed" if isinstance(config, dict) else str(config)
     values = config if isinstance(config, dict) else _read(Path(config))
     if not isinstance(values, dict):
-        raise InputError(f"{where}: a mapping of DeepSpeed's settings is expected, got {_short(values)}")
+        raise InputError(f"{where}: expected a mapping of DeepSpeed's settings, got {_short(values)}")
     for name, value in values.items():
         _check_known(where, name)
         if value != "auto" and not _fits(name, value):
@@ -58,11 +58,11 @@ def check_deepspeed_config(config: str | dict[str, Any]):
 
 
 def leave_out_shared_memory():
-    """Keep DeepSpeed from compiling an all-reduce over shared memory when CPU ranks meet; call it before they do.
+    """Stop DeepSpeed from compiling its shared-memory all-reduce for CPU ranks; call it before the ranks join.
 
-    It serves tensor-parallel inference alone. For it every first start compiles for a minute, by turns of the ranks; a
-    rank that dies at that leaves a lock for which each later start waits without end, and so does one that dies while
-    the others look for its memory. Where DeepSpeed keeps no such list, it compiles.
+    Only tensor-parallel inference uses it. Compiling it takes a minute of the first start, one rank after another. A
+    rank that dies meanwhile leaves a lock on which every later start waits forever, and so does a rank that dies while
+    the others look for its memory. If a version of DeepSpeed lacks the list below, it still compiles.
     """
     import deepspeed.ops
 
@@ -74,7 +74,7 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read the DeepSpeed configuration {path}: {error.strerror}") from None
-    # recursion: brackets without end
+    # deeply nested brackets exhaust the recursion limit
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}") from None
 
@@ -102,7 +102,7 @@ def _finite(value: Any) -> bool:
 
 def _check_section(where: str, section: str, values: dict[str, Any]):
     if values == "auto":
-        raise InputError(f"{where}: {section} cannot be 'auto' as a whole")
+        raise InputError(f"{where}: section {section} cannot be 'auto'; only its values can")
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from pydantic import ValidationError
@@ -119,7 +119,7 @@ def _check_section(where: str, section: str, values: dict[str, Any]):
 
 
 def _without_auto(values: dict[str, Any]) -> dict[str, Any]:
-    """The mapping without the values that transformers fills in."""
+    """The mapping without "auto" values, which transformers fills in."""
     return {
         name: _without_auto(value) if isinstance(value, dict) else value
         for name, value in values.items()

@@ -1,4 +1,4 @@
-"""State that DeepSpeed partitions over ranks: gathered for a checkpoint, resharded for other ranks or another stage."""
+"""State that DeepSpeed partitions over ranks: gather it for a checkpoint, or reshard it for other ranks or stages."""
 
 import contextlib
 import importlib
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 
-# DeepSpeed's own name for the file that names a checkpoint which any ranks can read
+# DeepSpeed's own name for the file that points to a universal checkpoint
 _UNIVERSAL = "latest_universal"
 
-# what its files hold beside tensors and plain values; none of these does anything when it is made
+# classes in its files besides tensors and plain values; constructing any of these is harmless
 _DEEPSPEED_CLASSES = (
     "deepspeed.utils.tensor_fragment.fragment_address",
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
@@ -32,12 +32,12 @@ _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 @contextlib.contextmanager
 def restricted_unpickling(trust: bool = False) -> Iterator[None]:
-    """Inside, `torch.load` makes tensors, plain values and DeepSpeed's own classes, whatever its caller asks for.
+    """Inside, `torch.load` only loads tensors, plain values and DeepSpeed's own classes, whatever its caller requests.
 
-    DeepSpeed asks for everything, so that a checkpoint could run any code. `trust` lets it.
+    DeepSpeed requests unrestricted loading, which lets a checkpoint run any code. `trust` allows that.
 
     Raises:
-        InputError: a file holds something else.
+        InputError: a file holds anything else.
     """
     if trust:
         yield
@@ -48,11 +48,11 @@ def restricted_unpickling(trust: bool = False) -> Iterator[None]:
         with torch.serialization.safe_globals(_deepspeed_classes()):
             yield
     except pickle.UnpicklingError as error:
-        # torch's own advice would be to execute it
+        # torch's own message would advise loading it unrestricted
         reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "nsupported" in line), "")
         raise InputError(
             f"the checkpoint holds more than tensors and DeepSpeed's own classes ({reason.strip() or 'damaged'}): "
-            "loading it could run any code; give trust_checkpoint if you know who wrote it"
+            "loading it could run any code; give trust_checkpoint if you trust its author"
         ) from None
     finally:
         if before is None:
@@ -65,16 +65,16 @@ def _deepspeed_classes() -> list[Callable[..., Any] | tuple[Callable[..., Any], 
     found: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = []
     for path in _DEEPSPEED_CLASSES:
         module, _, name = path.rpartition(".")
-        # versions move them
+        # the classes move between versions
         with contextlib.suppress(ImportError, AttributeError):
             found.append(getattr(importlib.import_module(module), name))
     return found
 
 
 def trained_state(model: nn.Module, keep: bool) -> dict[str, Tensor]:
-    """The state dict of what `model` trains, in the optimizer's fp32 values, and of its buffers; no frozen weights.
+    """State dict of the weights that `model` trains, in the optimizer's fp32 values, and of its buffers.
 
-    Every rank calls it, one weight at a time is gathered, and those with `keep` get them all, on the CPU.
+    Every rank calls it and gathers one weight at a time; ranks with `keep` get all of them, on the CPU.
     """
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -84,7 +84,7 @@ def trained_state(model: nn.Module, keep: bool) -> dict[str, Tensor]:
         if parameter.requires_grad:
             value = safe_get_full_fp32_param(parameter)
             if keep:
-                # a stage without partitions has no values but the model's
+                # without partitions (stage 0) the model's own values are the only ones
                 state[name] = (parameter if value is None else value).detach().to("cpu", copy=True)
     if keep:
         state |= {name: buffer for name, buffer in model.named_buffers() if name in persistent}
@@ -97,19 +97,19 @@ def is_universal(checkpoint: str | Path) -> bool:
 
 
 def reshard(checkpoint: str | Path, trust: bool = False) -> Path:
-    """Write DeepSpeed's universal form of a Trainer's checkpoint beside the one it holds; returns its folder.
+    """Write DeepSpeed's universal form of a Trainer's checkpoint beside the original; returns its folder.
 
     Training resumes from it with any number of ranks and any ZeRO stage. `trust` as in `restricted_unpickling`.
 
     Raises:
-        InputError: no checkpoint of DeepSpeed there, a universal one already, or a damaged one.
+        InputError: the folder holds no DeepSpeed checkpoint, an already universal one, or a damaged one.
     """
     if is_universal(checkpoint):
         raise InputError(f"{checkpoint} is resharded already: resume from it with any number of ranks")
     source = _states_of(Path(checkpoint))
     if source is None or not any(source.glob("*_optim_states.pt")):
         raise InputError(
-            f"{checkpoint} holds no DeepSpeed checkpoint: give a checkpoint-<step> that one of its runs wrote"
+            f"{checkpoint} holds no DeepSpeed checkpoint: give a checkpoint-<step> folder of a DeepSpeed run"
         )
     target = source.with_name(f"{source.name}_universal")
     if target.is_symlink():
@@ -122,10 +122,10 @@ def reshard(checkpoint: str | Path, trust: bool = False) -> Path:
         complete = True
     except InputError:
         raise
-    except Exception as error:  # a damaged file raises anything
+    except Exception as error:  # converting a damaged file can raise anything
         raise InputError(f"{source} cannot be converted ({type(error).__name__}: {error})") from error
     finally:
-        # an interrupted one, too, would be taken for a whole one
+        # otherwise an interrupted conversion would be taken for a complete one
         if not complete:
             shutil.rmtree(target, ignore_errors=True)
             Path(checkpoint, _UNIVERSAL).unlink(missing_ok=True)
@@ -153,7 +153,7 @@ def _convert(source: Path, target: Path):
         num_merge_workers=1,
         keep_temp_folder=False,
         strict=True,
-        # ZeRO-1 and 2 leave out a table that only tensor parallelism needs
+        # ZeRO-1 and 2 omit a table that only tensor parallelism needs
         inject_missing_state=True,
     )
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -161,10 +161,10 @@ def _convert(source: Path, target: Path):
 
 
 def _settle_for_every_stage(target: Path):
-    """Add what ZeRO-3 expects to what the other stages do: DeepSpeed converts for the stage it came from.
+    """Rewrite the converted files so that every ZeRO stage can load them: DeepSpeed converts for the source's stage.
 
-    Of the same values it expects the model's states under another name, the step in another file, and no dictionary
-    around a tensor where the others need one.
+    ZeRO-3 expects the same values with the model's states under another name, the step in another file, and plain
+    tensors where the other stages need a dictionary around them.
     """
     states = next(target.glob("*_model_states.pt"))
     for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"):

@@ -1,8 +1,8 @@
-"""A training that leaves the finite numbers stops before its weights do, and keeps what runs that step again.
+"""Stop a training before a loss or gradient that is not finite spoils its weights, and keep what repeats that step.
 
 `nonfinite/` in the run's folder holds the weights before the step, the batch, the random state of its dropout, and
-`nonfinite.json`: the step, the terms of the loss, and the windows by the rows at which they start in the training
-split (of M4: the numbers of the series).
+`nonfinite.json`: the step, the terms of the loss, and each window's first row in the training split (for M4, the number
+of its series).
 """
 
 import json
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class NumberedWindows(Dataset):
-    """The same windows, each batch with their numbers under `WINDOW_INDEX`."""
+    """The same windows, with their indices under `WINDOW_INDEX` in each batch."""
 
     def __init__(self, windows: Windows):
         self.windows = windows
@@ -59,25 +59,25 @@ class _Batch(NamedTuple):
 
 
 class FiniteGuard(TrainerCallback):
-    """Checks losses and gradients of every step before the optimizer sees them; raises InputError on every rank.
+    """Checks the losses and gradients of every step before the optimizer runs; raises InputError on every rank.
 
-    Under DeepSpeed, whose backward pass takes the step, losses alone are checked, before it.
+    Under DeepSpeed, whose backward pass also takes the step, it checks only the losses, before that.
     """
 
     def __init__(self, trainer: Any, tolerated: int):
-        """`tolerated`: number of steps, in all, to skip instead."""
+        """`tolerated`: total number of such steps to skip instead of stopping."""
         self.trainer, self.tolerated, self.skipped = trainer, tolerated, 0
         self._batches: list[_Batch] = []
 
     def random_state(self) -> dict[str, Tensor]:
-        """State of the random generators that dropout draws from."""
+        """State of the random generators used by dropout."""
         device = self.trainer.args.device
         states = {"random.cpu": torch.get_rng_state()}
         return states | ({"random.cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
     def watch(self, inputs: dict[str, Tensor], windows: Tensor, random: dict[str, Tensor], terms: dict[str, Tensor]):
-        """Keep a micro-batch and its losses until the step is checked."""
-        # a CUDA graph writes the next step's where these are
+        """Keep a micro-batch and its losses until the step has been checked."""
+        # a CUDA graph overwrites these buffers in its next step
         copies = {name: value.detach().clone() for name, value in terms.items()}
         self._batches.append(_Batch(inputs, windows, random, copies))
         if self.trainer.is_deepspeed_enabled:
@@ -92,7 +92,7 @@ class FiniteGuard(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         if self.trainer.is_deepspeed_enabled:
             return
-        # scaled for fp16 they overflow as a matter of course, and their scaler leaves the step out
+        # gradients scaled for fp16 overflow now and then, and the scaler then skips the step
         scaled = getattr(self.trainer.accelerator, "scaler", None) is not None
         gradients = () if scaled else tuple(p.grad for p in model.parameters() if p.grad is not None)
         if not self._check(state, gradients):
@@ -105,7 +105,7 @@ class FiniteGuard(TrainerCallback):
         if gradients:
             finite = finite & torch.stack(torch._foreach_norm(gradients, math.inf)).isfinite().all()
         accelerator = self.trainer.accelerator
-        # one rank's trouble is everybody's
+        # all ranks stop if one has to
         if accelerator.num_processes > 1:
             finite = accelerator.reduce(finite.float()[None], "sum")[0] == accelerator.num_processes
         if finite:
@@ -117,11 +117,11 @@ class FiniteGuard(TrainerCallback):
         self.skipped += 1
         state.stateful_callbacks[_SKIPPED] = self.skipped
         if self.trainer.is_world_process_zero():
-            _log.warning("%s: the step is left out, %d of %d", problem, self.skipped, self.tolerated)
+            _log.warning("%s: skipping the step, %d of %d", problem, self.skipped, self.tolerated)
         return False
 
     def _records(self) -> list[dict[str, Any]]:
-        """This rank's micro-batches of the step, on the CPU."""
+        """This rank's micro-batches of the step, moved to the CPU."""
         rank = self.trainer.accelerator.process_index
         return [
             {
@@ -160,7 +160,7 @@ class FiniteGuard(TrainerCallback):
 
         on_first_rank(keep)
         hint = "lower the learning rates, or give --skip_nonfinite"
-        raise InputError(f"{problem}; to see it again: llata-fast replay {self.trainer.run}; to go on: {hint}")
+        raise InputError(f"{problem}; to reproduce: llata-fast replay {self.trainer.run}; to go on: {hint}")
 
 
 def _is_finite(record: dict[str, Any]) -> bool:
@@ -173,13 +173,13 @@ def _problem(records: list[dict[str, Any]], step: int) -> str:
             if not math.isfinite(value):
                 windows = ", ".join(map(str, record["windows"][:3]))
                 return f"step {step}: {name} is {value} on windows {windows}, ..."
-    return f"step {step}: the losses are finite, a gradient is not"
+    return f"step {step}: the losses are finite, but a gradient is not"
 
 
 @torch.no_grad()
 def check_finite(weights: dict[str, Tensor], when: str):
-    """Raise InputError that names the first weight that is not finite."""
+    """Raise InputError with the name of the first weight that is not finite."""
     finite = torch.stack([norm.isfinite() for norm in torch._foreach_norm(list(weights.values()), math.inf)])
     if not finite.all():
         name = list(weights)[int(finite.logical_not().nonzero()[0])]
-        raise InputError(f"{when}: {name} is not finite, and is not saved: lower the learning rates")
+        raise InputError(f"{when}: {name} is not finite, so nothing is saved: lower the learning rates")

@@ -1,4 +1,4 @@
-"""Trained weights that another training starts from."""
+"""Trained weights as the initial weights of another training."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -13,15 +13,15 @@ from ..modeling import LlataForPrediction
 from ..ranks import from_first_rank
 from ..settings import ModelSettings, check_agreement
 
-# where and how a training computes is its own business
+# settings that the new training chooses for itself
 _OWN = ("machine", "training")
 
 
 def model_settings_of(source: str) -> dict[str, Any]:
-    """The settings of a trained model that its weights rest on.
+    """The settings that a trained model's weights depend on.
 
     Raises:
-        InputError: no trained model there, or a merged one, which cannot be trained.
+        InputError: `source` holds no trained model, or a merged one, which cannot be trained.
     """
     config = _config_of(_folder_of(source))
     return {
@@ -32,24 +32,24 @@ def model_settings_of(source: str) -> dict[str, Any]:
 
 
 def load_initial(model: LlataForPrediction, source: str):
-    """Move what `model` trains to the trained weights in `source`, a run, a checkpoint, a folder or a hub id.
+    """Copy the trained weights of `source` (a run, a checkpoint, a folder or a hub id) into `model`.
 
     Raises:
-        InputError: no trained model there, or one of other settings, by the first that differs.
+        InputError: `source` holds no trained model, or its settings differ; the message names the first that does.
     """
     folder = _folder_of(source)
     check_agreement(vars(_config_of(folder)), vars(model.config), str(source))
     try:
         missing, unexpected = load_torch_model(model, folder)
-    except Exception as error:  # a damaged file raises whatever its reader trips over
+    except Exception as error:  # reading a damaged file can raise anything
         raise InputError(f"{source}: its weights cannot be read: {in_one_line(error)[:300]}") from None
-    # maps of channels are those of one series
+    # per-channel maps belong to a single series
     lacking = set(missing) - {"skip.own"} - set(model._keys_to_ignore_on_save or ())
     if lacking or unexpected:
         problem = f"lacks {min(lacking)}" if lacking else f"holds {unexpected[0]}, which this model does not have"
-        raise InputError(f"{source}: its weights do not fit: it {problem}")
+        raise InputError(f"{source}: its weights do not fit this model: it {problem}")
     if model.skip is not None:
-        # of what is learned it keeps as much as this training bears out
+        # the source's share does not count: this training chooses its own
         model.skip.keep(1.0)
 
 
@@ -60,7 +60,7 @@ def _folder_of(source: str) -> Path:
     try:
         return Path(from_first_rank(lambda: snapshot_download(source, allow_patterns=["*.json", "*.safetensors"])))
     except (OSError, ValueError) as error:
-        raise InputError(f"no trained model at {source}: no such folder, nor on the hub ({error})") from None
+        raise InputError(f"no trained model at {source}: not a folder, and not on the hub ({error})") from None
 
 
 def _config_of(folder: Path) -> LlataConfig:
@@ -75,5 +75,5 @@ def _config_of(folder: Path) -> LlataConfig:
     except Exception as error:
         raise InputError(f"{folder / 'config.json'} cannot be read: {in_one_line(error)[:300]}") from None
     if config.merged:
-        raise InputError(f"{folder} holds a merged model, which cannot be trained: give the run that it was made from")
+        raise InputError(f"{folder} holds a merged model, which cannot be trained: give the run it was merged from")
     return config

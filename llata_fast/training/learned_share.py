@@ -1,4 +1,4 @@
-"""How much of what was learned beside the linear start a forecast keeps, and what that was worth."""
+"""How much of what was learned beside the linear start the forecast keeps, and how much that helps."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -13,20 +13,20 @@ from ..ranks import from_first_rank
 from .trainer import ForecastTrainer
 
 BLOCKS = 4
-"""Stretches of the validation windows that bear witness, each on its own."""
+"""Number of consecutive blocks of validation windows; each must show a gain."""
 
 _GRID = 20
 
-# of these, errors to keep at a time
+# at most this many windows, and error values held at a time
 _WINDOWS, _VALUES = 1024, 2**25
 
-# of a forecast's error, below which a gain is none; and the least error that one is measured in
+# smallest relative gain that counts as help, and the smallest error to divide by
 _WORTH, _LEAST = 0.005, 1e-12
 
 
 @dataclass(frozen=True)
 class LearnedShare:
-    """The share, and mean squared and absolute validation errors with it and of the linear start alone."""
+    """The kept share, and validation errors (MSE, MAE) of the forecast with it and of the linear start alone."""
 
     share: float
     mse: float
@@ -40,14 +40,14 @@ class LearnedShare:
         return asdict(self) | {"without_language_model": without and asdict(without)}
 
     def lines(self, language_model: bool, without: "LearnedShare | None" = None) -> list[str]:
-        """What training brought, for a log, and what leaving out the language model would cost and save.
+        """Log lines: what training gained, and what leaving out the language model would cost and save.
 
         Args:
-            without: what the same training without the language model brought; the linear start alone where unknown.
+            without: the result of the same training without the language model; None compares with the linear start.
         """
         what = "language model" if language_model else "trained part"
         scores = (
-            f"validation MSE {self.mse:.4f} and MAE {self.mae:.4f}, of the linear start alone "
+            f"validation MSE {self.mse:.4f} and MAE {self.mae:.4f}; for the linear start alone "
             f"{self.start_mse:.4f} and {self.start_mae:.4f}"
         )
         if without is None:
@@ -59,7 +59,7 @@ class LearnedShare:
         verdict = "helped" if sum(costs) / 2 >= _WORTH else "did not help"
         changes = " and ".join(f"{100 * cost:+.1f} %" for cost in costs)
         return [
-            f"{self.share:.2f} of what was learned is kept: {scores}",
+            f"kept {self.share:.2f} of the learned part: {scores}",
             f"the {what} {verdict}: {other} would change validation MSE and MAE by {changes} and save "
             f"{self.trained_parameters - size:,} trained parameters and {self.seconds - seconds:.0f} s of training",
         ]
@@ -67,7 +67,7 @@ class LearnedShare:
 
 @torch.no_grad()
 def weigh_learned_part(trainer: ForecastTrainer, seconds: float) -> LearnedShare | None:
-    """Keep as much of what `trainer` has learned in `seconds` as validation bears out; every rank calls it.
+    """Keep the share of what `trainer` learned (in `seconds`) that validation supports; every rank calls it.
 
     The share is the one whose worst stretch of validation windows, of `BLOCKS`, gains most over the linear start, in
     squared and in absolute error: none where no share gains in both in all of them. None where the model has no linear
@@ -81,7 +81,7 @@ def weigh_learned_part(trainer: ForecastTrainer, seconds: float) -> LearnedShare
     blocks = [part[:, ~part[0].isnan()] for part in errors.chunk(BLOCKS, 1)]
     blocks = [block for block in blocks if block.shape[1]]
     known = torch.cat(blocks, 1) if blocks else torch.zeros(2, 0)
-    # what has diverged is not kept
+    # nothing is kept of a training that diverged
     share = from_first_rank(lambda: _best_share(blocks) if blocks and known.isfinite().all() else 0.0)
     model.skip.keep(share)
     start = known[0]
@@ -93,7 +93,7 @@ def weigh_learned_part(trainer: ForecastTrainer, seconds: float) -> LearnedShare
 
 
 def _best_share(blocks: list[Tensor]) -> float:
-    """Of the errors [2, M] of start and whole, stretch by stretch."""
+    """The best share, given the errors [2, M] of linear start and full forecast in each block."""
 
     def worst(share: float) -> float:
         return worst_ratio(torch.tensor([1 - share, share]), blocks)
@@ -102,7 +102,7 @@ def _best_share(blocks: list[Tensor]) -> float:
 
 
 def _batches(trainer: ForecastTrainer) -> Iterator[dict[str, Tensor]]:
-    """Windows of validation, spread evenly, with their errors few enough for the memory."""
+    """Evenly spaced validation windows, few enough for their errors to fit into memory."""
     windows = trainer.splits.val
     H, C = windows[0]["future_values"].shape
     number = min(len(windows), _WINDOWS, max(BLOCKS, _VALUES // (H * C)))
@@ -112,7 +112,7 @@ def _batches(trainer: ForecastTrainer) -> Iterator[dict[str, Tensor]]:
 
 
 def _errors(trainer: ForecastTrainer, batch: dict[str, Tensor]) -> Tensor:
-    """Errors [2, B, H, C] of the start and of the trained forecast, on the CPU, of M4 in the units of MASE."""
+    """Errors [2, B, H, C] of the start and of the trained forecast, on the CPU; for M4 in units of MASE."""
     past, future = batch["past_values"], batch["future_values"]
     observed = batch.get("past_observed_mask", torch.ones_like(past, dtype=torch.bool))
     if "window_level" in batch:

@@ -1,4 +1,4 @@
-"""How many parameters are trained, and how many are frozen."""
+"""Counts of trained and frozen parameters."""
 
 from torch import nn
 
@@ -6,15 +6,15 @@ from ..backbone.quantised import quantised_modules
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
-    """Trained and frozen parameters by part of the model, and in all."""
+    """Trained and frozen parameters, by part of the model and in total."""
     counts: dict[str, int] = {}
-    # four bits are stored two by two
+    # 4-bit weights are packed two to a byte
     packed: dict[nn.Parameter, int] = {
         module.projection.weight: module.num_weights for module in quantised_modules(model)
     }
     for name, parameter in model.named_parameters():
         kind = "trained" if parameter.requires_grad else "frozen"
-        # ZeRO-3 keeps the size of what it has taken apart
+        # ZeRO-3 records the size of a parameter that it has partitioned
         size: int = packed.get(parameter, 0) or getattr(parameter, "ds_numel", parameter.numel())
         for part in (f"{name.split('.')[0]} {kind}", kind):
             counts[part] = counts.get(part, 0) + size
@@ -22,7 +22,7 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
 
 
 def parameter_table(counts: dict[str, int]) -> str:
-    """`parameter_counts` as lines of text, a part of the model each."""
+    """`parameter_counts` as text, one line per part of the model."""
     parts = dict.fromkeys(name.rpartition(" ")[0] for name in counts if " " in name)
     rows = [("parameters", "trained", "frozen")]
     for part, prefix in [*((part, f"{part} ") for part in parts), ("in all", "")]:

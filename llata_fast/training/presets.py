@@ -1,8 +1,8 @@
-"""What `--dataset NAME` alone means: settings between the defaults and the user's own.
+"""Presets: the settings that `--dataset NAME` alone implies, between the defaults and the user's options.
 
-Two recipes: `paper` is the published one (arXiv 2403.07300) with the hyper-parameters of its code for its datasets,
-`tuned` ours. That is one method for every series, a CSV as well: what depends on the series the run chooses itself, on
-rows that it does not fit.
+There are two recipes. `paper` is the published one (arXiv 2403.07300), with the hyper-parameters of its code for its
+datasets. `tuned` is ours: one set for every series, a CSV included. Whatever depends on the series, the run chooses
+itself, on rows that it does not fit.
 """
 
 from ..data import find_dataset
@@ -34,7 +34,7 @@ _M4 = _PAPER | {
 
 
 def _lengths(spec: M4Spec) -> dict:
-    """What the competition fixes of a frequency."""
+    """The lookback and horizon that the competition prescribes for a frequency."""
     return {"context_length": spec.context_length, "prediction_length": spec.prediction_length}
 
 
@@ -49,8 +49,8 @@ PAPER: dict[str, dict] = {
     **{f"M4-{frequency}": _M4 | _lengths(spec) for frequency, spec in M4_SPECS.items()},
 }
 
-# beside a linear start that the run chooses (`linear_start`) and a head of zeros little is left to learn: few steps at
-# a small rate, of which validation keeps the best, and of what they add as much as it bears out (`learned_share`)
+# beside a linear start that the run chooses (`linear_start`) and a head of zeros, little is left to learn: a few small
+# steps, of which validation selects the best, and then the share of their gain that it supports (`learned_share`)
 TUNED: dict = {
     **_SMOOTH,
     "linear_skip": True,
@@ -62,7 +62,7 @@ TUNED: dict = {
     "projection_learning_rate": 1e-4,
     "weight_decay": 0.0,
     "adam_beta2": 0.999,
-    # windows overlap so much that validation turns before a whole epoch is over
+    # windows overlap so much that the validation error turns up before the first epoch ends
     "max_steps": 100,
     "eval_strategy": "steps",
     "eval_steps": 0.5,
@@ -70,7 +70,7 @@ TUNED: dict = {
     "save_steps": 0.5,
     "patience": 0,
 }
-# series of different sizes, scored in units of their own
+# many series of different sizes, scored in their own units
 _TUNED_M4 = {
     "task_loss": "mase",
     "consistency_loss": "mase",
@@ -79,21 +79,21 @@ _TUNED_M4 = {
     "metric_for_best_model": "loss",
 }
 
-# they belong together: whoever sets one of them sets them all
+# these belong together: a user who sets one replaces all of them
 _WINDOW = ("context_length", "patch_length", "patch_stride")
 
 
 def preset_for(dataset: str, changed: set[str], recipe: str = "tuned", few_shot: bool = False) -> dict:
-    """What a recipe sets for a dataset, the paper's nothing for those that are not its own.
+    """A recipe's settings for a dataset; `paper` has none for datasets that are not in the paper.
 
-    Without entries that the user's own options in `changed` replace.
+    Entries that the user's own options (`changed`) replace are left out.
     """
     spec = find_dataset(dataset)
     name = spec.name if spec else dataset
     published = PAPER.get(name, {})
     if recipe == "tuned":
         preset = TUNED | (_TUNED_M4 if name.startswith("M4-") else {})
-        # published numbers are of one lookback
+        # published results use one lookback
         preset |= {key: published[key] for key in ("context_length", "prediction_length") if key in published}
     else:
         preset = dict(published)
@@ -101,7 +101,7 @@ def preset_for(dataset: str, changed: set[str], recipe: str = "tuned", few_shot:
             # the reference's few-shot scripts train without distillation
             preset |= {"consistency_weight": 0.0, "alignment_weight": 0.0, "batch_size": 32}
     if "num_train_epochs" in changed:
-        # the Trainer would count steps and pass over the epochs
+        # max_steps would override the user's epochs
         preset.pop("max_steps", None)
     if changed.intersection(_WINDOW):
         preset = {name: value for name, value in preset.items() if name not in _WINDOW}

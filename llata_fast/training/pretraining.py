@@ -1,4 +1,4 @@
-"""The recipe of `--corpus`: by steps, since a mixture has no epochs."""
+"""The recipe of `--corpus`: its length is in steps, since a mixture has no epochs."""
 
 PRETRAINING = {
     "context_length": 512,
@@ -8,14 +8,14 @@ PRETRAINING = {
     "quantile_levels": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
     "num_layers": 6,
     "intermediate_size": 1024,
-    # what is linear in a window is known before the first step
+    # the linear part of a window is fitted before the first step
     "linear_skip": True,
-    # errors of a deviation's size: squares would leave the step to a few windows
+    # errors are in units of a lookback's deviation: with squares, a few windows would dominate a step
     "task_loss": "l1",
     "consistency_loss": "l1",
     "alignment_loss": "l1",
     "consistency_weight": 0.1,
-    # every window is seen once
+    # each window is seen only once
     "dropout": 0.0,
     "lora_dropout": 0.0,
     "weight_decay": 0.01,

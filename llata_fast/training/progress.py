@@ -1,4 +1,4 @@
-"""What a training reports while it runs: one line for people, the whole record in the run's log file."""
+"""Progress reports of a training: one line on the terminal, and the complete record in the run's log file."""
 
 import logging
 import time
@@ -15,9 +15,9 @@ _TERMS = ("task", "quantile", "consistency", "alignment")
 
 
 def training_line(record: dict[str, Any], seconds_left: float | None) -> str | None:
-    """A record of the Trainer's log in one line: losses, or the scores of a validation; None for any other.
+    """A record of the Trainer's log as one line: losses, or validation scores; None for any other record.
 
-    `record` has "step" and "max_steps" beside what was logged.
+    `record` also has "step" and "max_steps".
     """
     place = f"step {record['step']:,} of {record['max_steps']:,}"
     if "loss" in record:
@@ -42,9 +42,9 @@ def _duration(seconds: float) -> str:
 
 
 class TrainingLog(TrainerCallback):
-    """Appends every record of the Trainer's log to the run's log file, a JSON object a line; rank 0 alone writes.
+    """Appends every record of the Trainer's log to the run's log file, one JSON object per line; only rank 0 writes.
 
-    A resumed run goes on where its checkpoint was: records of later steps are dropped first.
+    A resumed run continues at its checkpoint: records of later steps are dropped first.
     """
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -57,7 +57,7 @@ class TrainingLog(TrainerCallback):
 
 
 class ProgressLine(ProgressCallback):
-    """The Trainer's progress bar, and a logged line a record; without `bar` the lines alone."""
+    """The Trainer's progress bar and one line per record; without `bar`, only the lines."""
 
     def __init__(self, bar: bool):
         super().__init__()

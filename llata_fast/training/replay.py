@@ -1,4 +1,4 @@
-"""Runs a step again whose loss or gradient was not finite, from what the training kept of it."""
+"""Repeat a step whose loss or gradient was not finite, from what the training kept."""
 
 import json
 import math
@@ -17,11 +17,11 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def replay(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every micro-batch that `folder` holds, computed again, forward and backward.
+    """Recompute every micro-batch in `folder`, forward and backward.
 
-    {"step", "rank", "micro_step", "terms": {name: value now}, "recorded": {name: value then, as text}, "windows": those
-    that alone give a loss that is not finite, "module": name of the first whose output is not, "parameters": names of
-    those whose gradient is not}
+    Yields {"step", "rank", "micro_step", "terms": {name: value now}, "recorded": {name: value then, as text},
+    "windows": those whose loss alone is not finite, "module": the first with an output that is not finite,
+    "parameters": names of those with such a gradient}.
     """
     report = json.loads((folder / REPORT).read_text())
     tensors = load_file(folder / BATCHES)
@@ -68,7 +68,7 @@ def _alone(model: nn.Module, inputs: dict[str, Tensor], windows: list[int]) -> l
 
 
 class _FirstNonFinite:
-    """Notes the first module of a forward pass whose output is not finite."""
+    """Records the first module in a forward pass whose output is not finite."""
 
     def __init__(self, model: nn.Module):
         self.name: str | None = None

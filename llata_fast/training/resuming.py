@@ -1,4 +1,4 @@
-"""The folder of a run and the checkpoint to resume from, settled before anything is built."""
+"""The run's folder and the checkpoint to resume from, resolved before anything is built."""
 
 import contextlib
 import json
@@ -46,13 +46,13 @@ class Claim(NamedTuple):
 def claimed_run(model: ModelSettings, data: DataSettings, training: ForecastTrainingArguments) -> Iterator[Claim]:
     """The run's folder, held until the end; the same on every rank.
 
-    Settles `training.output_dir`, by default a new folder, and `training.resume_from_checkpoint`.
+    Sets `training.output_dir` (default: a new folder) and `training.resume_from_checkpoint`.
 
     Raises:
-        InputError: the folder given holds a run already or is another process's, there is not a complete checkpoint to
-            resume from, or the best one so far is not beside it.
+        InputError: the given folder already holds a run or is in use, there is no complete checkpoint to resume from,
+            or the best checkpoint so far is missing.
     """
-    _ = training.device  # joins the ranks
+    _ = training.device  # this joins the ranks
     with contextlib.ExitStack() as held:
         # a rank that comes late would find the folder that the first one made
         claim, resume = from_first_rank(lambda: _choose(model, data, training, held))
@@ -78,7 +78,7 @@ def _choose(
         held.enter_context(folder.claimed())
         if folder.holds_run and not (resume or training.overwrite_output_dir):
             raise InputError(
-                f"{folder} holds a run already: give another --output_dir, --resume_from_checkpoint last or "
+                f"{folder} already holds a run: give another --output_dir, --resume_from_checkpoint last or "
                 "--overwrite_output_dir true"
             )
     if last:
@@ -97,27 +97,27 @@ def _default(model: ModelSettings, data: DataSettings) -> Path:
 
 
 def _folder(model: ModelSettings, data: DataSettings, training: ForecastTrainingArguments) -> RunFolder | None:
-    """The folder asked for; None for the next free one."""
+    """The requested folder; None for the next free one."""
     given, resume = training.given["output_dir"], training.resume_from_checkpoint
     if given is not None:
         return RunFolder(given)
     if resume is None:
         return None
     if resume not in _LAST:
-        # the run that wrote it goes on, not the one that was begun last
+        # resume in the run that wrote the checkpoint, not in the most recent one
         return RunFolder(Path(resume).parent)
     runs = [folder for folder in numbered_folders(_default(model, data)) if folder.holds_run]
     return runs[-1] if runs else RunFolder(_default(model, data))
 
 
 def _claim_free(stem: Path, held: contextlib.ExitStack) -> RunFolder:
-    """The first numbered folder that holds no run and that no other process holds, claimed."""
+    """Claim the first numbered folder that holds no run and that no other process uses."""
     for folder in numbered_folders(stem, existing=False):
         if folder.holds_run:
             continue
         with contextlib.ExitStack() as claim, contextlib.suppress(FolderInUse):
             claim.enter_context(folder.claimed())
-            # it may have been finished a moment ago
+            # another process may have finished a run here just before the claim
             if not folder.holds_run:
                 held.enter_context(claim.pop_all())
                 return folder
@@ -149,20 +149,20 @@ def reading(checkpoint: str | Path | None, trust: bool) -> Iterator[None]:
 
 
 def check_whole(checkpoint: Path):
-    """Raise InputError unless a checkpoint is whole, by its checksums."""
+    """Raise InputError if a file of the checkpoint is missing or its checksum differs."""
     if damage := find_damage(checkpoint):
         raise InputError(f"{checkpoint} is not a complete checkpoint: {damage}")
 
 
 def check_resumes(config: LlataConfig, data: DataSettings, checkpoint: str | Path):
-    """Raise InputError where `checkpoint` was trained with other settings of those that its weights rest on."""
+    """Raise InputError if `checkpoint` was trained with other values of settings that its weights depend on."""
     path = Path(checkpoint, CONFIG)
     try:
         theirs = LlataConfig.from_dict(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the checkpoint's settings {path}: {error}") from None
     run = RunFolder(Path(checkpoint).parent)
-    # a checkpoint may have been brought here without its run
+    # a checkpoint may have been copied here without its run
     settings = run.read_settings() if (run / SETTINGS).is_file() else {}
     series = {name: settings[name] for name in vars(data) if name in settings}
     if isinstance(series.get("dataset"), str):
@@ -176,7 +176,7 @@ def check_resumes(config: LlataConfig, data: DataSettings, checkpoint: str | Pat
 
 
 def _has_same_backbone(theirs: LlataConfig, config: LlataConfig) -> bool:
-    """Whether two models rest on the same frozen base, wherever it lies."""
+    """Whether two models use the same frozen base, wherever it is stored."""
     ours, their = config.backbone_fingerprint, theirs.backbone_fingerprint
     if ours is not None and their is not None:
         return same_weights(their, ours)
@@ -189,7 +189,7 @@ def _has_same_backbone(theirs: LlataConfig, config: LlataConfig) -> bool:
 def begin(claim: Claim, training: ForecastTrainingArguments, settings: dict):
     """Write a run's settings into its folder; rank 0 calls it once nothing else can refuse the run.
 
-    What a run that is overwritten has left goes. The best checkpoint so far is copied where it lies elsewhere: a run
+    An overwritten run's files are deleted. A best checkpoint that lies elsewhere is copied here, so that the run
     depends on nothing outside its folder.
     """
     folder, best = claim.folder, claim.best

@@ -1,8 +1,8 @@
-"""SIGTERM, and the end of the launcher, stop a training in order: a step is finished, a checkpoint written, the exit 0.
+"""Graceful stops: on SIGTERM or when the launcher dies, training finishes its step, saves a checkpoint and exits 0.
 
-Schedulers send SIGTERM and wait, often for half a minute, before they kill. Some launchers forward it to their ranks,
-others die and leave them behind, so that ranks also watch who started them. One rank's word stops all of them at the
-same step.
+Schedulers send SIGTERM and wait, often for half a minute, before they kill. Some launchers forward it to their ranks;
+others die and leave their ranks behind, so each rank also watches its launcher. A request to any one rank stops all
+ranks at the same step.
 """
 
 import os
@@ -20,7 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..ranks import Stopped, any_rank
 
 _EVALUATION_SECONDS = 20
-"""A stop waits so long for an evaluation; without its score the step's checkpoint would not resume to the same run."""
+"""How long a stop waits for an evaluation; without its score, resuming from this step would give another run."""
 
 _requested: float | None = None
 _training = False
@@ -28,15 +28,15 @@ _where = "nothing to resume from: there is no checkpoint yet"
 
 
 def where_it_stands() -> str:
-    """From where an interrupted training can be resumed, as the end of a sentence."""
+    """Where an interrupted training can be resumed, as the end of a sentence."""
     return _where
 
 
 @contextmanager
 def stopping_on_sigterm() -> Iterator[None]:
-    """SIGTERM, or the launcher's end, asks a training inside to stop; where none is under way, it ends the program.
+    """Inside, SIGTERM or the death of the launcher stops the current training, or ends the program if there is none.
 
-    In another thread than the main one, which alone receives signals, it does nothing.
+    Does nothing outside the main thread, which alone receives signals.
     """
     global _requested, _training, _where
     if threading.current_thread() is not threading.main_thread():
@@ -63,7 +63,7 @@ def _ask(*_):
 
 def _stop(together: bool, when: str = ""):
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        # print may be what the signal has interrupted
+        # not print: the signal may have interrupted a print
         os.write(sys.stdout.fileno(), f"\nstopped{when}; {_where}\n".encode())
     raise Stopped(together)
 
@@ -77,11 +77,11 @@ def _watch_launcher(done: threading.Event):
 
 
 def _launcher() -> list[int]:
-    """The processes whose end must be this one's: its parent, and DeepSpeed's runner, which forwards nothing."""
+    """The processes that this one must not outlive: its parent, and DeepSpeed's runner, which forwards no signals."""
     parents = [os.getppid()]
     try:
         if b"deepspeed.launcher.launch" in Path(f"/proc/{parents[0]}/cmdline").read_bytes():
-            # the name in parentheses may hold anything
+            # the name in parentheses may contain any characters
             status = Path(f"/proc/{parents[0]}/stat").read_text().rpartition(")")[2].split()
             parents.append(int(status[1]))
     except OSError:
@@ -90,9 +90,9 @@ def _launcher() -> list[int]:
 
 
 class Stopping(TrainerCallback):
-    """Ends a training at the step at which any rank was asked to; comes before what prepares a checkpoint.
+    """Ends training at the step at which any rank received a request; runs before callbacks that prepare a checkpoint.
 
-    A checkpoint is written there. Where the epoch ends, too, that is after its evaluation.
+    It saves a checkpoint there; at the end of an epoch, only after the epoch's evaluation.
     """
 
     def __init__(self):
@@ -117,7 +117,7 @@ class Stopping(TrainerCallback):
         control.should_save |= self._agreed and self._saved_step != state.global_step
 
     def on_evaluate(self, args, state, control, **kwargs):
-        # it may have taken long
+        # a request may have arrived during a long evaluation
         self._agreed = any_rank(_requested is not None)
         control.should_save |= self._agreed
 
@@ -126,7 +126,7 @@ class Stopping(TrainerCallback):
         self._note(Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"))
 
     def on_prediction_step(self, args, state, control, **kwargs):
-        # of several ranks the others would wait for this one
+        # with several ranks, the others would wait for this one
         alone = args.world_size == 1
         if alone and _requested is not None and time.monotonic() - _requested > _EVALUATION_SECONDS:
             self._leave(state)
@@ -136,7 +136,7 @@ class Stopping(TrainerCallback):
         _training = False
 
     def leave_if_agreed(self, state):
-        """Every rank calls it once what a step, or an epoch, leaves to be done is done."""
+        """Every rank calls it once the work that follows a step or an epoch is done."""
         if self._agreed and not self._epoch_ends:
             self._leave(state)
 
@@ -146,4 +146,4 @@ class Stopping(TrainerCallback):
     @staticmethod
     def _note(checkpoint: str | Path):
         global _where
-        _where = f"--resume_from_checkpoint {checkpoint} goes on from there"
+        _where = f"resume with --resume_from_checkpoint {checkpoint}"

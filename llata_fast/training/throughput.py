@@ -1,7 +1,7 @@
-"""When training stops, and how fast it is: windows, tokens and floating-point work a second, in log and metrics.json.
+"""When training stops early, and its speed: windows, tokens and FLOPs per second, for the log and metrics.json.
 
-Times are the host's between points where it has waited for the device anyway (a log, an evaluation, a checkpoint), so
-nothing is synchronised for their sake but the end of the first step, which warms up and is left out.
+Times are the host's, taken where it waits for the device anyway (a log, an evaluation, a checkpoint), so timing adds no
+synchronisation except at the end of the first step, a warm-up that is left out.
 """
 
 import copy
@@ -21,13 +21,13 @@ from ..planning.flops import count_flops
 if TYPE_CHECKING:
     from ..modeling import LlataForPrediction
 
-# bytes of the three matrices: 96 MiB in 16 bits
+# edge length; three matrices take 96 MiB in 16 bits
 _MATMUL_SIZE = {"cuda": 4096, "cpu": 512}
 _MATMUL_SECONDS = 0.2
 
 
 def memory_hint(error: BaseException) -> str:
-    """One line for an out-of-memory error: what to lower first."""
+    """One line for an out-of-memory error: which setting to lower first."""
     needed = str(error).strip().partition(". ")[0]
     return (
         f"{needed}: raise --gradient_accumulation_steps (the same training in smaller pieces), then try "
@@ -37,19 +37,19 @@ def memory_hint(error: BaseException) -> str:
 
 
 def micro_step_flops(model: "LlataForPrediction", num_windows: int, num_channels: int) -> int:
-    """FLOPs of forward and backward over a micro-batch, counted on tensors without memory.
+    """FLOPs of forward and backward pass over a micro-batch, counted on tensors without memory.
 
-    Frozen weights get no weight gradients and cost none; what activation checkpointing computes twice counts once.
+    Frozen weights have no weight gradients and cost none; work repeated by activation checkpointing counts once.
     """
     config = copy.deepcopy(model.config)
     config.attn_implementation = "auto"
-    # the products are the same, and the losses of M4 want more of each series than its values
+    # products do not depend on the loss, and M4's losses need more inputs than the values of the series
     config.task_loss = config.consistency_loss = "mse"
     with torch.device("meta"):
         twin = type(model)(config).train()
         for module in twin.modules():
             if isinstance(module, PreTrainedModel):
-                # other implementations read values, which are not there
+                # other implementations read values, which meta tensors do not have
                 module.config._attn_implementation = CAUSAL_SDPA
         past = torch.empty(num_windows, config.context_length, num_channels)
         future = torch.empty(num_windows, config.prediction_length, num_channels)
@@ -58,9 +58,9 @@ def micro_step_flops(model: "LlataForPrediction", num_windows: int, num_channels
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a square matrix product, the best of some 0.2 s: the ceiling of utilisation."""
+    """FLOP/s of a square matrix product, the best over about 0.2 s: the denominator of MFU."""
     size = _MATMUL_SIZE.get(device.type, 512)
-    # no random numbers: training's own must not depend on being watched
+    # no random numbers: measuring must not change those of the training
     matrix = torch.arange(size * size, device=device).cos().view(size, size).to(dtype)
     best, deadline = float("inf"), time.perf_counter() + _MATMUL_SECONDS
     _synchronize(device)
@@ -79,24 +79,24 @@ def _synchronize(device: torch.device):
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """Stops after `early_stopping_patience` evaluations without a better one; a resumed run goes on counting."""
+    """Stops after `early_stopping_patience` evaluations without an improvement; a resumed run continues the count."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
-        # not the Trainer's own restoring, which would bring the patience of then back, too
+        # the Trainer's own restore would also bring back the old patience
         if (stored := state.stateful_callbacks.get(type(self).__name__)) is not None:
             self.early_stopping_patience_counter = stored["attributes"]["early_stopping_patience_counter"]
 
 
 class ThroughputCallback(TrainerCallback):
-    """Counts what all ranks train, and times it; each rank counts for itself, without a word to the others.
+    """Counts and times the training of all ranks; each rank counts for itself, without communication.
 
     Args:
         device: where this rank computes.
-        num_ranks: ranks that train side by side.
-        tokens_per_window: tokens of one window in one branch, channels together.
-        flops_per_window: of a training step.
-        peak_flops: FLOP/s of one rank's device; None leaves `mfu` out.
+        num_ranks: ranks that train in parallel.
+        tokens_per_window: tokens of one window in one branch, over all channels.
+        flops_per_window: FLOPs of a training step, per window.
+        peak_flops: FLOP/s of one rank's device; None leaves out `mfu`.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class ThroughputCallback(TrainerCallback):
         self._total = dict(self._reported)
 
     def fetch(self, get: Callable[[], tuple[list[dict], object]]) -> tuple[list[dict], object]:
-        """`get()`, the micro-batches of the next step on this rank, timed and counted; the step's clock starts here."""
+        """`get()`, timed: this rank's micro-batches of the next step; the step's clock starts here."""
         start = time.perf_counter()
         if self._clock is None:
             self._clock = start
@@ -150,14 +150,14 @@ class ThroughputCallback(TrainerCallback):
             self._clock = None
 
     def report(self) -> dict[str, float]:
-        """Figures since the last report, {} where nothing was timed; the caller has just read the loss back."""
+        """Figures since the last report, {} if nothing was timed; call it right after reading the loss back."""
         self._stop()
         since = {name: value - self._reported[name] for name, value in self._total.items()}
         self._reported = dict(self._total)
         return self._figures(since)
 
     def summary(self) -> dict[str, float]:
-        """Figures of the whole training but its first step."""
+        """Figures of the whole training except its first step."""
         self._stop()
         return self._figures(self._total)
 
@@ -177,7 +177,7 @@ class ThroughputCallback(TrainerCallback):
         return figures
 
     def _peak_memory(self) -> int:
-        """Bytes: of this rank's tensors on a GPU, of its process on a CPU."""
+        """Peak bytes: of this rank's tensors on a GPU, of its process on a CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return _peak_resident_bytes()
@@ -186,7 +186,7 @@ class ThroughputCallback(TrainerCallback):
 def _peak_resident_bytes() -> int:
     status = Path("/proc/self/status")
     if status.exists():
-        # Linux's getrusage begins at what the process held that started this one
+        # Linux's getrusage starts at the parent process's peak
         return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak

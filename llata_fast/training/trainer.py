@@ -1,4 +1,4 @@
-"""The Hugging Face Trainer, subclassed only where a forecaster differs from a language model."""
+"""The Hugging Face Trainer, overridden only where a forecaster differs from a language model."""
 
 import copy
 import functools
@@ -36,15 +36,15 @@ from .throughput import EarlyStopping, ThroughputCallback, matmul_rate, micro_st
 
 _log = logging.getLogger(__name__)
 
-# the reference trains these at a rate of their own: attention of encoder and cross-attention, alignment projections
+# the reference trains these at a separate rate: attention of encoder and cross-attention, alignment projections
 _PROJECTIONS = re.compile(r"alignment\.|(encoder|cross_attention)\.(q|kv|qkv|out)_proj\.")
 _TARGET_TERMS = ("task_loss", "quantile_loss")
-"""Terms that are sums over targets."""
+"""Loss terms that are sums over targets."""
 _LOSS_TERMS = ("task_loss", "quantile_loss", "consistency_loss", "alignment_loss")
 
 
 class ForecastTrainer(Trainer):
-    """Adds two learning-rate groups, streamed forecast metrics and the terms of the loss in the log."""
+    """Adds two learning-rate groups, streaming forecast metrics, and the terms of the loss in the log."""
 
     args: ForecastTrainingArguments
     model: LlataForPrediction
@@ -56,14 +56,14 @@ class ForecastTrainer(Trainer):
         if args.deepspeed is not None:
             finish_partitioning(model, args.hf_deepspeed_config.dtype(), args.device)
             frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-            # its checkpoints leave them out
+            # checkpoints leave the frozen base out
             model.register_load_state_dict_post_hook(functools.partial(_may_lack, frozen))
         self.metrics = ForecastMetrics(columns)
         self._terms: dict[str, Tensor] = {}
         self._num_steps = 0.0
         self._micro_steps, self._windows = 1, 1
         self._target_scale: Tensor | None = None
-        # the Trainer deletes old checkpoints before a new one is whole
+        # the Trainer would delete old checkpoints before the new one is complete
         self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
         self.run = RunFolder(args.output_dir)
         self.average = WeightAverage(model, args.average_decay) if args.average_decay else None
@@ -94,7 +94,7 @@ class ForecastTrainer(Trainer):
         args, config, micro_batch = self.args, self.model.config, self.args.per_device_train_batch_size
         figures = {}
         if self.is_world_process_zero():
-            # transformers would partition what has no memory, and wait for the other ranks
+            # transformers would partition a model without memory, and wait for the other ranks
             with whole_models():
                 flops = micro_step_flops(self.model, micro_batch, num_channels)
             figures = {
@@ -109,8 +109,8 @@ class ForecastTrainer(Trainer):
         step = args.per_device_train_batch_size * args.world_size
         left = len(self.train_dataset) % step
         if args.torch_compile and 0 < left < len(self.train_dataset):
-            # a compiled step has one size: the rest of an epoch, drawn anew each time, would be compiled apart
-            _log.info("the compiled step leaves out %d windows an epoch, less than a batch of %d", left, step)
+            # a compiled step has one batch size: the rest of an epoch (drawn anew each time) would need another one
+            _log.info("each epoch of the compiled step leaves out %d windows, less than a batch of %d", left, step)
             args.dataloader_drop_last = True
         try:
             return super().get_train_dataloader()
@@ -118,14 +118,14 @@ class ForecastTrainer(Trainer):
             args.dataloader_drop_last = given
 
     def _get_train_sampler(self, train_dataset=None):
-        # what is drawn at random already is taken as it comes
+        # a dataset that draws at random is read in order
         if self.train_dataset.in_order:
             return SequentialSampler(self.train_dataset)
         return super()._get_train_sampler(train_dataset)
 
     def get_batch_samples(self, *args, **kwargs):
         if self.state.global_step >= self.state.max_steps:
-            # the Trainer counts after a step: a run that is resumed at its end would be trained beyond it
+            # the Trainer checks the count after a step: a run resumed at its end would train beyond it
             return [], None
         fetched = self.throughput.fetch(lambda: super(ForecastTrainer, self).get_batch_samples(*args, **kwargs))
         self._micro_steps, self._windows = len(fetched[0]), sum(len(batch["past_values"]) for batch in fetched[0])
@@ -133,9 +133,9 @@ class ForecastTrainer(Trainer):
         return fetched
 
     def _unobserved_scale(self, batches: list[dict[str, Tensor]]) -> Tensor | None:
-        """Targets of a step over those of them that are observed, all ranks together; None where none is missing.
+        """All targets of a step divided by the observed ones, over all ranks; None if the dataset needs no rescaling.
 
-        The losses divide by all targets: a mixture's step, of which any share may be padding, would have any scale.
+        The losses divide by all targets, but any share of a mixture's step may be padding.
         """
         if not self.train_dataset.in_order or not batches:
             return None
@@ -149,15 +149,15 @@ class ForecastTrainer(Trainer):
         self.stopping.leave_if_agreed(self.state)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        """Write what is trained, in fp32, and the configuration; every rank calls it.
+        """Write the trained weights, in fp32, and the configuration; every rank calls it.
 
         Raises:
-            InputError: on every rank, for weights that are not finite.
+            InputError: on every rank, if a weight is not finite.
         """
         self._write_model(output_dir, _internal_call, checked=True)
 
     def write_model(self, output_dir: str):
-        """`save_model` without the check that weights are finite."""
+        """`save_model` without the check for weights that are not finite."""
         self._write_model(output_dir, True, checked=False)
 
     def _write_model(self, output_dir: str | None, internal_call: bool, checked: bool):
@@ -173,7 +173,7 @@ class ForecastTrainer(Trainer):
             super().save_model(output_dir, internal_call)
 
     def _save_checkpoint(self, model, trial):
-        """The Trainer's checkpoint under another name, and its own once a manifest vouches for all of it."""
+        """Write the Trainer's checkpoint under a temporary name, and rename it once its manifest is complete."""
         args, state, name = self.args, self.state, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         partial = partial_name(self.run / name)
         on_first_rank(lambda: delete_tree(partial))
@@ -185,7 +185,7 @@ class ForecastTrainer(Trainer):
                 args.output_dir = str(self.run)
             best = self.best_checkpoint
             if args.should_save:
-                # a path would lead a run that was moved to another's weights
+                # a path would point a moved run to another run's weights
                 state.best_model_checkpoint, state.stateful_callbacks[BEST_CHECKPOINT] = None, best
                 state.stateful_callbacks[BEST_BY] = measure(args)
                 state.save_to_json(str(partial / name / TRAINER_STATE))
@@ -209,7 +209,7 @@ class ForecastTrainer(Trainer):
         if not self.is_deepspeed_enabled:
             return super()._save_optimizer_and_scheduler(output_dir)
         engine = self.model_wrapped
-        # the Trainer asks for it with PEFT's models alone
+        # the Trainer sets this only for PEFT models
         engine.save_checkpoint = functools.partial(engine.save_checkpoint, exclude_frozen_parameters=True)
         try:
             super()._save_optimizer_and_scheduler(output_dir)
@@ -218,7 +218,7 @@ class ForecastTrainer(Trainer):
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         if self.is_deepspeed_enabled and resume_from_checkpoint is not None:
-            # read when DeepSpeed's engine is made
+            # DeepSpeed reads it when it creates its engine
             config = self.accelerator.state.deepspeed_plugin.deepspeed_config
             config["checkpoint"] = config.get("checkpoint", {}) | {
                 "load_universal": is_universal(resume_from_checkpoint)
@@ -242,7 +242,7 @@ class ForecastTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None):
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.is_deepspeed_enabled and checkpoint is not None and is_universal(checkpoint):
-            # ZeRO-3 gives all groups the first one's rate, and one and the same counter of steps
+            # ZeRO-3 restores the first group's rate, and one shared step counter, for all groups
             for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
                 group["lr"] = rate
             for state in self.optimizer.state.values():
@@ -251,14 +251,14 @@ class ForecastTrainer(Trainer):
             self._take_over_rates()
 
     def _take_over_rates(self):
-        """Put the settings' rates, decay and beta2 in the place of the checkpoint's: they may differ on resume."""
+        """Replace the checkpoint's learning rates, weight decay and beta2 by the settings', which may have changed."""
         args, groups = self.args, self.optimizer.param_groups
         rates = [args.learning_rate, args.projection_learning_rate]
         for group in groups:
             group["weight_decay"] = args.weight_decay
             if "betas" in group:
                 group["betas"] = (args.adam_beta1, args.adam_beta2)
-        # accelerate wraps it for DeepSpeed
+        # accelerate wraps the schedule for DeepSpeed
         schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
         if isinstance(schedule, LambdaLR):
             schedule.base_lrs = rates
@@ -295,7 +295,7 @@ class ForecastTrainer(Trainer):
         ]
 
     def _prepare_input(self, data):
-        # the Trainer would cast every float to DeepSpeed's half precision; series and targets stay fp32
+        # the Trainer would cast every float to DeepSpeed's half precision; series and targets must stay fp32
         return data.to(self.args.device) if isinstance(data, Tensor) else super()._prepare_input(data)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -307,16 +307,16 @@ class ForecastTrainer(Trainer):
         if model.training:
             terms = {name: outputs[name] for name in ("loss", *_LOSS_TERMS) if name in outputs}
             self.guard.watch(inputs, windows, random, terms)
-            # the Trainer takes the mean over micro-batches, of which an epoch's last one may be smaller
+            # the Trainer averages micro-batches with equal weight, but an epoch's last one may be smaller
             if self._target_scale is not None:
                 for name in [name for name in _TARGET_TERMS if name in outputs]:
                     loss = loss + outputs[name] * (self._target_scale - 1)
                     outputs[name] = outputs[name] * self._target_scale
             share = len(inputs["past_values"]) / self._windows
             loss = loss * (len(inputs["past_values"]) * self._micro_steps / self._windows)
-            # an ablation lacks some
+            # an ablation may lack some terms
             for name in [name for name in _LOSS_TERMS if name in outputs]:
-                # a product is a copy, too: the next step of a CUDA graph writes where this one did
+                # the product also copies: a CUDA graph overwrites these buffers in its next step
                 self._terms[name] = self._terms.get(name, 0) + outputs[name].detach() * share
             self._num_steps += share
         return (loss, outputs) if return_outputs else loss
@@ -331,14 +331,14 @@ class ForecastTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def test(self, windows: Windows) -> dict[str, Any]:
-        """{"mse", "mae", "per_channel"} over every one of the windows; the same on every rank."""
-        # it would look for the validation's score among these
+        """{"mse", "mae", "per_channel"} over all the windows; the same on every rank."""
+        # it would look for the validation score in these metrics
         self.remove_callback(EarlyStopping)
         scores = self.evaluate(windows.to(self.args.device), metric_key_prefix="test")
         return {"mse": scores["test_mse"], "mae": scores["test_mae"], "per_channel": self.metrics.per_channel}
 
     def kept_validation(self) -> dict[str, float] | None:
-        """{"step", "mse", "mae", "loss"} of the validation of the weights that were kept; None where nobody did it."""
+        """{"step", "mse", "mae", "loss"}: validation scores of the kept weights; None if they were not validated."""
         best = self.best_checkpoint
         kept = int(best.rpartition("-")[2]) if best else self.state.global_step
         for entry in reversed(self.state.log_history):
@@ -349,9 +349,9 @@ class ForecastTrainer(Trainer):
     def forecast(
         self, past_values: Tensor, past_observed_mask: Tensor, covariates: dict[str, Tensor] | None = None
     ) -> Tensor:
-        """Standardised lookbacks [B, L, C] -> forecasts [B, H, C] likewise; every rank calls it, with the same ones.
+        """Standardised lookbacks [B, L, C] -> standardised forecasts [B, H, C]; every rank passes the same lookbacks.
 
-        `covariates`: the model's inputs of that kind, by name.
+        `covariates`: the model's covariate inputs, by name.
         """
         self.model.eval()
         return forecast_windows(
@@ -364,7 +364,7 @@ class ForecastTrainer(Trainer):
 
     @torch.inference_mode()
     def outputs(self, inputs: dict[str, Tensor | None]) -> tuple[Tensor, ...]:
-        """The model's forecasts [B, H, C] and, where it has the head, quantiles [B, H, C, Q]; every rank calls it."""
+        """The model's forecasts [B, H, C] and, with a quantile head, quantiles [B, H, C, Q]; every rank calls it."""
         self.model.eval()
         with self.compute_loss_context_manager():
             output = self.model(**self._prepare_inputs(inputs))
@@ -372,7 +372,7 @@ class ForecastTrainer(Trainer):
         return both if output.quantile_outputs is not None else both[:1]
 
     def forecast_quantiles(self, past_values: Tensor, past_observed_mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Lookbacks [B, L, C] in units of their own -> forecasts [B, H, C], and quantiles [B, H, C, Q] or None."""
+        """Lookbacks [B, L, C] in their own units -> forecasts [B, H, C], and quantiles [B, H, C, Q] or None."""
         result = self.outputs({"past_values": past_values, "past_observed_mask": past_observed_mask})
         return result[0], result[1] if len(result) > 1 else None
 

@@ -1,4 +1,4 @@
-"""Whether the language model earned what was kept of a training: the same one without it, beside the same start."""
+"""Whether the language model earned its place: the same training without it, from the same linear start."""
 
 import copy
 import tempfile
@@ -14,10 +14,10 @@ from .trainer import ForecastTrainer
 
 
 def learned_without_language_model(trainer: ForecastTrainer) -> LearnedShare | None:
-    """What as many steps, the same windows and the same settings learn with the tokens passed on as they are.
+    """Train with the same steps, windows and settings, but pass the tokens on unchanged instead of to the model.
 
-    It takes a fraction of the time that `trainer` took. None where there is no language model or no linear start, and
-    on several ranks or under DeepSpeed, which serves one model per process.
+    It takes a fraction of `trainer`'s time. None without a language model or a linear start, on several ranks, or
+    under DeepSpeed, which supports one model per process.
     """
     model, args = trainer.model, trainer.args
     if not model.config.has_language_model or model.skip is None or args.world_size > 1 or args.deepspeed is not None:
@@ -32,7 +32,7 @@ def learned_without_language_model(trainer: ForecastTrainer) -> LearnedShare | N
         args = copy.copy(args)
         vars(args).update(output_dir=folder, report_to=[], disable_tqdm=True, resume_from_checkpoint=None)
         beside = ForecastTrainer(other, args, trainer.splits, list(trainer.metrics.columns))
-        # a stop leaves at once: the run is written, and these checkpoints go
+        # a stop may end at once: the run is already written, and these checkpoints are discarded
         beside.remove_callback(Stopping)
         began = time.perf_counter()
         beside.train()

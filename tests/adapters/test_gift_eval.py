@@ -197,4 +197,4 @@ def test_command_scores_a_run_beside_the_baseline(folder, tmp_path, capsys):
     assert "batch_size must be at least 1" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*command, "m4_weekly", "--model", "seasonal_naive"])
-    assert "a folder of its own" in capsys.readouterr().err
+    assert "a valid folder name" in capsys.readouterr().err

@@ -229,8 +229,8 @@ def test_a_backend_without_sliding_windows_is_refused(machine, tmp_path):
 def test_attention_dropout_is_dropped_only_on_request(machine, tmp_path):
     backbone = random_backbone(tmp_path, "gpt2", attn_pdrop=0.25)
     machine(flash_attention_3=WithoutDropout())
-    assert f"{FA3}: it has no attention dropout, the backbone has 0.25" in chosen(backbone)
-    assert chosen(backbone, FA3) == f"{FA3} (forced, it has no attention dropout, the backbone has 0.25)"
+    assert f"{FA3}: it has no attention dropout, but the backbone has 0.25" in chosen(backbone)
+    assert chosen(backbone, FA3) == f"{FA3} (forced, it has no attention dropout, but the backbone has 0.25)"
     machine(flash_attention_3=WithoutDropout(), flash_attention_2=StandIn())
     assert chosen(backbone).startswith(FA2)
     assert "dropout_p" in inspect.signature(StandIn().flash_attn_func).parameters
@@ -238,7 +238,7 @@ def test_attention_dropout_is_dropped_only_on_request(machine, tmp_path):
 
 def test_the_reason_names_tokens_and_dtype(machine, llama):
     machine(flash_attention_2=StandIn())
-    assert chosen(llama, num_tokens=5) == f"sdpa ({FA2} pays from {NUM_TOKENS} tokens, these are 5)"
+    assert chosen(llama, num_tokens=5) == f"sdpa ({FA2} is faster only from {NUM_TOKENS} tokens, these are 5)"
     assert chosen(llama, dtype=torch.float32) == f"sdpa ({FA2} takes bf16 and fp16, this is torch.float32)"
     choice = choose_attention(read_backbone_config(llama, 2))
     assert "this is meta" in choice.explain(NUM_TOKENS, torch.bfloat16, torch.device("meta"))

@@ -80,4 +80,4 @@ def test_an_unwritable_cache_is_only_a_warning(source, reads, tmp_path, monkeypa
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert_same(load(source), load(source))
-    assert "could not be kept" in caplog.text and reads == [1, 1]
+    assert "could not be cached" in caplog.text and reads == [1, 1]

@@ -64,7 +64,7 @@ def test_a_base_is_named_by_an_absolute_path(tmp_path, monkeypatch):
     assert settled_source("random:base") == f"random:{tmp_path / 'base'}"
     assert settled_source("random:gpt2") == "random:gpt2"
     assert settled_source("SmolLM2-135M-Instruct") == "SmolLM2-135M-Instruct"
-    with pytest.raises(InputError, match="no such file or folder; say where it is by --backbone"):
+    with pytest.raises(InputError, match="no such file or folder; give its location by --backbone"):
         settled_source(str(tmp_path / "absent"))
 
 

@@ -154,7 +154,7 @@ def test_unusable_cache_folder_is_a_warning(tmp_path, caplog):
     (tmp_path / "file").touch()
     with caplog.at_level(logging.WARNING):
         result = load_prototypes(embeddings(100), 5, cache_dir=tmp_path / "file" / "below")
-    assert result.shape == (5, 48) and "could not be kept" in caplog.text
+    assert result.shape == (5, 48) and "could not be cached" in caplog.text
 
 
 def test_ranks_may_race(tmp_path, monkeypatch, caplog):

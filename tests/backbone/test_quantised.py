@@ -252,8 +252,8 @@ def broken():
     [
         (None, "cuda", False, "base_precision int8 needs bitsandbytes: pip install llata-fast[quantization]"),
         (broken, "cuda", False, "which cannot be imported (OSError: libbitsandbytes.so: cannot open"),
-        (ModuleType, "cuda", False, "base_precision int8 needs a CUDA device, and there is none here"),
-        (ModuleType, "cpu", True, "base_precision int8 cannot be partitioned by ZeRO-3: take a stage below it"),
+        (ModuleType, "cuda", False, "base_precision int8 needs a CUDA device, but there is none here"),
+        (ModuleType, "cpu", True, "base_precision int8 cannot be partitioned by ZeRO-3: use a lower stage"),
     ],
     ids=["absent", "broken", "no GPU", "ZeRO-3"],
 )

@@ -234,7 +234,7 @@ def test_commands(folder, df, capsys):
     assert len(scores.columns) == 4
     with pytest.raises(SystemExit):
         main(["evaluate", f"{folder}/x"])
-    assert "llata_fast backtest" in capsys.readouterr().err
+    assert "llata-fast backtest" in capsys.readouterr().err
 
 
 LOADED = """

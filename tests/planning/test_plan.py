@@ -321,7 +321,7 @@ def test_without_a_language_model(tmp_path, capsys):
         (["--base_precision", "int4", "--gpu", "cpu"], "base_precision int4 needs a CUDA device"),
         (["--base_precision", "int8", "--stage", "zero3"], "base_precision int8 cannot be partitioned by ZeRO-3"),
         (["--backbone", "no/such/place"], "no such file or folder"),
-        (["--known_covariates", "week=seven"], "'week=seven' is not NAME or NAME=N"),
+        (["--known_covariates", "week=seven"], "'week=seven' must be NAME, or NAME=N"),
         (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps must be at least 1"),
         (["--ablation", "no_llm", "--gradient_checkpointing"], "ablation no_llm has no blocks"),
     ],

@@ -150,7 +150,10 @@ def test_a_moved_run_keeps_its_own_best_weights(settings, whole, tmp_path, capfd
     (moved / "model.safetensors").unlink()
     with pytest.raises(SystemExit) as exit:
         run(settings, moved, resume_from_checkpoint="last")
-    assert exit.value.code == 2 and f"lacks checkpoint-{best}, the best up to checkpoint-4" in capfd.readouterr().err
+    assert (
+        exit.value.code == 2
+        and f"lacks checkpoint-{best}, the best checkpoint up to checkpoint-4" in capfd.readouterr().err
+    )
 
 
 def test_a_run_resumed_in_another_folder_copies_its_best_checkpoint(settings, whole, tmp_path):
@@ -226,7 +229,7 @@ def test_another_metric_chooses_the_best_again(settings, whole, tmp_path, capfd)
     # the share of the learned part is chosen afterwards
     kept, name = load_file(folder / f"checkpoint-{lowest}" / "model.safetensors"), "alignment.text_weight"
     assert torch.equal(again[name], kept[name]) and not torch.equal(again[name], weights[name])
-    line = f"the best checkpoint by the lowest mae is checkpoint-{lowest}; by the highest mse it was checkpoint-{best}"
+    line = f"the best checkpoint by lowest mae is checkpoint-{lowest}; by highest mse it was checkpoint-{best}"
     assert line in capfd.readouterr().out
     assert RunFolder(moved).read_metrics()["validation"]["step"] == lowest
 

@@ -29,7 +29,7 @@ def drops(monkeypatch):
 def test_the_last_smaller_batch_is_dropped(drops, caplog):
     with caplog.at_level(logging.INFO, "llata_fast"):
         assert drops(50, compiled=True) is True
-    assert "leaves out 2 windows an epoch, less than a batch of 16" in caplog.text
+    assert "leaves out 2 windows, less than a batch of 16" in caplog.text
 
 
 def test_nothing_is_dropped_otherwise(drops, caplog):

@@ -47,7 +47,7 @@ def test_every_run_gets_a_new_folder(runs, tmp_path):
     (tmp_path / "runs" / "Metro-336-96-3").mkdir()
     (tmp_path / "runs" / "Metro-336-96-3" / "model.safetensors").touch()
     assert settled() == ("runs/Metro-336-96-4", None)
-    with pytest.raises(InputError, match="Metro-336-96-3 holds a run already"):
+    with pytest.raises(InputError, match="Metro-336-96-3 already holds a run"):
         settled("--output_dir", "runs/Metro-336-96-3")
 
 
@@ -94,7 +94,7 @@ def test_the_best_checkpoint_is_the_runs_own(runs, tmp_path):
     for name in ("Metro-336-96", "copy"):
         checkpoint(tmp_path / "runs" / name, 7, best=6)
     resume = ("--resume_from_checkpoint", "runs/copy/checkpoint-7")
-    with pytest.raises(InputError, match="runs/copy lacks checkpoint-6, the best up to checkpoint-7"):
+    with pytest.raises(InputError, match="runs/copy lacks checkpoint-6, the best checkpoint up to checkpoint-7"):
         settled(*resume)
     assert settled(*resume, "--load_best_model_at_end", "false") == ("runs/copy", "runs/copy/checkpoint-7")
     best = checkpoint(tmp_path / "runs" / "copy", 6)

@@ -79,5 +79,5 @@ def test_a_stopped_launcher_leaves_a_complete_checkpoint_and_no_process(launcher
     said = log.read_text()
     assert process.returncode == code, said[-3000:]
     checkpoint = RunFolder(run).last_checkpoint().path
-    assert f"--resume_from_checkpoint {checkpoint} goes on from there" in said
+    assert f"resume with --resume_from_checkpoint {checkpoint}" in said
     assert not list(run.glob(".*partial"))
