@@ -1,4 +1,4 @@
-"""Series in, windows out: the registry of named datasets, CSV reading, splits and scaling. Knows nothing of models."""
+"""Series in, windows out: named datasets, reading CSV files, splits and scaling. It does not depend on the model."""
 
 from .registry import DATASETS, DatasetSpec, find_dataset, get_dataset
 from .series import TimeSeries, read_csv, read_series

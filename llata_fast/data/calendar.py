@@ -1,4 +1,4 @@
-"""What a timestamp says of itself, as categories that are known of the future: hour, weekday, month, holidays."""
+"""Categories computed from a timestamp, and so known for the future: hour, weekday, month, holidays."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -20,15 +20,15 @@ _TEXTS = {
 
 
 def calendar_columns(names: Sequence[str], steps: Sequence[Step], where: str) -> tuple[str, ...]:
-    """Columns of the calendar: `names` are hour, weekday, month and countries whose holidays count (DE, US).
+    """Columns of the calendar. `names` may be hour, weekday, month, and countries for public holidays (DE, US).
 
-    Without one of the first three, those of them that a step is finer than.
+    Without any of the first three, it takes those of them that are coarser than the time step.
 
     Raises:
-        InputError: the items count in whole numbers, an unknown name, or `holidays` is not installed.
+        InputError: the items' timestamps are whole numbers, a name is unknown, or `holidays` is not installed.
     """
     if any(isinstance(step, Whole) for step in steps):
-        raise InputError(f"{where}: a calendar takes dates, and these timestamps are whole numbers")
+        raise InputError(f"{where}: a calendar needs dates, but these timestamps are whole numbers")
     finest = min(step.days for step in steps)
     chosen = [name for name in names if name in COLUMNS]
     countries = [name for name in names if name not in COLUMNS]
@@ -40,12 +40,12 @@ def calendar_columns(names: Sequence[str], steps: Sequence[Step], where: str) ->
         *(f"calendar_{HOLIDAY}_{name}" for name in countries),
     )
     if not columns:
-        raise InputError(f"{where}: a calendar says nothing of steps of {finest:.0f} days")
+        raise InputError(f"{where}: no calendar feature varies between steps of {finest:.0f} days")
     return columns
 
 
 def calendar_names(columns: Sequence[str]) -> list[str]:
-    """The names that `calendar_columns` makes these columns of."""
+    """The names from which `calendar_columns` makes these columns."""
     of_parts = {column: name for name, column in COLUMNS.items()}
     return [of_parts.get(column, column.removeprefix(f"calendar_{HOLIDAY}_")) for column in columns]
 
@@ -57,7 +57,7 @@ def calendar_texts(columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def calendar_values(columns: Sequence[str], dates: pd.DatetimeIndex, days: float) -> np.ndarray:
-    """[rows, columns]: the places among `calendar_texts` of rows that begin at `dates` and are `days` long."""
+    """[rows, columns]: indices into `calendar_texts`, for rows that start at `dates` and last `days` days."""
     parts = {COLUMNS[HOUR]: dates.hour, COLUMNS[WEEKDAY]: dates.day_of_week, COLUMNS[MONTH]: dates.month - 1}
     values = [
         parts[column] if column in parts else _has_holiday(column.rpartition("_")[2], dates, days) for column in columns
@@ -66,7 +66,7 @@ def calendar_values(columns: Sequence[str], dates: pd.DatetimeIndex, days: float
 
 
 def _has_holiday(country: str, dates: pd.DatetimeIndex, days: float) -> np.ndarray:
-    """[rows] whether a holiday lies in the row's days."""
+    """[rows]: whether a holiday falls within the row's days."""
     if not len(dates):
         return np.zeros(0)
     first = dates.tz_localize(None).normalize().to_numpy().astype("M8[D]")
@@ -85,5 +85,5 @@ def _holidays(country: str, years: Sequence[int] | range):
         return holidays.country_holidays(country, years=years)
     except NotImplementedError:
         raise InputError(
-            f"calendar {country}: neither {', '.join(COLUMNS)} nor a country whose holidays are known (DE, US)"
+            f"calendar {country}: neither {', '.join(COLUMNS)} nor a country with known holidays (DE, US)"
         ) from None

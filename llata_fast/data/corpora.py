@@ -1,12 +1,12 @@
-"""Corpora larger than memory: the layout of uni2ts and GIFT-Eval, read from memory-mapped buffers.
+"""Corpora larger than memory, in the layout of uni2ts and GIFT-Eval, read from memory-mapped files.
 
-A corpus is a folder that Hugging Face `datasets` writes with `save_to_disk`, a row a series:
+A corpus is a folder that Hugging Face `datasets` writes with `save_to_disk`, with one row per series:
 
     item_id string, start timestamp[s], freq string, target list<float32> or list<list<float32>> [C, T]
 
-with optional feat_dynamic_real and past_feat_dynamic_real. Its Arrow files are mapped, not read: the index holds where
-each channel's values begin and how many they are, and a batch of windows is one gather from the mapped values. Nothing
-in the folder is executed or unpickled.
+and optionally feat_dynamic_real and past_feat_dynamic_real. Its Arrow files are memory-mapped, not read: an index holds
+each channel's offset and length, and a batch of windows is one gather from the mapped values. Nothing in the folder is
+executed or unpickled.
 """
 
 import hashlib
@@ -31,35 +31,35 @@ _STATE, _SPLITS = "state.json", "dataset_dict.json"
 _FILE_MAGIC = b"ARROW1"
 _REBUILD = ": `llata-fast corpus build` makes a corpus of it"
 _CHUNK = 1 << 22
-"""Values that a pass over the whole corpus holds at a time."""
+"""Number of values held at a time in a pass over the whole corpus."""
 
 
 @dataclass(frozen=True)
 class CorpusInfo:
-    """What `corpus info` prints."""
+    """The output of `corpus info`."""
 
     series: int
     channels: int
     """Over all series."""
     steps: int
-    """Values, missing ones included, over all channels."""
+    """Values over all channels, missing ones included."""
     shortest: int
     longest: int
-    """Steps of a channel."""
+    """Time steps of a channel."""
     frequencies: dict[str, int]
-    """Series of each, the most frequent first."""
+    """Series per frequency, the most frequent first."""
     missing: float
-    """Share of the values."""
+    """Share of missing values."""
     empty_series: int
-    """Series without a single value."""
+    """Number of series without any value."""
     hash: str
-    """SHA-256 of what the corpus holds, however it is cut into files."""
+    """SHA-256 of the corpus's content, independent of how it is split into files."""
 
 
 class Corpus:
-    """A corpus on disk, opened.
+    """An open corpus on disk.
 
-    Rows are channels: series s has rows first_row[s] to first_row[s + 1], and row r holds lengths[r] steps.
+    Rows are channels: series s has the rows first_row[s] to first_row[s + 1], and row r has lengths[r] time steps.
     """
 
     def __init__(self, name: str, files: list["_MappedFile"]):
@@ -87,13 +87,13 @@ class Corpus:
 
     @property
     def series_lengths(self) -> np.ndarray:
-        """T of every series, [series] int64; channels of a series have the same."""
+        """T of every series, [series] int64; all channels of a series have the same length."""
         return self.lengths[self.first_row[:-1]]
 
     def gather(self, rows: np.ndarray, starts: np.ndarray, width: int) -> np.ndarray:
-        """Steps [start, start + width) of each of `rows` [B], as float32 [B, width].
+        """Time steps [start, start + width) of each of `rows` [B], as float32 [B, width].
 
-        What lies before a row's first step or behind its last one, and what is not finite, is NaN.
+        NaN before a row's first step, after its last step, and where a value is not finite.
         """
         out = np.empty((len(rows), width), dtype=np.float32)
         files, positions = self._file[rows], self._begin[rows] + starts
@@ -104,24 +104,24 @@ class Corpus:
         partial = np.flatnonzero((starts < 0) | (starts + width > self.lengths[rows]))
         at = starts[partial, None] + steps
         out[partial] = np.where((at >= 0) & (at < self.lengths[rows[partial], None]), out[partial], np.nan)
-        # infinities, and where 64 bits overflow 32
+        # infinities, and float64 values that overflow float32
         out[~np.isfinite(out)] = np.nan
         return out
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """item_id, freq or start of every series: strings, or timestamps in seconds."""
+        """item_id, freq or start of every series, as strings or timestamps in seconds."""
         kind = pa.timestamp("s") if name == "start" else pa.string()
         chunks = [table.column(name).cast(kind, safe=False).chunks for table in self._tables]
         return pa.chunked_array([chunk for part in chunks for chunk in part], type=kind)
 
     def frequencies(self) -> np.ndarray:
-        """The frequency of every series as its corpus spells it, [series] of str."""
+        """The frequency of every series as the corpus spells it, [series] of str."""
         encoded = pc.dictionary_encode(self.column("freq").fill_null("")).combine_chunks()
         words = np.array(encoded.dictionary.to_pylist(), dtype=object)
         return words[encoded.indices.to_numpy()]
 
     def fingerprint(self) -> str:
-        """A hash of all lengths and of some values, to tell corpora apart without reading them."""
+        """A hash of all lengths and a sample of values, which distinguishes corpora without reading them completely."""
         digest = hashlib.sha256(self.lengths.astype("<i8").tobytes() + self.first_row.astype("<i8").tobytes())
         rows = np.linspace(0, len(self.lengths) - 1, min(64, len(self.lengths))).astype(np.int64)
         digest.update(self.gather(rows, self.lengths[rows] // 2, 64).astype("<f4").tobytes())
@@ -154,7 +154,7 @@ class Corpus:
         )
 
     def _runs(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """(rows, all their values in order), some `_CHUNK` values at a time, or one row's."""
+        """(rows, all their values in order), about `_CHUNK` values at a time, or a single row."""
         total = np.cumsum(self.lengths)
         start = 0
         while start < len(total):
@@ -167,7 +167,7 @@ class Corpus:
 
 
 def _gather(flat: np.ndarray, positions: np.ndarray, width: int, out: np.ndarray, chosen: np.ndarray):
-    """out[chosen] = flat[position : position + width]; what lies outside of `flat` is left to the caller to mask."""
+    """out[chosen] = flat[position : position + width]; the caller masks what lies outside of `flat`."""
     inside = (positions >= 0) & (positions + width <= len(flat))
     if len(flat) >= width:
         windows = np.lib.stride_tricks.as_strided(
@@ -187,22 +187,22 @@ def _as_float32(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _MappedFile:
-    """One Arrow file: its columns, and where in its values each channel lies."""
+    """One Arrow file: its columns, and the position of each channel in its values."""
 
     table: pa.Table
     values: np.ndarray
-    """The whole file, seen as values of the target's type."""
+    """The whole file, viewed as values of the target's type."""
     begin: np.ndarray
-    """[rows] int64: index into `values` of a channel's first step."""
+    """[rows] int64: index in `values` of a channel's first time step."""
     lengths: np.ndarray
     num_channels: np.ndarray
 
 
 def open_corpus(path: str | Path) -> Corpus:
-    """The corpus in a folder that `datasets` or `llata-fast corpus build` has written.
+    """Open the corpus in a folder written by `datasets` or `llata-fast corpus build`.
 
-    A folder of several splits opens where it has one alone. Only the index enters memory. Raises InputError for what is
-    no such folder, is damaged, or has another schema.
+    A folder of splits must hold exactly one. Only the index is loaded into memory. Raises InputError if the folder is
+    not a corpus, is damaged, or has another schema.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
@@ -210,7 +210,7 @@ def open_corpus(path: str | Path) -> Corpus:
     if (folder / _SPLITS).is_file():
         splits = _read_json(folder / _SPLITS).get("splits")
         if not isinstance(splits, list) or len(splits) != 1:
-            raise InputError(f"{path} holds several splits: name one of its folders, for instance {path}/train")
+            raise InputError(f"{path} holds several splits: give one of its folders, such as {path}/train")
         return open_corpus(folder / str(splits[0]))
     if not (folder / _STATE).is_file():
         raise InputError(f"{path} holds no {_STATE}: not a corpus; `llata-fast corpus build` makes one")
@@ -224,10 +224,10 @@ def _data_files(folder: Path) -> list[Path]:
     if not names:
         raise InputError(f"{folder / _STATE} names no data file")
     if state.get("_indices_data_files"):
-        raise InputError(f"{folder} is a selection of another dataset: save it anew with flatten_indices()")
+        raise InputError(f"{folder} is a selection of another dataset: save it again after flatten_indices()")
     files = []
     for name in names:
-        # a name that leads out of the folder is no file of this corpus
+        # a name that leads out of the folder is not a file of this corpus
         if not isinstance(name, str) or Path(name).name != name:
             raise InputError(f"{folder / _STATE} names a data file outside of its folder: {name!r}")
         if not (folder / name).is_file():
@@ -242,7 +242,7 @@ def _read_json(path: Path) -> dict:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read {path}: {error}") from None
     if not isinstance(value, dict):
-        raise InputError(f"{path} holds no mapping")
+        raise InputError(f"{path} does not hold a mapping")
     return value
 
 
@@ -254,7 +254,7 @@ def _map_file(path: Path) -> _MappedFile:
         is_file = whole.size >= 6 and whole[:6].to_pybytes() == _FILE_MAGIC
         reader = pa.ipc.open_file(mapped) if is_file else pa.ipc.open_stream(mapped)
         table = reader.read_all()
-        # offsets that point outside would read other memory
+        # offsets that point outside would read foreign memory
         table.validate(full=False)
         for name in {"item_id", "freq"} & set(table.column_names):
             table.column(name).validate(full=True)
@@ -292,7 +292,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _locate(target: pa.Array, whole: pa.Buffer, path: Path):
-    """(type of the values, [rows] begin in the file's values, [rows] lengths, [series] channels) of a target column."""
+    """(value type, [rows] offsets into the file's values, [rows] lengths, [series] channels) of a target column."""
     first, last = _bounds(target, path)
     child = target.values
     num_channels = np.ones(len(target), dtype=np.int64)
@@ -309,7 +309,7 @@ def _locate(target: pa.Array, whole: pa.Buffer, path: Path):
             raise InputError(f"{path}: channels of series {int(uneven.argmax())} differ in length")
     if child.null_count:
         raise InputError(
-            f"{path}: missing values must be NaN, not null: `llata-fast corpus build {path.parent}` mends it"
+            f"{path}: missing values must be NaN, not null; convert it with `llata-fast corpus build {path.parent}`"
         )
     if ((first < 0) | (last < first) | (last > len(child))).any():
         raise InputError(f"{path} is damaged: its offsets point outside of its values")
@@ -324,7 +324,7 @@ def _locate(target: pa.Array, whole: pa.Buffer, path: Path):
 
 
 def _bounds(array: pa.Array, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Where each list of `array` begins and ends in `array.values`."""
+    """The beginning and end of each list of `array` in `array.values`."""
     if array.null_count:
         raise InputError(f"{path}: series {int(np.asarray(array.is_null()).argmax())} has no target")
     if pa.types.is_fixed_size_list(array.type):
@@ -336,7 +336,7 @@ def _bounds(array: pa.Array, path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_frequencies(corpus: Corpus):
-    """Raise InputError where a series' frequency is unknown."""
+    """Raise InputError if a series has an unknown frequency."""
     for text in set(corpus.frequencies().tolist()):
         try:
             parse_step(str(text))

@@ -1,4 +1,4 @@
-"""Sources in, a corpus out."""
+"""Build a corpus from several sources."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -24,19 +24,19 @@ def build_corpus(
     options: SourceOptions | None = None,
     progress: bool = False,
 ) -> int:
-    """Write the series of all `sources` to the folder `output`; returns how many rows it has.
+    """Write the series of all `sources` to the folder `output`; returns the number of rows written.
 
-    A source of C channels becomes C rows, named "item/channel", or with `multivariate` one row [C, T]. Series without a
-    single value are left out and counted in the log. A covariate is kept where every source has it.
+    A source of C channels becomes C rows, named "item/channel", or with `multivariate` one row [C, T]. Series without
+    any value are left out and counted in the log. A covariate is kept only if every source has it.
 
     Raises:
-        InputError: a source cannot be read, `output` is taken, or no series is left; nothing is written then.
+        InputError: a source cannot be read, `output` exists, or no series is left; nothing is written then.
     """
     if not sources:
         raise InputError("a corpus needs at least one source")
     options = options or SourceOptions()
     opened = [read_source(source, options) for source in sources]
-    # only beside a whole series: split into channels, each would carry all of them
+    # only with undivided series: after a split, every channel would repeat all covariates
     kept = [name for name in OPTIONAL if all(name in covariates for _, covariates in opened)] if multivariate else []
     layout = CorpusLayout(multivariate, tuple(kept))
     empty = 0
@@ -54,7 +54,7 @@ def build_corpus(
     with new_corpus(output, layout) as folder:
         total = write_shards(folder, "data", tqdm(rows(), unit="series", disable=not progress), layout)
     if empty:
-        logger.warning("%s: %s series without a value were left out", output, f"{empty:,}")
+        logger.warning("%s: left out %s series without a value", output, f"{empty:,}")
     return total
 
 

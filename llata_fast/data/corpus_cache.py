@@ -1,7 +1,7 @@
-"""Corpora in Parquet, opened like those in Arrow: written once as a memory-mapped copy in the cache.
+"""Open Parquet corpora like Arrow ones, by writing a memory-mapped copy into the cache once.
 
-Parquet keeps its values encoded and compressed, in pages: to read one window of a series its row group has to be
-decoded. The copy costs the size of the values on disk, once, and nothing of it enters memory.
+Parquet stores its values encoded and compressed in pages, so reading one window means decoding a row group. The copy
+takes the disk space of the values, once, and is never loaded into memory.
 """
 
 import hashlib
@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 
 
 def open_any_corpus(path: str | Path) -> Corpus:
-    """The corpus in a folder of Arrow files, or in a Parquet file or a folder of them.
+    """Open the corpus in a folder of Arrow files, in a Parquet file, or in a folder of Parquet files.
 
-    Raises InputError as `open_corpus` does, and for Parquet that `build_corpus` cannot read.
+    Raises InputError as `open_corpus` does, and for Parquet files that `build_corpus` cannot read.
     """
     source = Path(path).expanduser()
     files = _parquet_files(source)
@@ -30,15 +30,15 @@ def open_any_corpus(path: str | Path) -> Corpus:
     copy = cache_folder("corpora") / _key(files)
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        # one rank writes it, the others wait
+        # one rank writes the copy, the others wait
         with FileLock(f"{copy}.lock"):
             if not copy.exists():
-                logger.warning("%s is Parquet: a copy that can be mapped is written to %s", path, copy)
+                logger.warning("%s is Parquet: writing a copy that can be memory-mapped to %s", path, copy)
                 build_corpus([source], copy, multivariate=True, progress=True)
     except OSError as error:
         raise InputError(f"{path} is Parquet, and its copy {copy} cannot be written: {error.strerror}") from None
     corpus = open_corpus(copy)
-    # it is known by the name of what it was made from
+    # a corpus is named after its source, not after the copy
     corpus.name = str(path)
     return corpus
 
@@ -52,7 +52,7 @@ def _parquet_files(source: Path) -> list[Path]:
 
 
 def _key(files: list[Path]) -> str:
-    """Names a copy after its files' paths, sizes and times of change: another content has another copy."""
+    """A copy's name, from its files' paths, sizes and modification times: new content gets a new copy."""
     digest = hashlib.sha256()
     for file in files:
         status = file.stat()

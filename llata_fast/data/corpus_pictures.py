@@ -1,4 +1,4 @@
-"""A page of a corpus' series, to look at before training."""
+"""Plot a page of a corpus's series, to inspect before training."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from .mixture import evenly
 
 
 def draw_series(corpus: Corpus, path: str | Path, *, rows: int = 8, columns: int = 4, steps: int = 1024):
-    """Write a PNG of rows * columns channels, evenly spread over the corpus, the first `steps` of each.
+    """Write a PNG of rows * columns channels, evenly spaced in the corpus, with the first `steps` of each.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -29,7 +29,7 @@ def draw_series(corpus: Corpus, path: str | Path, *, rows: int = 8, columns: int
         row = corpus.first_row[series]
         values = corpus.gather(row[None], np.zeros(1, np.int64), int(min(steps, corpus.lengths[row])))[0]
         axis.plot(values, linewidth=0.7)
-        # a name is text, whatever stands in it
+        # a series name may look like mathtext
         axis.set_title(f"{names[series].as_py()}, {frequencies[series]}", fontsize=7, parse_math=False)
         axis.tick_params(labelsize=5)
         axis.margins(x=0)

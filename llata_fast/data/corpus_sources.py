@@ -1,6 +1,6 @@
-"""What a corpus is built from: tables wide and long, Monash's .tsf, gluonts' JSON lines, Chronos' sets, other corpora.
+"""Sources of a corpus: wide and long tables, Monash .tsf, gluonts JSON lines, Chronos' datasets, and other corpora.
 
-A source is read series by series, in bounded memory; nothing that a folder holds is executed or unpickled.
+A source is read series by series, in bounded memory; nothing in a folder is executed or unpickled.
 """
 
 import gzip
@@ -31,32 +31,32 @@ _TABLES = (".csv", ".txt", ".zip")
 _JSON = (".json", ".jsonl")
 _IN_FOLDERS = ((".arrow",), (".parquet",), (".tsf",), (".json", ".jsonl", ".json.gz", ".jsonl.gz"))
 _NO_SERIES = ("state.json", "dataset_info.json", "dataset_dict.json", "metadata.json")
-# what pyarrow raises over schemas and scalars that make no sense is not always an exception of its own
+# pyarrow reports nonsensical schemas and scalars by built-in exceptions, too
 _DAMAGE = (pa.ArrowException, OSError, EOFError, KeyError, OverflowError)
 _FLOAT32 = np.finfo(np.float32).max
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """How to read sources that do not say so themselves."""
+    """How to read sources that do not specify it themselves."""
 
     date_column: str | None = None
-    """Of wide tables."""
+    """Date column of wide tables."""
     columns: tuple[str, ...] | None = None
-    """Value columns of tables; default all but the date, or what `Panel.from_df` takes."""
+    """Value columns of tables; default: all but the date, or as in `Panel.from_df`."""
     id_column: str | None = None
-    """What tells the series of a long table apart; without it a table is wide."""
+    """Column that identifies the series of a long table; without it a table is wide."""
     data_dir: str | None = None
-    """Where the files of named datasets lie."""
+    """Folder with the files of named datasets."""
     freq: str | None = None
-    """Step of sources that state none."""
+    """Time step of sources that state none."""
 
 
 def read_source(path: str | Path, options: SourceOptions) -> tuple[Iterator[CorpusSeries], tuple[str, ...]]:
-    """The series of one source, and the names of the covariates that they carry.
+    """Read the series of one source; also returns the names of their covariates.
 
     Raises:
-        InputError: here or while it is read: no such file, a kind that is not known, damaged, infinite values.
+        InputError: now or during iteration: no such file, an unknown kind, damaged, or infinite values.
     """
     source = Path(path).expanduser()
     if not source.exists() and (spec := find_dataset(str(path))):
@@ -89,7 +89,7 @@ def _series_of(source: Path, options: SourceOptions) -> Iterator[CorpusSeries]:
 
 
 def _folder(folder: Path, options: SourceOptions) -> Iterator[CorpusSeries]:
-    """The Arrow or Parquet files of a folder and those below it; a gluonts folder's training split."""
+    """Read the Arrow or Parquet files in and below a folder, or a gluonts folder's training split."""
     if (folder / "metadata" / "metadata.json").is_file() or (folder / "metadata.json").is_file():
         folder = folder / "train"
     for endings in _IN_FOLDERS:
@@ -113,7 +113,7 @@ def _checked(source: Path, first: CorpusSeries, rest: Iterator[CorpusSeries]) ->
 
 
 def _finite(source: Path, series: CorpusSeries) -> CorpusSeries:
-    """The same in float32; raises InputError for an infinity, one that float32 makes, or no frequency."""
+    """Convert a series to float32; raises InputError for an infinity, an overflow of float32, or no frequency."""
     try:
         parse_step(series.freq)
     except InputError as error:
@@ -145,7 +145,7 @@ def _named(spec: DatasetSpec, options: SourceOptions) -> Iterator[CorpusSeries]:
 
 
 def _table(path: Path, options: SourceOptions) -> Iterator[CorpusSeries]:
-    """A row a time and a column a channel; with an id's column a row for each id and time."""
+    """A row per time and a column per channel; with an id column, a row for each id and time."""
     if options.id_column is not None:
         yield from _items(Panel.from_csv(path, **_long_columns(options)))
     else:
@@ -167,7 +167,7 @@ def _items(panel: Panel) -> Iterator[CorpusSeries]:
     names = panel.targets if len(panel.targets) > 1 else None
     for index, name in enumerate(panel.ids):
         step, origin = panel.steps[panel.step_of[index]], panel.origins[index]
-        # items that are counted have no date
+        # items with whole-number timestamps have no date
         start = origin if panel.origins.dtype.kind == "M" else np.datetime64("1970-01-01")
         start = start.astype("datetime64[s]")
         yield CorpusSeries(str(name), start, step.alias(origin), panel.item(index).T, channel_names=names)
@@ -187,7 +187,7 @@ def _monash(path: Path, options: SourceOptions) -> Iterator[CorpusSeries]:
 
 
 def _json_lines(path: Path, options: SourceOptions) -> Iterator[CorpusSeries]:
-    """gluonts: an object a line, with start and target."""
+    """gluonts: one JSON object per line, with start and target."""
     frequency = _gluonts_frequency(path)
     for number, line in enumerate(_lines(path)):
         where = f"{path}, line {number + 1}"
@@ -196,10 +196,10 @@ def _json_lines(path: Path, options: SourceOptions) -> Iterator[CorpusSeries]:
         except (ValueError, RecursionError) as error:
             raise InputError(f"{where} is not JSON: {error}") from None
         if not isinstance(entry, dict) or not {"start", "target"} <= entry.keys():
-            raise InputError(f"{where} is no object with start and target")
+            raise InputError(f"{where} is not an object with start and target")
         freq = entry.get("freq") or frequency or options.freq
         if freq is None:
-            raise InputError(f"{where} has no freq, nor has a metadata.json beside it: give --freq")
+            raise InputError(f"{where} has no freq, and there is no metadata.json beside it: give --freq")
         arrays: dict[str, Any] = {
             name: _numbers(entry[name], where, name) for name in ("target", *OPTIONAL) if entry.get(name)
         }
@@ -235,7 +235,7 @@ def _numbers(values, where: str, name: str) -> np.ndarray:
     try:
         array = np.array(values, dtype=np.float64)
     except (ValueError, TypeError, OverflowError):
-        raise InputError(f"{where}: {name} is not a list of numbers, or of equally long lists of them") from None
+        raise InputError(f"{where}: {name} is not a list of numbers, or of equally long lists of numbers") from None
     return array[None] if array.ndim == 1 else array
 
 
@@ -268,7 +268,7 @@ def _arrow(path: Path, options: SourceOptions) -> Iterator[CorpusSeries]:
 def _rows_of_lists(
     path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch], options: SourceOptions
 ) -> Iterator[CorpusSeries]:
-    """A row a series: target beside start and freq, or Chronos' way, lists of numbers beside a list of timestamps."""
+    """One row per series: a target with start and freq or, as in Chronos, lists of numbers and of timestamps."""
     lists = [field.name for field in schema if _is_list(field.type)]
     times = [name for name in lists if pa.types.is_timestamp(schema.field(name).type.value_type)]
     numeric = [name for name in lists if name not in OPTIONAL and _is_numeric(schema.field(name).type)]
@@ -279,10 +279,10 @@ def _rows_of_lists(
     elif "start" in schema.names and "target" in numeric:
         channels, read_row = ["target"], _corpus_row
     else:
-        raise InputError(f"{path} is no corpus: no lists of numbers with a start among {', '.join(schema.names)}")
+        raise InputError(f"{path} is not a corpus: no lists of numbers with a start among {', '.join(schema.names)}")
     number = 0
     for batch in batches:
-        # pyarrow trusts the offsets that a file states
+        # pyarrow does not check the offsets that a file states
         batch.validate(full=True)
         columns = {name: batch.column(name) for name in schema.names}
         for index in range(len(batch)):
@@ -315,7 +315,7 @@ def _corpus_row(
 def _chronos_row(
     row: dict[str, pa.Scalar], values: np.ndarray, where: str, times: list[str], options: SourceOptions
 ) -> CorpusSeries:
-    """Values [C, T] at a list of timestamps, on the grid that these make; NaN where it has others."""
+    """Values [C, T] placed on the grid of their list of timestamps; NaN at grid points without one."""
     stamps = row[times[0]].values
     if stamps is None or len(stamps) != values.shape[1]:
         raise InputError(f"{where}: {values.shape[1]} values at {0 if stamps is None else len(stamps)} timestamps")
@@ -324,7 +324,7 @@ def _chronos_row(
         raise InputError(f"{where}: its timestamps are not in order")
     grid = find_grid(dates) if options.freq is None else fit(parse_step(options.freq), dates)
     if grid is None:
-        hint = "give --freq" if options.freq is None else f"{options.freq} does not lead to all of them"
+        hint = "give --freq" if options.freq is None else f"{options.freq} does not reach all of them"
         raise InputError(f"{where}: its timestamps have no regular step: {hint}")
     placed = np.full((len(values), len(grid)), np.nan)
     placed[:, grid.index] = values
@@ -332,7 +332,7 @@ def _chronos_row(
 
 
 def _matrix(value: pa.Scalar) -> list[np.ndarray]:
-    """A list, or a list of lists, as rows of float64; null is NaN."""
+    """A list, or a list of lists, as float64 rows; null becomes NaN."""
     if not value.is_valid:
         return []
     values = value.values
@@ -354,7 +354,7 @@ def _timestamp(value, where: str) -> np.datetime64:
     try:
         return _seconds(pd.Timestamp(value))
     except (ValueError, TypeError, OverflowError):
-        raise InputError(f"{where}: start {value!r} is no date") from None
+        raise InputError(f"{where}: start {value!r} is not a date") from None
 
 
 def _seconds(stamp: pd.Timestamp) -> np.datetime64:

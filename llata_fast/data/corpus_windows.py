@@ -1,7 +1,7 @@
-"""Windows of corpora as a Trainer takes them: an endless mixture cut into batches, and the last windows of every set.
+"""Windows of corpora for the Trainer: batches of an endless mixture, and the last windows of every dataset.
 
-A window is measured by its own level and deviation, in float64, and so is its target: no scaler exists over a corpus,
-and a series of large values does not rule the loss.
+Each window and its target are standardised by the window's own mean and deviation, in float64: no scaler exists for a
+whole corpus, and series with large values must not dominate the loss.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ from .windows import Windows
 
 
 def in_own_units(raw: RawWindows) -> dict[str, Tensor]:
-    """Windows as a model is fed with them.
+    """Standardise windows for a model.
 
-    {"past_values" [B, L, C], "past_observed_mask", "future_values" [B, H, C]}, in units of each window's past. Targets
-    of a channel whose past is constant or missing are NaN: it has no unit, and nothing can be learned from it.
+    Returns {"past_values" [B, L, C], "past_observed_mask", "future_values" [B, H, C]}, in units of each window's past.
+    If a channel's past is constant or missing, its targets are NaN: it has no unit, so nothing can be learned from it.
     """
     past, future = torch.from_numpy(raw.past).double(), torch.from_numpy(raw.future).double()
     units = WindowUnits.of(past)
@@ -35,9 +35,9 @@ def in_own_units(raw: RawWindows) -> dict[str, Tensor]:
 
 
 class MixtureWindows(Windows):
-    """The windows of `num_batches` global batches, in the order in which they are trained on.
+    """The windows of `num_batches` global batches, in training order.
 
-    Window i stands in batch i // batch_size, of which only what is asked for is read.
+    Window i belongs to batch i // batch_size; only the requested windows of a batch are read.
     """
 
     in_order = True
@@ -63,18 +63,18 @@ class MixtureWindows(Windows):
         return in_own_units(RawWindows(*(np.concatenate(values)[back] for values in zip(*parts, strict=True))))
 
     def to(self, device: torch.device | str) -> "MixtureWindows":
-        """Returns itself: batches are read into the host's memory."""
+        """Returns itself: batches are read into host memory."""
         return self
 
 
 class LastWindows(Windows):
-    """The last window of each of a set's series, which training never sees the end of."""
+    """The last window of each series in a dataset; training never sees its targets."""
 
     def __init__(self, corpus: Corpus, sizes: WindowSizes, max_windows: int, *, joint: bool = False):
-        """At most `max_windows`, of series that are evenly spread; without `joint` of a channel each.
+        """Take at most `max_windows` evenly spaced series; without `joint`, one channel of each.
 
-        A shorter series keeps a quarter of its steps for the horizon; behind them targets are NaN. With `joint` only
-        series of the first one's number of channels.
+        A series that is too short gives a quarter of its steps to the horizon, and targets beyond its end are NaN. With
+        `joint`, only series with as many channels as the first one are used.
         """
         self.name, self.sizes = Path(corpus.name).name, sizes
         self.context_length, self.prediction_length = sizes.context, sizes.horizon
@@ -90,7 +90,7 @@ class LastWindows(Windows):
         self._origins = usable[series]
         words = corpus.frequencies()[series]
         self.seasons = np.array([parse_step(str(word)).seasonality for word in words], dtype=np.int64)
-        """[windows] steps of each series' season"""
+        """[windows]: steps per season of each series"""
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -114,7 +114,7 @@ class LastWindows(Windows):
 
 
 class JoinedWindows(Windows):
-    """Windows of several sets, one after the other."""
+    """Windows of several datasets, one after the other."""
 
     def __init__(self, sets: Sequence[LastWindows]):
         self.sets = [windows for windows in sets if len(windows)]
@@ -130,7 +130,7 @@ class JoinedWindows(Windows):
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         chosen = np.asarray(indices)
         owners = np.searchsorted(self._ends, chosen, side="right")
-        # several ranks are evened out with windows that they have had: sets alternate
+        # alternate the datasets, as several ranks are padded with windows from the start
         order = np.argsort(owners, kind="stable")
         parts = []
         for owner in np.unique(owners):

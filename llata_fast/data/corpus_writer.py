@@ -1,4 +1,4 @@
-"""Writes a corpus: Arrow shards of bounded size in the layout of `datasets.save_to_disk`."""
+"""Write a corpus: Arrow shards of limited size, in the layout of `datasets.save_to_disk`."""
 
 import json
 import os
@@ -15,15 +15,15 @@ import pyarrow as pa
 from ..errors import InputError
 
 SHARD_BYTES = 500_000_000
-"""Size at which the next file begins, as in `datasets`."""
+"""File size in bytes after which the next file begins, as in `datasets`."""
 _BATCH_VALUES, _BATCH_SERIES = 4_000_000, 10_000
-"""What is held before it is written; one longer series is held whole."""
+"""Bytes buffered before writing; a single longer series is buffered completely."""
 _VALUE_TYPES = {"item_id": "string", "start": "timestamp[s]", "freq": "string"}
 
 
 @dataclass(frozen=True, eq=False)
 class CorpusSeries:
-    """One series on its way into a corpus."""
+    """One series to be written to a corpus."""
 
     item_id: str
     start: np.datetime64
@@ -31,19 +31,19 @@ class CorpusSeries:
     target: np.ndarray
     """[C, T] float32, NaN where missing"""
     feat_dynamic_real: np.ndarray | None = None
-    """[K, T or more] float32: covariates that are known in advance"""
+    """[K, T or more] float32: covariates known in advance"""
     past_feat_dynamic_real: np.ndarray | None = None
     """[K, T] float32"""
     channel_names: tuple[str, ...] | None = None
-    """Where the source names its channels."""
+    """Names of the channels, if the source has any."""
 
 
 @dataclass(frozen=True)
 class CorpusLayout:
-    """The columns of a corpus that is being written."""
+    """The columns of a corpus being written."""
 
     multivariate: bool = False
-    """A row holds [C, T]; otherwise one channel."""
+    """Whether a row holds [C, T] instead of one channel."""
     covariates: tuple[str, ...] = ()
     """Which of feat_dynamic_real and past_feat_dynamic_real it has."""
 
@@ -56,7 +56,7 @@ class CorpusLayout:
 
     @property
     def features(self) -> dict:
-        """The same for `datasets`, in the words that its versions before 4 read, too."""
+        """The columns as `datasets` describes them, in a form that versions before 4 also read."""
 
         def lists(depth: int) -> dict:
             inner = lists(depth - 1) if depth > 1 else {"dtype": "float32", "_type": "Value"}
@@ -69,14 +69,14 @@ class CorpusLayout:
 
 @contextmanager
 def new_corpus(output: str | Path, layout: CorpusLayout) -> Iterator[Path]:
-    """A folder for the shards of a corpus, which is `output` once the block has ended well, and gone otherwise.
+    """A folder for the shards of a corpus; it becomes `output` when the block succeeds, and is deleted otherwise.
 
     Raises:
-        InputError: `output` exists and is not empty, cannot be made, or no shard was written.
+        InputError: `output` exists and is not empty, cannot be created, or no shard was written.
     """
     target = Path(output).expanduser()
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise InputError(f"{output} exists already: give another --output")
+        raise InputError(f"{output} already exists: give another --output")
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     try:
         partial.mkdir(parents=True)
@@ -91,7 +91,7 @@ def new_corpus(output: str | Path, layout: CorpusLayout) -> Iterator[Path]:
         for shard, name in zip(shards, names, strict=True):
             shard.rename(partial / name)
         _write_json(partial / "dataset_info.json", {"features": layout.features})
-        # last: a folder without it is no corpus
+        # written last: without this file, a folder is not a corpus
         _write_json(
             partial / "state.json",
             {
@@ -110,7 +110,7 @@ def new_corpus(output: str | Path, layout: CorpusLayout) -> Iterator[Path]:
 
 
 def write_shards(folder: Path, stem: str, series: Iterable[CorpusSeries], layout: CorpusLayout) -> int:
-    """Write `series` to `folder/<stem>-<number>.arrow`, in batches of bounded size; returns how many they were."""
+    """Write `series` to `folder/<stem>-<number>.arrow` in batches of limited size; returns the number of series."""
     total, batches = 0, _batches(series, layout)
     batch, number = next(batches, None), 0
     while batch is not None:

@@ -1,8 +1,8 @@
-"""Covariates as a model takes them: numbers in units of the training rows, categories by their places, windows of both.
+"""Encode covariates for a model: standardised numbers, category codes, and windows of both.
 
-Numbers count in deviations of their column, from its mean. A column of positive numbers that differs more from item to
-item than within one (prices) counts relative to its level in the window instead: a tenth off is so at any price.
-Categories are 1, 2, ... as training saw them, 0 where it did not. What is missing is NaN.
+Numbers are standardised by their column's mean and deviation in the training rows. A column of positive numbers that
+varies more between items than within them (such as prices) is encoded relative to its level in the window instead, so
+that 10 % off means the same at any price. Categories seen in training are 1, 2, ..., others 0; missing values are NaN.
 """
 
 from dataclasses import asdict, dataclass
@@ -18,46 +18,46 @@ from .covariates import Covariates
 from .panel import Panel
 
 FARTHEST = 10.0
-"""Deviations that a number counts at most."""
+"""Numbers are clipped to this many standard deviations."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How a column of numbers is measured."""
+    """How a numeric column is standardised."""
 
     mean: float
     scale: float
-    """Above 0; of the relative deviation where it is `relative`."""
+    """Above 0; if `relative`, the deviation of the relative values."""
     relative: bool = False
 
 
 @dataclass(frozen=True)
 class CovariateEncoding:
-    """What a run knows of its covariates; `to_dict` of it stands in its folder.
+    """A run's encoding of its covariates; its `to_dict` is stored in the run's folder.
 
     Raises:
-        InputError: a column without a scale or categories, or fields of other kinds.
+        InputError: a column has neither a scale nor categories, or both, or a field has the wrong type.
     """
 
     known: tuple[str, ...]
     past: tuple[str, ...]
     static: tuple[str, ...]
     calendar: tuple[str, ...]
-    """Of `known`, what the timestamps say."""
+    """The part of `known` that is computed from timestamps."""
     numbers: dict[str, Scale]
     categories: dict[str, tuple[str, ...]]
 
     def __post_init__(self):
         for column in (*self.known, *self.past, *self.static):
             if (column in self.numbers) == (column in self.categories):
-                raise InputError(f"covariate {column!r} is either a number or a category")
+                raise InputError(f"covariate {column!r} must be either numeric or a category")
         for column, scale in self.numbers.items():
             if not (np.isfinite(scale.mean) and np.isfinite(scale.scale) and scale.scale > 0):
-                raise InputError(f"covariate {column!r}: mean and scale are finite numbers, the scale above 0")
+                raise InputError(f"covariate {column!r}: mean and scale must be finite, and the scale above 0")
 
     @classmethod
     def fit(cls, panel: Panel, ends: np.ndarray) -> "CovariateEncoding":
-        """Measured on the rows before `ends` [items] of every item of a panel with covariates."""
+        """Fit on each item's rows before `ends` [items], for a panel with covariates."""
         covariates = panel.covariates
         assert covariates is not None
         items = np.repeat(np.arange(len(panel)), np.diff(covariates.offsets))
@@ -79,12 +79,12 @@ class CovariateEncoding:
 
     @property
     def given(self) -> tuple[str, ...]:
-        """The known columns that a table must bring."""
+        """The known columns that a table must contain."""
         return self.known[: len(self.known) - len(self.calendar)]
 
     @property
     def sizes(self) -> dict[str, list[int]]:
-        """Role -> for each column the number of its categories, 0 for numbers: what a model is built by."""
+        """Role -> number of categories of each column, 0 for a numeric one; a model is built from these sizes."""
         roles = {"known": self.known, "past": self.past, "static": self.static}
         return {role: [len(self.categories.get(name, ())) for name in names] for role, names in roles.items()}
 
@@ -93,7 +93,7 @@ class CovariateEncoding:
 
     @classmethod
     def from_dict(cls, state: Any) -> "CovariateEncoding":
-        """Raises InputError where that is not what `to_dict` makes."""
+        """Raises InputError if `state` is not the output of `to_dict`."""
         try:
             return cls(
                 **{name: tuple(map(str, state[name])) for name in ("known", "past", "static", "calendar")},
@@ -101,10 +101,10 @@ class CovariateEncoding:
                 categories={name: tuple(map(str, texts)) for name, texts in state["categories"].items()},
             )
         except (TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"covariates are not written as they should be: {error}") from None
+            raise InputError(f"the covariates' description is invalid: {error}") from None
 
     def check(self, panel: Panel):
-        """Raise InputError where the panel lacks a covariate, or has it in another role or kind."""
+        """Raise InputError if the panel lacks a covariate, or has it in another role or of another kind."""
         covariates = panel.covariates
         needed = {"known": self.given, "past": self.past, "static": self.static}
         there_are = (
@@ -117,8 +117,8 @@ class CovariateEncoding:
             for column in columns:
                 if column not in there:
                     raise InputError(
-                        f"{panel.name}: the run was trained with {column!r} among its {role}_covariates, and here it "
-                        "is not"
+                        f"{panel.name}: the run was trained with {column!r} as one of its {role}_covariates, but it is "
+                        "missing here"
                     )
         if lacking := set(self.calendar) - set(() if covariates is None else covariates.calendar):
             raise InputError(
@@ -130,11 +130,11 @@ class CovariateEncoding:
                 if (column in covariates.categories) != (column in self.categories):
                     kinds = ("numbers", "categories") if column in self.numbers else ("categories", "numbers")
                     raise InputError(
-                        f"{panel.name}, column {column!r}: the run was trained with {kinds[0]}, here are {kinds[1]}"
+                        f"{panel.name}, column {column!r}: the run was trained with {kinds[0]}, but here are {kinds[1]}"
                     )
 
     def encode(self, covariates: Covariates) -> tuple[np.ndarray, np.ndarray]:
-        """Values [rows, K] and of items [items, S], in this order of columns; relative ones are left as they are."""
+        """Values [rows, K] and items' values [items, S], in this column order; relative ones are left unscaled."""
         places = {name: place for place, name in enumerate(covariates.columns)}
         dynamic = [
             self._encode(name, covariates.values[:, places[name]], covariates) for name in (*self.known, *self.past)
@@ -156,7 +156,7 @@ class CovariateEncoding:
 
     @property
     def relative(self) -> list[tuple[int, float]]:
-        """Places among the K columns of those that count relative to their level, and their scales."""
+        """Indices among the K columns of those encoded relative to their level, with their scales."""
         columns = enumerate((*self.known, *self.past))
         return [
             (place, self.numbers[name].scale)
@@ -175,7 +175,7 @@ def _found(values: np.ndarray, texts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _scale(values: np.ndarray, items: np.ndarray) -> Scale:
-    """How values [rows] of items [rows] are measured; by 1 where nothing moves."""
+    """The scale of values [rows] that belong to items [rows]; 1 if they are constant."""
     known = ~np.isnan(values)
     values, items = values[known], items[known]
     if not len(values):
@@ -183,7 +183,7 @@ def _scale(values: np.ndarray, items: np.ndarray) -> Scale:
     with np.errstate(over="ignore", invalid="ignore"):
         mean, deviation = float(values.mean()), float(values.std())
     if not np.isfinite(deviation):
-        # squares of the largest numbers overflow
+        # squares of very large numbers overflow
         size = float(np.abs(values).max())
         mean, deviation = float((values / size).mean() * size), float((values / size).std() * size)
     counts = np.bincount(items)
@@ -196,10 +196,10 @@ def _scale(values: np.ndarray, items: np.ndarray) -> Scale:
 
 
 class WindowCovariates:
-    """Covariates of windows of a panel's items, under the names of the model's inputs."""
+    """Covariates for windows of a panel's items, by the names of the model's inputs."""
 
     def __init__(self, panel: Panel, encoding: CovariateEncoding):
-        """Raises InputError as `CovariateEncoding.check`."""
+        """Raises InputError as `CovariateEncoding.check` does."""
         encoding.check(panel)
         assert panel.covariates is not None
         values, static = encoding.encode(panel.covariates)
@@ -210,10 +210,11 @@ class WindowCovariates:
     def of(
         self, items: Tensor, cuts: Tensor, context_length: int, prediction_length: int, seen: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """past_covariates [B, L, K], future_covariates [B, H, K'] and static_covariates [B, S], fp32; no empty ones.
+        """past_covariates [B, L, K], future_covariates [B, H, K'] and static_covariates [B, S], fp32, without empty
+        ones.
 
-        Windows of `items` [B] that begin to forecast at their rows `cuts` [B]. What is not known in advance ends before
-        the rows `seen` [B], by default the cuts.
+        The windows belong to `items` [B] and start forecasting at rows `cuts` [B]. Covariates not known in advance end
+        before rows `seen` [B], by default the cuts.
         """
         result = {}
         if self.values.shape[1]:
@@ -242,7 +243,7 @@ class WindowCovariates:
 
 
 def _relative(values: Tensor, context_length: int) -> Tensor:
-    """values [B, L + H] over their mean in the lookback, or behind it where there is none, less 1."""
+    """values [B, L + H] divided by their mean in the lookback (or in the horizon, if that is empty), minus 1."""
     past = values[:, :context_length].nanmean(1, keepdim=True)
     level = torch.where(past.isnan(), values.nanmean(1, keepdim=True), past)
     return values / torch.where(level > 0, level, torch.nan) - 1

@@ -1,6 +1,6 @@
-"""What a panel knows beside its targets: of the future, of the past, and of an item once and for all.
+"""What a panel knows besides its targets: covariates known in advance, past covariates, and static ones per item.
 
-Roles are those of the field: `known` is fev's known_dynamic_columns and gluonts' feat_dynamic_real, `past` is
+The roles are the usual ones: `known` is fev's known_dynamic_columns and gluonts' feat_dynamic_real, `past` is
 past_dynamic_columns and past_feat_dynamic_real, `static` is static_columns and feat_static_*.
 """
 
@@ -16,18 +16,18 @@ from .long_tables import LongTable, quoted
 from .ranges import ranges
 
 ROLES = ("known_covariates", "past_covariates", "static_covariates")
-"""Names of the roles, as options and arguments."""
+"""Names of the roles as options and arguments."""
 
 
 @dataclass(frozen=True)
 class Roles:
-    """Which columns are covariates, and of which kind."""
+    """Which columns are covariates, and in which role."""
 
     known: tuple[str, ...] = ()
     past: tuple[str, ...] = ()
     static: tuple[str, ...] = ()
     calendar: tuple[str, ...] | None = None
-    """What is read from the timestamps; () for all that says something of the step, None for nothing."""
+    """Features computed from the timestamps; () for all that the step allows, None for none."""
 
     @classmethod
     def of(
@@ -37,7 +37,7 @@ class Roles:
         static: str | Sequence[str] | None = None,
         calendar: bool | str | Sequence[str] | None = None,
     ) -> "Roles":
-        """Roles as arguments say them: a name, several or none."""
+        """Build roles from arguments: one name, several or none."""
         if isinstance(calendar, bool):
             calendar = () if calendar else None
         return cls(_names(known), _names(past), _names(static), None if calendar is None else _names(calendar))
@@ -47,18 +47,18 @@ class Roles:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Every column that is read."""
+        """Every covariate column of the table."""
         return (*self.known, *self.past, *self.static)
 
     def check(self, df: pd.DataFrame, others: dict[str, str], name: str):
-        """Raise InputError for a column that is not there, or is named twice; `others`: column -> what it is."""
+        """Raise InputError for a column that is missing or named twice; `others`: column -> its other role."""
         seen = dict(others)
         for role, columns in zip(ROLES, (self.known, self.past, self.static), strict=True):
             for column in columns:
                 if column not in df.columns:
                     raise InputError(f"{name}: no column {column!r} ({role}) among {', '.join(map(str, df.columns))}")
                 if column in seen:
-                    raise InputError(f"{name}: column {column!r} cannot be one of {role}: it is {seen[column]} already")
+                    raise InputError(f"{name}: column {column!r} cannot be one of {role}: it is already {seen[column]}")
                 seen[column] = f"one of {role}"
 
 
@@ -68,28 +68,29 @@ def _names(given: str | Sequence[str] | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Covariates:
-    """Covariates of a panel's items: a row for each row of an item's grid, and for rows ahead of it."""
+    """Covariates of a panel's items: one row for each row of an item's grid, and for rows after its end."""
 
     known: tuple[str, ...]
-    """Those of the calendar at the end."""
+    """The calendar's columns come last."""
     past: tuple[str, ...]
     static: tuple[str, ...]
     calendar: tuple[str, ...]
-    """Of `known`, what the timestamps say."""
+    """The part of `known` that is computed from timestamps."""
     categories: dict[str, tuple[str, ...]]
-    """Column -> its values as text; a column that is not here holds numbers."""
+    """Categorical column -> its categories as text; other columns are numeric."""
     offsets: np.ndarray
-    """[items + 1]: item i holds rows `offsets[i]` to `offsets[i + 1]`, no fewer than of its targets."""
+    """[items + 1]: item i has rows `offsets[i]` to `offsets[i + 1]`, at least as many as its targets."""
     values: np.ndarray
-    """[rows, K] float64, known columns before past ones; a category's place in `categories`, NaN where missing."""
+    """[rows, K] float64, known columns before past ones; a category's index in `categories`; NaN where missing."""
     static_values: np.ndarray
-    """[items, S] likewise."""
+    """[items, S], in the same encoding."""
 
     @classmethod
     def read(cls, df: pd.DataFrame, table: LongTable, rows: np.ndarray, offsets: np.ndarray, roles: Roles):
-        """Covariates of the rows of `df`, of which `table` is made; `rows` [rows of table]: their places on the grids.
+        """Read the covariates in the rows of `df` from which `table` was made; `rows`: grid positions of its rows.
 
-        Raises InputError, by item, column and row, for what is infinite, no number and no text, or not static.
+        Raises InputError, with item, column and row, for values that are infinite, neither number nor text, or not
+        static.
         """
         categories: dict[str, tuple[str, ...]] = {}
         dynamic = (*roles.known, *roles.past)
@@ -108,22 +109,22 @@ class Covariates:
 
     @property
     def given(self) -> tuple[str, ...]:
-        """The known columns that a table must bring for the future."""
+        """The known columns that a table must contain for the future."""
         return self.known[: len(self.known) - len(self.calendar)]
 
     def at(self, items: np.ndarray) -> "Covariates":
-        """Those of the items at these places [n], in this order."""
+        """The covariates of the items at these positions [n], in this order."""
         lengths = np.diff(self.offsets)[items]
         offsets = np.concatenate(([0], np.cumsum(lengths)))
         rows = ranges(self.offsets[:-1][items], lengths)
         return replace(self, offsets=offsets, values=self.values[rows], static_values=self.static_values[items])
 
     def ahead(self, lengths: np.ndarray) -> np.ndarray:
-        """[items] rows behind the last of each item, which has `lengths` [items] of them."""
+        """[items]: number of rows after the last of each item's `lengths` [items] rows."""
         return np.diff(self.offsets) - lengths
 
     def extended(self, sizes: np.ndarray) -> "Covariates":
-        """The same rows, those behind them up to `sizes` [items] missing; rows beyond are left out."""
+        """Extend or cut each item to `sizes` [items] rows; new rows are missing."""
         offsets = np.concatenate(([0], np.cumsum(sizes)))
         kept = np.minimum(np.diff(self.offsets), sizes)
         values = np.full((offsets[-1], self.values.shape[1]), np.nan)
@@ -131,7 +132,7 @@ class Covariates:
         return replace(self, offsets=offsets, values=values)
 
     def frame(self, items: np.ndarray, index: np.ndarray) -> dict[str, np.ndarray]:
-        """Column -> the values [n] of rows `index` [n] of `items` [n], categories as text, without the calendar's."""
+        """Column -> values [n] of rows `index` [n] of `items` [n], categories as text, without the calendar."""
         rows = self.offsets[items] + index
         numbers = {name: self.values[rows, place] for place, name in enumerate(self.columns)}
         numbers |= {name: self.static_values[items, place] for place, name in enumerate(self.static)}
@@ -142,7 +143,7 @@ class Covariates:
         }
 
     def with_calendar(self, names: tuple[str, ...], values: np.ndarray, texts: dict[str, tuple[str, ...]]):
-        """With columns [rows, names] of what the timestamps of all rows say, as known ones."""
+        """Add calendar columns [rows, names], computed from the timestamps of all rows, as known covariates."""
         inner = len(self.given)
         merged = np.concatenate((self.values[:, :inner], values, self.values[:, len(self.known) :]), 1)
         known = (*self.given, *names)
@@ -150,7 +151,7 @@ class Covariates:
 
 
 def _read(df: pd.DataFrame, column: str, table: LongTable, categories: dict[str, tuple[str, ...]]) -> np.ndarray:
-    """[rows of table]; adds the texts of a column of categories."""
+    """[rows of table]; adds the texts of a categorical column to `categories`."""
     values, texts = read_column(df[column], lambda row: f"{table.name}, item {quoted(df[table.id_column].iloc[row])}")
     if texts is not None:
         categories[column] = texts
@@ -158,13 +159,13 @@ def _read(df: pd.DataFrame, column: str, table: LongTable, categories: dict[str,
 
 
 def read_column(column: pd.Series, where: Any, texts: Iterable[str] | None = None):
-    """Values [rows] float64 of a column, NaN where missing, and the texts that they count where it holds categories.
+    """Read a column: values [rows] float64, NaN where missing, and the texts of a categorical column.
 
     Args:
-        where: a row -> its item, for messages.
-        texts: of a column that is known to hold categories: they come first; None for one that is not known to.
+        where: maps a row to its item, for messages.
+        texts: the known categories of a categorical column, which come first; None if the kind is not known.
 
-    Raises InputError for dates, what is infinite, and objects that are neither numbers nor text.
+    Raises InputError for dates, infinite values, and objects that are neither numbers nor text.
     """
     kind = pd.api.types.infer_dtype(column, skipna=True)
     if kind in ("datetime64", "datetime", "date", "timedelta64", "period", "complex", "mixed", "bytes", "interval"):
@@ -184,12 +185,12 @@ def read_column(column: pd.Series, where: Any, texts: Iterable[str] | None = Non
     known = list(texts) if texts is not None else sorted(set(names))
     places = {text: place for place, text in enumerate(dict.fromkeys([*known, *names]))}
     lookup = np.array([*(places[name] for name in names), np.nan])
-    # pandas' code of a missing value is -1
+    # pandas encodes a missing value as -1
     return lookup[codes], tuple(places)
 
 
 def _text(value: Any) -> str:
-    """A category by its name: 3 and 3.0, which gaps make of it, are one."""
+    """A category's name: 3 and 3.0 are the same, as pandas turns integers with gaps into floats."""
     whole = isinstance(value, (float, np.floating)) and float(value).is_integer()
     return str(int(value)) if whole else str(value)
 
@@ -200,14 +201,14 @@ def _as_text(codes: np.ndarray, texts: tuple[str, ...]) -> np.ndarray:
 
 
 def _of_items(values: np.ndarray, column: str, table: LongTable) -> np.ndarray:
-    """[items] the one value of each item; NaN where it has none."""
+    """[items]: the single value of each item; NaN if it has none."""
     seen = np.flatnonzero(~np.isnan(values))
     items, first = np.unique(table.codes[seen], return_index=True)
     result = np.full(len(table.ids), np.nan)
     result[items] = values[seen[first]]
     if (other := seen[values[seen] != result[table.codes[seen]]]).size:
         raise InputError(
-            f"{table.where(other[0])}, column {column!r}: the value is not the one of the item's first row: a static "
+            f"{table.where(other[0])}, column {column!r}: the value differs from the item's first row: a static "
             "covariate never changes"
         )
     return result

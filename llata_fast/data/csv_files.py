@@ -1,4 +1,4 @@
-"""A CSV's cells: where the header is, which column holds the dates, which cells are not numbers."""
+"""Parse a CSV: find the header and the date column, and report cells that are not numbers."""
 
 import csv
 import functools
@@ -20,12 +20,12 @@ from .memory import free_memory
 from .registry import DatasetSpec
 
 DATE_COLUMNS = ("date", "datetime", "timestamp", "time", "ds")
-"""Names looked for, in this order and in any case, when no date column is given."""
+"""Names of a date column, tried in this order regardless of case, if none is given."""
 
 PERIOD_COLUMNS = ("year", "quarter", "month", "week", "period")
-"""Names that hold the dates where there is none of DATE_COLUMNS, and only one of these."""
+"""Further names of a date column, used if none of DATE_COLUMNS and only one of these exists."""
 
-# lines above the header that say so themselves: comments, and what tells spreadsheets the separator
+# lines above the header that can be recognised: comments, and the separator declaration for spreadsheets
 _ABOVE_HEADER = re.compile(r"#.*|sep=.|\s*")
 _HEAD = 50
 # the most that these formats pack into a byte; others pack any number
@@ -36,29 +36,29 @@ _SENTINELS = (-9999, -999, -99, 9999, 99999, 999999)
 
 @dataclass(frozen=True, eq=False)
 class CsvTable:
-    """The cells of a CSV, the date column as text."""
+    """The cells of a CSV, with the date column as text."""
 
     path: Path
     date_column: str
     columns: tuple[str, ...]
-    """Value columns that were asked for."""
+    """The requested value columns."""
     cells: pd.DataFrame
     lines: np.ndarray
-    """[rows] line of each row in the file, counted from 1."""
+    """[rows]: line number of each row in the file, from 1."""
 
     def where(self, row: int, column: str | None = None) -> str:
-        """Place of a cell, for messages; by default in the date column."""
+        """Position of a cell for messages; default: in the date column."""
         return f"{self.path}, line {self.lines[row]}, column {column or self.date_column!r}"
 
 
 def load(path: Path, **options) -> pd.DataFrame:
-    """`pandas.read_csv`; whatever it raises becomes an InputError."""
+    """`pandas.read_csv`, with every error as an InputError."""
     if not path.is_file():
         raise InputError(f"{path} is a folder, not a CSV" if path.is_dir() else f"{path}: no such file")
     try:
         check_memory(path)
         with warnings.catch_warnings():
-            # rows longer than the header: pandas would drop their last cells with a warning
+            # pandas would drop the last cells of rows longer than the header, with only a warning
             warnings.simplefilter("error", pd.errors.ParserWarning)
             return pd.read_csv(path, index_col=False, low_memory=False, encoding="utf-8-sig", **options)
     except pd.errors.EmptyDataError:
@@ -69,9 +69,9 @@ def load(path: Path, **options) -> pd.DataFrame:
         raise InputError(f"{path} can't be read as a CSV: it is not UTF-8 text ({error})") from None
     except pd.errors.ParserWarning:
         raise InputError(
-            f"{path} can't be read as a CSV: rows have more cells than the header, as decimal commas would make them"
+            f"{path} can't be read as a CSV: rows have more cells than the header; are there decimal commas?"
         ) from None
-    except Exception as error:  # a damaged file raises whatever its decompressor calls an error
+    except Exception as error:  # a damaged file can raise anything, depending on its decompressor
         raise InputError(f"{path} can't be read as a CSV: {in_one_line(error)}") from None
 
 
@@ -95,14 +95,14 @@ def _unpacks_within(path: Path, limit: int, size: int, written: int) -> bool:
 
 
 def check_row_lengths(path: Path, table: pd.DataFrame):
-    """Raise InputError where a row of a CSV has fewer cells than its header, whose missing ones pandas fills in."""
+    """Raise InputError if a row has fewer cells than the header, as pandas silently fills in missing ones."""
     if not table.iloc[:, -1:].isna().to_numpy().any():
         return
-    # a separator that no line has makes every line one cell
+    # a separator that never occurs reads every line as one cell
     lines = load(path, sep="\x1f", quoting=csv.QUOTE_NONE, names=["line"], dtype=str, keep_default_na=False)["line"]
     for number, row in enumerate(csv.reader(lines)):
         if row and len(row) < table.shape[1]:
-            cells = f"{len(row)} cells, the header has {table.shape[1]}"
+            cells = f"{len(row)} cells, but the header has {table.shape[1]}"
             raise InputError(f"{path}, row {number} has {cells}: was the file cut short?")
 
 
@@ -114,10 +114,10 @@ def read_table(
     skip_rows: int = 0,
     na_values: Sequence[str] = (),
 ) -> CsvTable:
-    """The cells of a CSV with a header below `skip_rows` lines, comments and blank lines.
+    """Read the cells of a CSV, whose header follows `skip_rows` lines, comments and blank lines.
 
-    `date_column` defaults to the first of DATE_COLUMNS that the file has, `columns` to all others; cells that hold one
-    of `na_values` are missing. Raises InputError.
+    `date_column` defaults to the first of DATE_COLUMNS in the file, `columns` to all others. Cells equal to one of
+    `na_values` are missing. Raises InputError.
     """
     path = Path(path).expanduser()
     if skip_rows < 0:
@@ -157,13 +157,13 @@ def read_table(
     )
     cells = cells.set_axis(header, axis=1).dropna(how="all")
     if cells.empty:
-        raise InputError(f"{path} is empty: it has a header and no rows")
+        raise InputError(f"{path} is empty: it has a header but no rows")
     return CsvTable(path, date_column, tuple(columns), cells, cells.index.to_numpy() + line + 1)
 
 
 def _head(path: Path) -> list[str]:
-    """The first lines as they are."""
-    # a separator that no line has makes every line one cell
+    """The first lines of the file, unparsed."""
+    # a separator that never occurs reads every line as one cell
     options = {"sep": "\x1f", "quoting": csv.QUOTE_NONE, "names": ["line"], "dtype": str, "keep_default_na": False}
     return load(path, nrows=_HEAD, skip_blank_lines=False, **options)["line"].tolist()
 
@@ -172,7 +172,7 @@ def _lines_above(head: list[str], skip_rows: int) -> int:
     """Number of lines above the header."""
     rows = range(skip_rows, len(head))
     header = next((row for row in rows if not _ABOVE_HEADER.fullmatch(head[row])), skip_rows)
-    # a header may be a comment itself, the last one
+    # the last comment may itself be the header
     comment = head[header - 1] if header > skip_rows else ""
     is_header = comment.startswith("#") and _has_date_name(comment[1:]) and not _has_date_name(head[header])
     return header - is_header
@@ -188,8 +188,8 @@ def _check_header(path: Path, line: int, header: list[str]):
         raise InputError(f"{path}, line {line}: column {doubled[0]!r} is there twice")
     if len(header) == 1 and (separators := re.findall("[;\t|]", header[0])):
         raise InputError(
-            f"{path}, line {line}: columns are separated by {separators[0]!r}; separate them by commas, decimals by "
-            "points"
+            f"{path}, line {line}: columns are separated by {separators[0]!r}; use commas between columns, and points "
+            "for decimals"
         )
 
 
@@ -203,7 +203,7 @@ def _date_column(path: Path, line: int, header: list[str], head: list[str]) -> s
         return periods[0]
     if len(periods) > 1 and not hint:
         raise InputError(
-            f"{path}, line {line}: the dates stand in several columns, {' and '.join(periods)}: write them in one, "
+            f"{path}, line {line}: the dates are split over columns {' and '.join(periods)}: write them in one, named "
             "date, as 2005-01 or 2005-01-31"
         )
     raise InputError(
@@ -217,20 +217,20 @@ def _header_hint(head: list[str], line: int, date_column: str | None = None) -> 
     names = (date_column.lower(),) if date_column else (*DATE_COLUMNS, *PERIOD_COLUMNS)
     for row, text in enumerate(head[line:], line):
         if _has_date_name(text, names):
-            return f"; the header seems to stand in line {row + 1}: --skip_rows {row} leaves out the lines above it"
+            return f"; the header seems to be in line {row + 1}: skip the lines above it with --skip_rows {row}"
     return ""
 
 
 def read_headerless(path: Path, spec: DatasetSpec, date_column: str | None, columns: Sequence[str]) -> CsvTable:
-    """Value columns of a file without header and dates."""
+    """Read the value columns of a file without header and dates."""
     if date_column is not None:
-        raise InputError(f"{spec.name} has no date column, got --date_column {date_column}")
+        raise InputError(f"{spec.name} has no date column, so --date_column {date_column} does not apply")
     assert spec.columns is not None
     if unknown := [name for name in columns if name not in spec.columns]:
         raise InputError(f"{spec.name} has no column {unknown[0]!r} among {', '.join(spec.columns)}")
     cells = load(path, header=None)
     if cells.shape[1] != len(spec.columns):
-        raise InputError(f"{path} has {cells.shape[1]} columns, {spec.name} has {len(spec.columns)}")
+        raise InputError(f"{path} has {cells.shape[1]} columns, but {spec.name} has {len(spec.columns)}")
     cells = cells.set_axis(list(spec.columns), axis=1)
     return CsvTable(path, spec.date_column, tuple(columns), cells, cells.index.to_numpy() + 1)
 
@@ -243,7 +243,7 @@ def shortened(names: Sequence[str], limit: int = 12) -> str:
 
 
 def as_numbers(cells: pd.Series) -> pd.Series:
-    """The numbers that cells hold, NaN for text, infinite for an integer that no float holds."""
+    """The cells as numbers: NaN for text, infinite for an integer too large for a float."""
 
     def one(cell):
         try:
@@ -258,9 +258,9 @@ def as_numbers(cells: pd.Series) -> pd.Series:
 
 
 def parse_values(table: CsvTable, missing: str) -> np.ndarray:
-    """[rows, C] float64 with NaN for missing cells.
+    """The values [rows, C] float64, with NaN for missing cells.
 
-    Raises InputError for text, infinities and forbidden gaps; warns of a value that stands for no value.
+    Raises InputError for text, infinities and forbidden gaps; warns about a value that seems to mean "no value".
     """
     if missing not in ("error", "mask"):
         raise InputError(f"missing must be error or mask, got {missing!r}")
@@ -283,7 +283,7 @@ def parse_values(table: CsvTable, missing: str) -> np.ndarray:
         row, column = np.argwhere(empty)[0]
         raise InputError(
             f"{table.where(row, table.columns[column])}: the value is missing, the first of {empty.sum()}; "
-            "--missing mask leaves missing values out"
+            "to mask missing values, give --missing mask"
         )
     if empty.all(axis=0).any():
         raise InputError(f"{table.path}, column {table.columns[empty.all(axis=0).argmax()]!r}: every value is missing")
@@ -291,8 +291,8 @@ def parse_values(table: CsvTable, missing: str) -> np.ndarray:
         if (sentinel := _sentinel(values[~empty[:, column], column])) is not None:
             value, count = sentinel
             warnings.warn(
-                f"{table.path}, column {name!r}: {value:g} stands there {count} times, far from every other value; if "
-                f"it means that the value is missing, give --na_values {value:g} --missing mask",
+                f"{table.path}, column {name!r}: {value:g} appears {count} times, far from every other value; if it "
+                f"marks a missing value, give --na_values {value:g} --missing mask",
                 InputWarning,
                 stacklevel=3,
             )
@@ -301,15 +301,15 @@ def parse_values(table: CsvTable, missing: str) -> np.ndarray:
 
 def _number_hint(cell: str) -> str:
     if not re.search("[0-9]", cell):
-        return f"; if it means that the value is missing, give --na_values {cell!r} --missing mask" if cell else ""
+        return f"; if it marks a missing value, give --na_values {cell!r} --missing mask" if cell else ""
     if "," in cell:
         return "; write decimals with a point and thousands without a separator, 1234.5"
-    return "; write the number alone, 1234.5" if re.search(r"[%$€£\s]", cell) else ""
+    return "; write only the number, 1234.5" if re.search(r"[%$€£\s]", cell) else ""
 
 
 def _sentinel(values: np.ndarray) -> tuple[float, int] | None:
-    """A value that marks missing ones, and its count: the smallest or the largest, far from the range of all others,
-    and there again and again or a usual choice.
+    """A value that seems to mark missing ones, with its count: the smallest or largest, far from all others, and either
+    repeated often or a usual choice.
     """
     for extreme in (values.min(), values.max()):
         others = values[values != extreme]
@@ -325,7 +325,7 @@ def _sentinel(values: np.ndarray) -> tuple[float, int] | None:
 
 
 def stacked_by(table: CsvTable, dates: pd.Index) -> tuple[str, ...]:
-    """The columns that tell apart several series that stand one below the other, with the same `dates`; else none."""
+    """The columns that identify several series stacked in one table with the same `dates`; () if there are none."""
     others = [name for name in table.cells.columns if name != table.date_column]
     candidates = [name for name in others if _may_be_id(table.cells[name])]
     for names in (*((name,) for name in candidates), *combinations(candidates[:6], 2)):

@@ -1,7 +1,7 @@
-"""Text as dates: what can be read in one way alone is read, the rest is refused with the way to write it.
+"""Parse text as dates: whatever has exactly one reading is accepted, and the rest is refused with a suggested form.
 
-No word of files: `parse_dates` takes the labels of any table, and says in which row it is stuck. `docs/data.md` lists
-the forms that are read and refused.
+It is independent of files: `parse_dates` takes the labels of any table and names the row that fails. `docs/data.md`
+lists the accepted and refused forms.
 """
 
 import re
@@ -28,7 +28,7 @@ _INTERVAL = re.compile(r"[\[(]?(.+?)(?: +(?:-|–|—|to|until|bis) +| ?/ ?(?=[0
 _BARE_TIME = re.compile(r"[0-9]{1,2}[:.][0-9]{2}(?:[:.][0-9]{2})?(?: ?[ap]m)?", re.IGNORECASE)
 _DATE = "[0-9]{4}[-/. ][0-9]{1,2}[-/. ][0-9]{1,2}"
 _HOUR_24 = r"([Tt ])24([:.]?00(?:[:.]00)?(?:\.0+)?)$"
-# what pandas reads fast and without help
+# the forms that pandas parses fast and without help
 _PLAIN = r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6})?)?)?"
 
 
@@ -39,18 +39,18 @@ def parse_dates(
     item: slice | np.ndarray = slice(None),
     expected: Step | None = None,
 ) -> pd.Index:
-    """The moments that `labels` [rows] name: a DatetimeIndex in microseconds, or whole numbers (int64) of an index.
+    """The moments named by `labels` [rows]: a DatetimeIndex in microseconds, or whole numbers (int64) of an index.
 
-    Labels are text, dates, periods or numbers, all of one form. Periods count by their first moment. A constant offset
-    from UTC stays; where it changes, days and longer steps are read from the clock on the wall, shorter ones in UTC.
+    Labels are text, dates, periods or numbers, all in one form. A period is read as its first moment. A constant offset
+    from UTC is kept; if the offset changes, steps of a day or more are read in local time, shorter ones in UTC.
 
     Args:
-        name: of the column, which tells years and Unix time from other numbers.
-        item: rows of one series; where text can be read in several ways, the one that makes it regular is meant.
-        expected: the step that the dates are expected to have, which settles what else is open.
+        name: of the column; it distinguishes years and Unix time from other numbers.
+        item: rows of one series; if text has several readings, the one that makes this series regular is taken.
+        expected: the step that the dates should have, which settles remaining ambiguities.
 
     Raises:
-        DateError: no date, or one that can be read in several ways; its `row` counts in `labels`.
+        DateError: a label is not a date, or has several readings; its `row` counts in `labels`.
     """
     labels = pd.Series(labels).reset_index(drop=True)
     if isinstance(labels.dtype, pd.CategoricalDtype):
@@ -78,7 +78,7 @@ def parse_dates(
 
 
 def _starts(text: pd.Series) -> pd.Series:
-    """The first moments of intervals, such as 2024-01-01 00:00 - 2024-01-01 01:00."""
+    """The beginnings of intervals, such as 2024-01-01 00:00 - 2024-01-01 01:00."""
     starts = []
     for row, label in enumerate(text):
         if (match := _INTERVAL.fullmatch(label)) is None:
@@ -88,7 +88,7 @@ def _starts(text: pd.Series) -> pd.Series:
 
 
 def _read_clock(text: pd.Series, item: slice | np.ndarray, expected: Step | None) -> pd.DatetimeIndex:
-    """Dates with or without a time of day."""
+    """Parse dates with or without a time of day."""
     if text.str.fullmatch(_PLAIN).all():
         dates = pd.to_datetime(text, format="ISO8601", errors="coerce")
         if dates.notna().all():
@@ -123,17 +123,17 @@ def _unlike(cell: str, example: str, zoned: bool) -> str:
         return f"{cell!r} is not a date of the calendar"
     has_zone = re.fullmatch(f".*:.*{_ZONE}", cell) is not None
     if ":" in cell and zoned != has_zone:
-        return f"{cell!r} has {'no' if zoned else 'an'} offset from UTC, {example!r} has {'one' if zoned else 'none'}"
+        return f"{cell!r} has {'no' if zoned else 'an'} UTC offset, but {example!r} has {'one' if zoned else 'none'}"
     hint = "; write month names in English" if re.search("(?i)[a-z]{3}", example) else ""
     return f"{cell!r} is not a date like {example!r}{hint}"
 
 
-# rewrites dates at the start of every label as ISO 8601; what it leaves as it was is none of them
+# rewrites the date at the start of each label as ISO 8601; a label that it leaves unchanged is not a date
 _Rewrite = Callable[[pd.Series], tuple[pd.Series, np.ndarray]]
 
 
 def _example(text: pd.Series) -> tuple[str | None, list[_Rewrite]]:
-    """A label that is a date and the ways in which its day can be read; the longest one: midnight may be left out."""
+    """A label that is a date, and the possible readings of its day; the longest label, as midnight may be left out."""
     lengths = text.str.len().to_numpy()
     for row in dict.fromkeys((int(lengths.argmax()), 0, len(text) - 1, len(text) // 2, len(text) // 3)):
         if orders := list(_orders(text.iloc[row])):
@@ -142,7 +142,7 @@ def _example(text: pd.Series) -> tuple[str | None, list[_Rewrite]]:
 
 
 def _orders(label: str) -> Iterator[_Rewrite]:
-    """Ways to read the day at the start of `label`."""
+    """The possible readings of the day at the start of `label`."""
     tail = f"{_TIME}?{_ZONE}?"
     if re.fullmatch(f"[0-9]{{8}}{_TIME}{_ZONE}?", label):
         yield _by_pattern("^([0-9]{4})([0-9]{2})([0-9]{2})", r"\1-\2-\3")
@@ -166,7 +166,7 @@ def _orders(label: str) -> Iterator[_Rewrite]:
     elif lengths[1] == 4 and lengths[0] <= 2:
         pattern = f"^{two}{separator}{two}{separator}{four}"
         yield _by_pattern(pattern, r"\3-\2-\1")
-        # points are written where days come first
+        # points are used only with the day first
         if match[2] != ".":
             yield _by_pattern(pattern, r"\3-\1-\2")
     elif max(lengths) <= 2:
@@ -188,7 +188,7 @@ def _by_pattern(pattern: str, order: str, short: bool = False) -> _Rewrite:
 
 
 def _ungrouped(pattern: str) -> str:
-    # pandas warns of groups where it only looks whether there is a match
+    # pandas warns about groups in a pattern that is only matched
     return re.sub(r"\((?!\?)", "(?:", pattern)
 
 
@@ -209,20 +209,20 @@ def _by_name(before: str, after: str, order: str, short: str) -> _Rewrite:
 
 
 def _in_full_years(text: pd.Series) -> pd.Series:
-    """Years of two digits in POSIX's century: from 1969 to 2068."""
+    """Expand two-digit years into POSIX's range, 1969 to 2068."""
     text = text.str.replace("^(69|[7-9][0-9])-", r"19\1-", regex=True)
     return text.str.replace("^([0-5]?[0-9]|6[0-8])-", r"20\1-", regex=True)
 
 
 def _to_iso(text: pd.Series, rewrite: _Rewrite, zoned: bool) -> tuple[pd.Series, np.ndarray]:
-    """Labels in ISO 8601 (but for a twelve-hour clock and hour 24), and which of them have another form."""
+    """Labels in ISO 8601 (except a twelve-hour clock and hour 24), and a mask of those with another form."""
     iso, matched = rewrite(text)
     form = _DATE + (f"{_TIME}{_ZONE}" if zoned else f"{_TIME}?")
     return iso, ~(matched & iso.str.fullmatch(form).to_numpy())
 
 
 def _moments(iso: pd.Series, zoned: bool, item: slice | np.ndarray) -> pd.DatetimeIndex | np.ndarray:
-    """The moments of labels in ISO 8601, or which of them the calendar does not have."""
+    """The moments of ISO 8601 labels, or a mask of those that do not exist in the calendar."""
     labels = iso
     iso = iso.str.replace(r"^([0-9]{4}.[0-9]{1,2}.[0-9]{1,2})(?:, ?| ?- ?)([0-9])", r"\1 \2", regex=True)
     offsets = None
@@ -237,7 +237,8 @@ def _moments(iso: pd.Series, zoned: bool, item: slice | np.ndarray) -> pd.Dateti
     known = np.unique(offsets)
     if len(known) > 2 and len(known) * 10 > len(offsets):
         raise DateError(
-            f"{labels.iloc[0]!r} can be an interval or an offset from UTC, another in every row: write where it begins",
+            f"{labels.iloc[0]!r} can be an interval or an offset from UTC, a different one in every row: write its "
+            "beginning",
             0,
         )
     instants = wall - offsets.astype("m8[us]")
@@ -248,7 +249,7 @@ def _moments(iso: pd.Series, zoned: bool, item: slice | np.ndarray) -> pd.Dateti
 
 
 def _one_clock(instants: np.ndarray, wall: np.ndarray, item: slice | np.ndarray) -> pd.DatetimeIndex:
-    """Dates whose offset changes: local days, or instants where rows stand closer."""
+    """Dates whose offset changes: local time if rows are at least days apart, otherwise instants."""
     if regularity(wall[item]) <= regularity(instants[item]):
         grid = find_grid(wall[item])
         if grid is not None and is_local(grid.step):
@@ -257,7 +258,7 @@ def _one_clock(instants: np.ndarray, wall: np.ndarray, item: slice | np.ndarray)
 
 
 def _without_zone(iso: pd.Series) -> tuple[pd.Series, np.ndarray]:
-    """Labels without what they say of their zone, and their offsets from UTC in microseconds (int64)."""
+    """Labels without their time zone, and their offsets from UTC in microseconds (int64)."""
     bare = iso.str.replace(f"{_ZONE}$", "", regex=True)
     zones = pd.Series([label[len(rest) :] for label, rest in zip(iso, bare, strict=True)])
     codes, names = pd.factorize(zones)
@@ -272,7 +273,7 @@ def _offset(zone: str) -> int:
 
 
 def _wall(iso: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Moments on the wall's clock (datetime64[us]) and which labels name none."""
+    """Local times (datetime64[us]), and a mask of labels that are not a time."""
     late = iso.str.contains("[Tt ]24[:.]?00").to_numpy()
     if late.any():
         late = iso.str.contains(_ungrouped(_HOUR_24)).to_numpy()
@@ -310,7 +311,7 @@ def _meant(
     if ranks.count(min(ranks)) == 1 and min(ranks)[0] < 2:
         return distinct[ranks.index(min(ranks))]
     raise DateError(
-        f"{text.iloc[0]!r} and the other dates can be read day first and month first; write them as 2024-01-31"
+        f"{text.iloc[0]!r} and the other dates can be read day first or month first; write them as 2024-01-31"
     )
 
 
@@ -322,14 +323,14 @@ def _has_step(dates: np.ndarray, step: Step) -> bool:
 
 
 def date_format(dates: pd.Index, *steps: Step) -> str | None:
-    """How all of `dates` and those that follow in any of `steps` are written; None: as they are, whole numbers.
+    """The format in which `dates`, and dates that follow by any of `steps`, are written; None for whole numbers.
 
-    Without a time of day where none has one, but dates with an offset from UTC, which is written behind the time.
+    It has no time of day if no date has one, except that dates with a UTC offset always include the time.
     """
     if not isinstance(dates, pd.DatetimeIndex):
         return None
     times = plain(dates, local=True).astype(np.int64) % DAY
-    # what fixed steps and open hours add to the time of day
+    # what fixed steps and opening hours add to the time of day
     shifts = [getattr(step, "amount", getattr(step, "base", DAY)) for step in steps]
     if (times % SECOND).any() or any(shift % SECOND for shift in shifts):
         return "%Y-%m-%d %H:%M:%S.%f"

@@ -1,4 +1,4 @@
-"""Whole numbers in a date column: dates written in digits, Unix time, years, or an index of steps."""
+"""Interpret whole numbers in a date column: dates written in digits, Unix time, years, or an index of steps."""
 
 import re
 
@@ -11,13 +11,13 @@ from .steps import Step, Whole
 
 
 def read_numbers(text: pd.Series, name: str, expected: Step | None = None) -> pd.Index:
-    """What whole numbers in a date column mean: dates in digits (200501, 20240131, 2024013112), Unix time, years where
-    the column's name says so, and else an index of steps (int64).
+    """Interpret whole numbers in a date column: dates in digits (200501, 20240131, 2024013112), Unix time, years if the
+    column's name says so, and otherwise an index of steps (int64).
 
-    `expected` is the step that the dates are expected to have. Raises DateError for numbers that can be several things.
+    `expected` is the step that the dates should have. Raises DateError for ambiguous numbers.
     """
     if len(too_long := np.flatnonzero(text.str.len() > 19)):
-        raise DateError(f"{text.iloc[too_long[0]]!r} is too large a number", int(too_long[0]))
+        raise DateError(f"{text.iloc[too_long[0]]!r} is too large", int(too_long[0]))
     if len(padded := np.flatnonzero(text.str.match("[-+]?0[0-9]"))):
         raise DateError(f"{text.iloc[padded[0]]!r} is not a date; write it as 2024-01-31", int(padded[0]))
     numbers = text.str.replace("[.]0+$", "", regex=True).astype(np.int64).to_numpy()
@@ -44,11 +44,11 @@ def read_numbers(text: pd.Series, name: str, expected: Step | None = None) -> pd
         width == 6
         and ((numbers % 100 <= 53) & (numbers % 100 > 0) & (numbers // 100 >= 1900) & (numbers // 100 <= 2099)).all()
     ):
-        raise DateError(f"{text.iloc[0]!r} can be a week and a number: write weeks as 2019-W13", 0)
+        raise DateError(f"{text.iloc[0]!r} can be a week or a number: write weeks as 2019-W13", 0)
     return pd.Index(numbers)
 
 
-# by the number of digits: what they are read as, and what they are refused as, since they pass for it
+# number of digits -> layout that is read, and layout that is refused because it could be mistaken for it
 _LAYOUTS = {
     6: {"YYYYMM": True, "YYMMDD": False, "DDMMYY": False, "MMDDYY": False},
     7: {"YYYYJJJ": True},
@@ -60,7 +60,7 @@ _LAYOUTS = {
 
 
 def _from_digits(numbers: np.ndarray, layout: str) -> tuple[np.ndarray, np.ndarray]:
-    """Moments (datetime64[us]) that numbers of digits in `layout` stand for, and which of them the calendar has, from
+    """Moments (datetime64[us]) of numbers in the digit `layout`, and a mask of those that exist in the calendar from
     1600 to 2399.
     """
 
@@ -87,7 +87,7 @@ def _from_digits(numbers: np.ndarray, layout: str) -> tuple[np.ndarray, np.ndarr
 
 
 def _epoch_unit(numbers: np.ndarray, width: int, name: str) -> str | None:
-    """The unit of Unix time, in a column whose name speaks of time; from 2001, when it has had ten digits, to 2099."""
+    """The unit of Unix time in a column whose name suggests time, for the years 2001 (ten digits) to 2099."""
     unit = {10: "s", 13: "ms", 16: "us", 19: "ns"}.get(width)
     if unit is None or not re.search("(?i)date|time|stamp|epoch|unix|^[td]s$", name):
         return None

@@ -1,4 +1,4 @@
-"""Long tables from their files, as frames."""
+"""Read long tables from files into frames."""
 
 import os
 from pathlib import Path
@@ -11,20 +11,20 @@ from .memory import free_memory
 
 
 def is_parquet(path: str | os.PathLike) -> bool:
-    """Whether a file's ending says so."""
+    """Whether the file's extension says Parquet."""
     return Path(path).suffix.lower() in (".parquet", ".pq")
 
 
 def csv_frame(path: str | os.PathLike) -> pd.DataFrame:
-    """The table in a CSV; raises InputError where there is none, or a row is longer or shorter than the header."""
-    # text stays text until a column's meaning is known: ids keep their zeros
+    """The table in a CSV; raises InputError if there is none, or a row's length differs from the header's."""
+    # text stays text until a column's meaning is known, so that ids keep leading zeros
     table = load(Path(path))
     check_row_lengths(Path(path), table)
     return table
 
 
 def parquet_frame(path: str | os.PathLike) -> pd.DataFrame:
-    """The table in a Parquet file; raises InputError where there is none, or pyarrow is not installed."""
+    """The table in a Parquet file; raises InputError if there is none or pyarrow is not installed."""
     try:
         # not of a folder of them
         if os.path.isfile(path):
@@ -51,5 +51,5 @@ def _check_rows(path: str | os.PathLike):
 
 
 def file_frame(path: str | os.PathLike) -> pd.DataFrame:
-    """`parquet_frame` for a file of that ending, else `csv_frame`."""
+    """`parquet_frame` for a .parquet file, otherwise `csv_frame`."""
     return parquet_frame(path) if is_parquet(path) else csv_frame(path)

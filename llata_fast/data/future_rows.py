@@ -1,4 +1,4 @@
-"""Known covariates of the steps that are to be forecast, from a table of their own: all of them, or an error."""
+"""Known covariates for the steps to forecast, from a separate table, which must cover all of them."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,14 +20,14 @@ NAME = "future_df"
 
 
 class FutureRows:
-    """Values of known covariates, item by item and step by step."""
+    """Values of known covariates, by item and step."""
 
     def __init__(self, panel: "Panel", table: Any, columns: Sequence[str], horizon: int):
-        """`columns` of `table` for the `horizon` rows behind every item of the panel; other rows are passed over.
+        """Read `columns` of `table` for the `horizon` rows after every item of the panel; other rows are ignored.
 
         Raises:
-            InputError: a column that is not there or holds something else; an item that is not there, starts late,
-                stops early, has a hole or a row twice.
+            InputError: a column is missing or has the wrong kind, or an item is missing, starts late, ends early, or
+                has a gap or a duplicate row.
         """
         self.panel, self.horizon = panel, horizon
         df = as_frame(table, NAME)
@@ -38,7 +38,7 @@ class FutureRows:
         rows, items, ahead = self._places(df)
         self._check(rows, items, ahead)
         self.texts: dict[str, tuple[str, ...]] = {}
-        """Categories of the panel, those that only the future has at the end."""
+        """The panel's categories, followed by those that only the future has."""
         self.values = np.full((len(panel), horizon, len(columns)), np.nan)
         """[items, horizon, columns]"""
         for place, column in enumerate(columns):
@@ -46,7 +46,7 @@ class FutureRows:
             self.values[items, ahead, place] = self._column(df[column], where)[rows]
 
     def _places(self, df: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows of the table that lie ahead of an item, their items, and how many steps: 0 is the first."""
+        """Rows of the table after an item's end, their items, and their steps from 0."""
         panel = self.panel
         items = panel.ids.get_indexer(pd.Index(df[panel.id_column]))
         known = np.flatnonzero(items >= 0)
@@ -60,7 +60,7 @@ class FutureRows:
             raise InputError(f"{NAME}, column {panel.timestamp_column!r}{place}: {error}") from None
         dates = plain(moments, all(map(is_local, panel.steps)))
         if dates.dtype.kind != panel.origins.dtype.kind and len(dates):
-            raise InputError(f"{NAME}: its {panel.timestamp_column} is not of the kind that the past has")
+            raise InputError(f"{NAME}: its {panel.timestamp_column} is of another kind than the panel's")
         index = np.zeros(len(items), dtype=np.int64)
         on_grid = np.ones(len(items), dtype=bool)
         for number, step in enumerate(panel.steps):
@@ -71,8 +71,8 @@ class FutureRows:
         if (astray := wanted & ~on_grid).any():
             row = int(astray.argmax())
             raise InputError(
-                f"{self._where(items[row])}, row {known[row]}: {moments[row]} is none of the item's dates, which go on "
-                f"with {self._date(items[row], 0)}"
+                f"{self._where(items[row])}, row {known[row]}: {moments[row]} is not one of the item's dates, which "
+                f"continue with {self._date(items[row], 0)}"
             )
         return known[wanted], items[wanted], ahead[wanted]
 
@@ -84,7 +84,7 @@ class FutureRows:
             item, step = np.argwhere(counts > 1)[0]
             twice = rows[(items == item) & (ahead == step)]
             raise InputError(
-                f"{self._where(item)}, row {twice[1]}: {self._date(item, step)} is there twice, first in row {twice[0]}"
+                f"{self._where(item)}, row {twice[1]}: {self._date(item, step)} appears twice, first in row {twice[0]}"
             )
         lacking = np.flatnonzero((counts == 0).any(1))
         if not lacking.size:
@@ -98,7 +98,7 @@ class FutureRows:
         if there[0]:
             problem = f"starts late, at {self._date(item, there[0])}"
         elif there[-1] < horizon - 1:
-            problem = f"stops early, at {self._date(item, there[-1])}"
+            problem = f"ends early, at {self._date(item, there[-1])}"
         else:
             problem = f"has no row for {self._date(item, int((counts[item] == 0).argmax()))}"
         raise InputError(f"{self._where(item)} {problem}{others}: {span}")
@@ -110,7 +110,7 @@ class FutureRows:
         values, found = read_column(column, where, texts)
         if found is not None:
             if texts is None:
-                raise InputError(f"{NAME}, column {column.name!r}: it holds categories, and numbers in the past")
+                raise InputError(f"{NAME}, column {column.name!r}: it holds categories, but numbers in the past")
             self.texts[str(column.name)] = found
         return values
 

@@ -1,8 +1,8 @@
-"""Finds the step of a series, and the grid that it makes, from nothing but its dates.
+"""Find the step of a series, and the grid that it spans, from its dates alone.
 
-A step counts only if its grid holds every date. Of those that do, the one that leaves the fewest dates of its grid
-empty is meant; what recurs in the calendar (months, open hours) is taken for closed only where chance would not leave
-the same rows empty so often.
+A step qualifies only if its grid contains every date. Among those, the one whose grid has the fewest missing dates is
+taken. Rows missing by a calendar pattern (months, opening hours) count as closed times only if chance would rarely
+leave out the same rows so often.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,11 +27,11 @@ from .steps import (
 )
 
 MAX_GRID_GROWTH = 10
-"""A series whose grid has more rows than this many times its own is taken for irregular, not for one with gaps: two
-stray timestamps years apart must not fill the memory."""
+"""A series whose grid would have more than this many times its rows is irregular, not one with gaps: two stray
+timestamps years apart must not fill the memory."""
 
 _CHANCE = 0.01
-"""How likely chance may be to leave empty what is taken for closed."""
+"""Largest probability that closed times are due to chance."""
 
 _MAX_OPEN_ROWS = 200_000
 _WEEKEND = {5, 6}
@@ -39,7 +39,7 @@ _WEEKEND = {5, 6}
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """The dates that a step makes, and where those of a series lie among them."""
+    """The dates of a step, and the positions of a series' dates among them."""
 
     step: Step
     origin: np.datetime64 | np.int64
@@ -51,15 +51,15 @@ class Grid:
 
     @property
     def holes(self) -> int:
-        """Dates of the grid that the series does not have."""
+        """Number of grid dates that the series lacks."""
         return len(self) - len(self.index)
 
     def dates(self) -> np.ndarray:
-        """[len(self)] every date of the grid."""
+        """[len(self)]: every date of the grid."""
         return self.step.dates(self.origin, np.arange(len(self)))
 
     def first_hole(self) -> tuple[int, np.datetime64 | np.int64]:
-        """The row before the first date that is missing, and that date."""
+        """The row before the first missing date, and that date."""
         row = int(np.flatnonzero(np.diff(self.index) > 1)[0])
         return row, self.step.dates(self.origin, self.index[row : row + 1] + 1)[0]
 
@@ -69,7 +69,7 @@ class Grid:
 
 
 def fit(step: Step, dates: np.ndarray) -> Grid | None:
-    """The grid of `step` from the first of `dates` [rows] on; None where it does not hold them all, in order."""
+    """The grid of `step` starting at the first of `dates` [rows]; None unless it contains them all, in order."""
     if isinstance(step, Whole) != (dates.dtype.kind == "i") or not len(dates):
         return None
     index, on_grid = step.index(dates, dates[0])
@@ -77,9 +77,9 @@ def fit(step: Step, dates: np.ndarray) -> Grid | None:
 
 
 def find_grid(dates: np.ndarray) -> Grid | None:
-    """The grid with the fewest holes that holds all of `dates` [rows, at least 3], datetime64[us] or int64 and sorted.
+    """The grid with the fewest missing dates that contains all `dates` [rows >= 3], sorted datetime64[us] or int64.
 
-    None where no step has such a grid, or only one of more than MAX_GRID_GROWTH times as many rows.
+    None if no step has such a grid, or only one with more than MAX_GRID_GROWTH times as many rows.
     """
     if len(dates) < 3:
         return None
@@ -93,8 +93,8 @@ def find_grid(dates: np.ndarray) -> Grid | None:
 
 
 def usual_step(dates: np.ndarray) -> tuple[Step, np.ndarray]:
-    """For dates [rows, at least 2] that no grid holds: the step of their longest unbroken stretch, and which dates lie
-    on the grid that it makes through that stretch.
+    """For dates [rows >= 2] that fit no grid: the step of their longest regular stretch, and a mask of the dates on the
+    grid that continues this stretch.
     """
     best = None
     for step, row in _steps_of_stretches(dates):
@@ -106,8 +106,8 @@ def usual_step(dates: np.ndarray) -> tuple[Step, np.ndarray]:
 
 
 def regularity(dates: np.ndarray) -> tuple[int, int]:
-    """How good a reading `dates` [rows] are of the same text, best first: (0 one step apart; 1 with holes; 2 neither,
-    3 not even sorted, and how many rows are out of place).
+    """The quality of `dates` [rows] as a reading of text, smallest best: (0 evenly spaced, 1 with gaps, 2 irregular,
+    3 unsorted; number of misplaced rows).
     """
     backwards = int((np.diff(dates).astype(np.int64) <= 0).sum())
     if backwards:
@@ -119,7 +119,7 @@ def regularity(dates: np.ndarray) -> tuple[int, int]:
 
 
 def plain(dates: pd.Index, local: bool) -> np.ndarray:
-    """Dates as the steps take them: datetime64[us] of the clock on the wall (`local`) or of UTC, or int64."""
+    """Dates in the form that steps use: datetime64[us] in local time (`local`) or UTC, or int64."""
     if not isinstance(dates, pd.DatetimeIndex):
         return dates.to_numpy(dtype=np.int64)
     if dates.tz is not None:
@@ -128,7 +128,7 @@ def plain(dates: pd.Index, local: bool) -> np.ndarray:
 
 
 def like(dates: np.ndarray, example: pd.Index, local: bool) -> pd.Index:
-    """The inverse of `plain`: an index in the zone of `example`."""
+    """The inverse of `plain`: an index in the time zone of `example`."""
     if dates.dtype.kind == "i":
         return pd.Index(dates)
     index = pd.DatetimeIndex(dates)
@@ -137,17 +137,17 @@ def like(dates: np.ndarray, example: pd.Index, local: bool) -> pd.Index:
         return index
     if not local:
         return index.tz_localize("UTC").tz_convert(zone)
-    # a day that begins where the clock jumps begins an hour later
+    # a day whose midnight is skipped by summer time begins an hour later
     return index.tz_localize(zone, ambiguous=np.ones(len(index), dtype=bool), nonexistent="shift_forward")
 
 
 def is_local(step: Step) -> bool:
-    """Whether a step goes by the clock on the wall, not by time that has passed."""
+    """Whether a step follows local time instead of elapsed time."""
     return not isinstance(step, Fixed) or step.days >= 1
 
 
 def _grids(dates: np.ndarray) -> Iterator[Grid]:
-    """Grids that hold all dates, the more usual first."""
+    """Grids that contain all dates, the more usual ones first."""
     distances = np.diff(dates).astype(np.int64)
     if dates.dtype.kind == "i":
         steps: Iterator[Step] = (Whole(amount) for amount in _usual(distances))
@@ -162,7 +162,7 @@ def _grids(dates: np.ndarray) -> Iterator[Grid]:
 
 def _times(dates: np.ndarray, distances: np.ndarray) -> Iterator[Step]:
     by_month = list(_months(dates)) if distances.min() >= 25 * DAY else []
-    # a calendar's month before 31 days, and 28 days before the first Monday of every month
+    # calendar months before 31 days, and 28 days before the first Monday of every month
     yield from (step for step in by_month if isinstance(step.day, int) or step.day in (FIRST, LAST))
     yield from (Fixed(amount) for amount in _usual(distances))
     yield from (step for step in by_month if isinstance(step.day, tuple) or step.day in (FIRST_WORKDAY, LAST_WORKDAY))
@@ -179,20 +179,20 @@ def _months(dates: np.ndarray) -> Iterator[Months]:
     if distances.min() < 1:
         return
     for count in _usual(distances):
-        # the months of a year return, or those of the same years: 13 months are two numbers misread
+        # months must recur every year or with the years: a step of 13 months is a misreading of two numbers
         if 12 % count == 0 or count % 12 == 0:
             yield from (Months(count, day) for day in (*rules, *places))
 
 
 def _usual(distances: np.ndarray) -> list[int]:
-    """The distance in the longest unbroken stretch, the shorter one of two as long, and the most frequent one."""
+    """The distance in the longest regular stretch (the shorter one of a tie), and the most frequent distance."""
     start, _ = _longest_stretch(distances)
     values, counts = np.unique(distances, return_counts=True)
     return list(dict.fromkeys((int(distances[start]), int(values[counts.argmax()]))))
 
 
 def _longest_stretch(distances: np.ndarray) -> tuple[int, int]:
-    """Start and length of the longest stretch of equal distances, the shortest distance first."""
+    """Start and length of the longest stretch of equal distances, with ties won by the shortest distance."""
     starts = np.concatenate([[0], np.flatnonzero(np.diff(distances)) + 1])
     lengths = np.diff(np.append(starts, len(distances)))
     best = np.lexsort((distances[starts], -lengths))[0]
@@ -217,7 +217,7 @@ def _steps_of_stretches(dates: np.ndarray) -> Iterator[tuple[Step, int]]:
 
 
 def _open_grids(dates: np.ndarray, distances: np.ndarray) -> Iterator[Grid]:
-    """Grids of rows that are missing at the same hours and days again and again."""
+    """Grids whose rows are missing at the same hours and days again and again."""
     start, _ = _longest_stretch(distances)
     for base in dict.fromkeys((int(distances[start]), int(np.gcd.reduce(distances)))):
         if not SECOND <= base <= DAY or WEEK % base:
@@ -235,7 +235,7 @@ def _open_grids(dates: np.ndarray, distances: np.ndarray) -> Iterator[Grid]:
 
 
 def _chance(absent: int, present: int) -> float:
-    """How often a row is missing, as far as so many rows can tell."""
+    """Estimated probability that a row is missing."""
     return min(1.0, (absent + 1) / (present + 1))
 
 
@@ -243,17 +243,17 @@ _Rows = tuple[np.ndarray, Callable[[float], bool]]
 
 
 def _days_and_hours(moments: np.ndarray, base: int) -> Iterator[_Rows]:
-    """The same hours on the same days of every week: their rows in it, and whether they are believed if a row is
-    missing with some chance.
+    """Opening hours: the same hours on the same days of every week, as their rows and a function that tells whether
+    they are plausible when rows are missing with a given probability.
     """
     days, hours = np.unique(moments // DAY), np.unique(moments % DAY)
     passed = np.bincount(np.arange(days[0], days[-1] + 1) % 7, minlength=7)
     seen = np.bincount(days % 7, minlength=7)
     if DAY % base or any(not passed[day] for day in _WEEKEND):
-        # nobody knows what the weekend will be
+        # the weekend is still unknown
         return
     never = {day for day in range(7) if passed[day] and not seen[day]}
-    # a day that was missing once, in a short series, is no reason against a weekend
+    # in a short series, one missing weekday does not rule out a weekend
     for closed in (never, _WEEKEND) if never > _WEEKEND else (never,):
         open_days = np.array([day for day in range(7) if day not in closed])
 
@@ -269,6 +269,6 @@ def _days_and_hours(moments: np.ndarray, base: int) -> Iterator[_Rows]:
 
 
 def _whole_weeks(moments: np.ndarray, base: int) -> Iterator[_Rows]:
-    """Any rows of a week: those seen, as `_days_and_hours` gives them."""
+    """Any rows of a week: those that occur, in the same form as `_days_and_hours`."""
     if weeks := int((moments[-1] - moments[0]) // WEEK):
         yield np.unique(moments % WEEK), lambda chance: WEEK // base * chance**weeks <= _CHANCE

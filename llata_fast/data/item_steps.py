@@ -1,4 +1,4 @@
-"""The steps of a panel's items: one for all where it fits, an item's own where it does not."""
+"""The steps of a panel's items: one shared step where it fits, otherwise the item's own."""
 
 import warnings
 from typing import NamedTuple
@@ -10,14 +10,14 @@ from .grids import MAX_GRID_GROWTH, find_grid, is_local, plain
 from .long_tables import LongTable, quoted
 from .steps import Fixed, Step, Whole
 
-# rows of an item that its step is found by; the rest is held against it
+# rows from which an item's step is inferred; the other rows are then checked against it
 _ROWS_TO_LOOK_AT = 4000
-# an item of its own step has at least so many rows, without a hole
+# an item with its own step has at least this many rows, and no gap
 _MIN_ROWS_OF_A_STEP = 4
 
 
 class Placed(NamedTuple):
-    """Where the rows of a long table lie on their items' grids."""
+    """The positions of a long table's rows on their items' grids."""
 
     steps: tuple[Step, ...]
     step_of: np.ndarray
@@ -25,22 +25,22 @@ class Placed(NamedTuple):
     origins: np.ndarray
     """[items]"""
     index: np.ndarray
-    """[rows] place in the item's grid."""
+    """[rows]: position in the item's grid."""
     offsets: np.ndarray
-    """[items + 1] of the grids, one below the other."""
+    """[items + 1]: offsets of the concatenated grids."""
 
 
 def place_on_grids(table: LongTable, given: Step | None, missing: str) -> Placed:
-    """The grid of every item; `given` is everyone's step.
+    """Find the grid of every item; `given`, if any, is the step of all items.
 
-    Raises InputError for an item whose dates no step fits, and for holes unless `missing` masks them.
+    Raises InputError for an item whose dates fit no step, and for gaps unless `missing` masks them.
     """
     counts = np.bincount(table.codes, minlength=len(table.ids))
     starts = np.concatenate(([0], np.cumsum(counts)))
     local = _go_by_the_wall(table, starts, counts) if given is None else is_local(given)
     moments = plain(table.moments, local)
     if given is not None and isinstance(given, Whole) != (moments.dtype.kind == "i"):
-        raise InputError(f"{table.name}: freq does not fit a column of {table.timestamp_column} like this one")
+        raise InputError(f"{table.name}: freq does not fit the kind of timestamps in {table.timestamp_column}")
     origins = moments[starts[:-1]]
     longest = int(counts.argmax())
     usual = given or _step_of(moments[starts[longest] : starts[longest + 1]]) or _fallback(table, moments, starts)
@@ -51,7 +51,7 @@ def place_on_grids(table: LongTable, given: Step | None, missing: str) -> Placed
         odd |= _are_sparse(index, table.codes, counts)
     elif odd.any():
         row = int((~on_grid).argmax())
-        raise InputError(f"{table.where(row)}: {table.moments[row]} is not on the grid of the frequency given")
+        raise InputError(f"{table.where(row)}: {table.moments[row]} is not on the grid of the given freq")
 
     steps, step_of = [usual], np.zeros(len(table.ids), dtype=np.int64)
     for item in np.flatnonzero(odd):
@@ -59,8 +59,8 @@ def place_on_grids(table: LongTable, given: Step | None, missing: str) -> Placed
         step = _own_step(moments[rows], steps, fits_usual=bool(on_grid[rows].all()))
         if step is None:
             raise InputError(
-                f"{table.where(rows.start)}: no step holds its {counts[item]} dates, and those of most items "
-                f"({usual.alias(origins[longest])}) do not, either"
+                f"{table.where(rows.start)}: no step fits its {counts[item]} dates, and neither does the step of most "
+                f"items ({usual.alias(origins[longest])})"
             )
         if step not in steps:
             steps.append(step)
@@ -80,7 +80,7 @@ def _step_of(dates: np.ndarray) -> Step | None:
 
 
 def _go_by_the_wall(table: LongTable, starts: np.ndarray, counts: np.ndarray) -> bool:
-    """Whether the longest item's step is one of the clock on the wall; only a time zone makes the difference."""
+    """Whether the longest item's step follows local time; this matters only with a time zone."""
     item = int(counts.argmax())
     dates = table.moments[starts[item] : starts[item + 1]]
     if getattr(dates, "tz", None) is None:
@@ -90,23 +90,23 @@ def _go_by_the_wall(table: LongTable, starts: np.ndarray, counts: np.ndarray) ->
 
 
 def _fallback(table: LongTable, moments: np.ndarray, starts: np.ndarray) -> Step:
-    """The step of the first items, longest first, that have one."""
+    """The first step found among the items, longest first."""
     for item in np.argsort(-np.diff(starts), kind="stable")[:50]:
         dates = moments[starts[item] : starts[item + 1]]
         if (step := _step_of(dates)) is not None:
             return step
         if len(dates) == 2:
-            # all that two dates say
+            # with two dates, their distance is the only step
             gap = int((dates[1:] - dates[:-1]).astype(np.int64)[0])
             return Whole(gap) if moments.dtype.kind == "i" else Fixed(gap)
     longest = int(np.diff(starts).argmax())
     raise InputError(
-        f"{table.where(starts[longest])}: {np.diff(starts)[longest]} dates have no step in common; name it with freq"
+        f"{table.where(starts[longest])}: {np.diff(starts)[longest]} dates have no step in common; give it as freq"
     )
 
 
 def _are_sparse(index: np.ndarray, codes: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Items [items] none of whose rows stand next to each other: their step may be a longer one."""
+    """Items [items] without any two adjacent rows: their step may be longer."""
     inside = codes[1:] == codes[:-1]
     nearest = np.full(len(counts), np.iinfo(np.int64).max)
     np.minimum.at(nearest, codes[1:][inside], np.diff(index)[inside])
@@ -114,7 +114,7 @@ def _are_sparse(index: np.ndarray, codes: np.ndarray, counts: np.ndarray) -> np.
 
 
 def _own_step(dates: np.ndarray, known: list[Step], fits_usual: bool) -> Step | None:
-    """An item's step: one of those known, or its own; the usual one where its own would leave holes, too."""
+    """An item's step: a known one, or its own; the usual one if its own would also leave gaps."""
     for step in known[1:]:
         index, on_grid = step.index(dates, dates[0])
         if on_grid.all() and (not fits_usual or index[-1] + 1 == len(dates)):
@@ -138,13 +138,13 @@ def _warn_of_steps(table: LongTable, steps: list[Step], step_of: np.ndarray, ori
 
 
 def _check_growth(table: LongTable, sizes: np.ndarray, counts: np.ndarray):
-    """Two stray timestamps, years from the others, must not fill the memory."""
+    """Raise InputError if two stray timestamps years apart would fill the memory."""
     if sizes.sum() <= 2 * MAX_GRID_GROWTH * counts.sum() + 100_000:
         return
     item = int((sizes - counts).argmax())
     raise InputError(
         f"{table.where(int(np.searchsorted(table.codes, item)))}: its {counts[item]} dates span {sizes[item]} steps: "
-        "irregular timestamps, or one that is years from the others"
+        "the timestamps are irregular, or one is years away from the others"
     )
 
 
@@ -153,5 +153,5 @@ def _refuse_holes(table: LongTable, index: np.ndarray, starts: np.ndarray, have:
     rows = slice(starts[item], starts[item + 1])
     row = starts[item] + int((np.diff(index[rows]) > 1).argmax())
     raise InputError(
-        f"{table.where(row)}: rows are missing after {table.moments[row]}; missing='mask' takes them as missing"
+        f"{table.where(row)}: rows are missing after {table.moments[row]}; to mask them, use missing='mask'"
     )

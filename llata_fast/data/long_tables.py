@@ -1,4 +1,4 @@
-"""Long tables: a row for each id and time. What they hold is checked here, before anything is made of it."""
+"""Long tables, with a row for each id and time: read and validate them."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from .periods import DateError
 ID_COLUMNS = ("item_id", "unique_id")
 TIMESTAMP_COLUMNS = ("timestamp", "ds", "date", "datetime", "time")
 TARGET_COLUMNS = ("target", "y")
-"""Names that are recognised, in this order, where none is given."""
+"""Recognised column names, tried in this order if none is given."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,15 +24,15 @@ class LongTable:
 
     name: str
     ids: pd.Index
-    """[items] in the order of their first rows."""
+    """[items], in order of first appearance."""
     codes: np.ndarray
-    """[rows] the item of each row, rising."""
+    """[rows]: the item of each row, non-decreasing."""
     moments: pd.Index
-    """[rows] rising within an item."""
+    """[rows], increasing within an item."""
     values: np.ndarray
     """[rows, C] float64, NaN where missing."""
     rows: np.ndarray
-    """[rows] where each stood in the caller's table."""
+    """[rows]: position of each row in the caller's table."""
     targets: tuple[str, ...]
     id_column: str
     timestamp_column: str
@@ -40,18 +40,18 @@ class LongTable:
     time_format: str | None
 
     def where(self, row: int) -> str:
-        """Item and place of a row, for messages."""
+        """Item and position of a row, for messages."""
         return f"{self.name}, item {quoted(self.ids[self.codes[row]])}, row {self.rows[row]}"
 
 
 def as_frame(df: Any, name: str) -> pd.DataFrame:
-    """A frame, or a table of Arrow as one, whose columns are there once."""
+    """A DataFrame, or an Arrow table converted to one; column names must be unique."""
     if not isinstance(df, pd.DataFrame):
         if not hasattr(df, "to_pandas"):
-            raise InputError(f"{name} must be a DataFrame or a table of Arrow, got {type(df).__name__}")
+            raise InputError(f"{name} must be a DataFrame or an Arrow table, got {type(df).__name__}")
         df = df.to_pandas()
     if doubled := df.columns[df.columns.duplicated()].tolist():
-        raise InputError(f"{name}: column {doubled[0]!r} is there twice")
+        raise InputError(f"{name}: column {doubled[0]!r} appears twice")
     return df
 
 
@@ -63,7 +63,7 @@ def read_frame(
     missing: str,
     name: str,
 ) -> LongTable:
-    """The rows of a frame, which is not changed; arguments and errors as in `Panel.from_df`."""
+    """Read the rows of a frame without changing it; arguments and errors as in `Panel.from_df`."""
     if missing not in ("error", "mask"):
         raise InputError(f"missing must be error or mask, got {missing!r}")
     id_column = _column(df, id_column, ID_COLUMNS, "id_column", name)
@@ -72,7 +72,7 @@ def read_frame(
         target = [_column(df, target, TARGET_COLUMNS, "target", name)]
     targets = tuple(_column(df, column, (), "target", name) for column in target)
     if not targets:
-        raise InputError(f"{name}: no target: name a column, or several")
+        raise InputError(f"{name}: no target: name at least one column")
     used = [id_column, timestamp_column, *targets]
     if len(set(used)) < len(used):
         raise InputError(f"{name}: column {next(item for item in used if used.count(item) > 1)!r} is named twice")
@@ -115,7 +115,7 @@ def read_frame(
 
 
 def quoted(value: Any) -> str:
-    """An id, for messages: 7, not np.int64(7)."""
+    """An id as shown in messages: 7, not np.int64(7)."""
     return repr(value.item() if isinstance(value, np.generic) else value)
 
 
@@ -126,9 +126,7 @@ def _column(df: pd.DataFrame, given: str | None, usual: Sequence[str], argument:
         return given
     found = next((column for column in usual if column in df.columns), None)
     if found is None:
-        raise InputError(
-            f"{name}: none of {', '.join(usual)} among {', '.join(map(str, df.columns))}: name the {argument}"
-        )
+        raise InputError(f"{name}: none of {', '.join(usual)} among {', '.join(map(str, df.columns))}: give {argument}")
     return found
 
 
@@ -156,14 +154,14 @@ def _numbers(column: pd.Series, ids: pd.Index, codes: np.ndarray, name: str) -> 
 
 
 def _example(times: pd.Series, moments: pd.Index) -> pd.Series:
-    """No rows, of the type that timestamps are handed back in."""
+    """An empty column of the type in which timestamps are returned."""
     kept = isinstance(times.dtype, pd.PeriodDtype) or pd.api.types.is_datetime64_any_dtype(times.dtype)
     whole = not isinstance(moments, pd.DatetimeIndex) and pd.api.types.is_integer_dtype(times.dtype)
     return times.iloc[:0] if kept or whole else pd.Series(moments[:0])
 
 
 def _time_format(times: pd.Series, moments: pd.Index) -> str | None:
-    """How timestamps that are ISO text are written; None for all others."""
+    """The format of timestamps given as ISO text; None for all others."""
     if not isinstance(moments, pd.DatetimeIndex) or pd.api.types.infer_dtype(times) != "string":
         return None
     for pattern in ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S"):
@@ -178,7 +176,7 @@ def _check_rows(table: LongTable, missing: str):
     if same.any():
         row = int(same.argmax()) + 1
         raise InputError(
-            f"{table.where(row)}: {table.timestamp_column} {table.moments[row]} is there twice, first in row "
+            f"{table.where(row)}: {table.timestamp_column} {table.moments[row]} appears twice, first in row "
             f"{table.rows[row - 1]}"
         )
     empty = np.isnan(table.values)
@@ -186,5 +184,5 @@ def _check_rows(table: LongTable, missing: str):
         row, column = np.argwhere(empty)[0]
         raise InputError(
             f"{table.where(row)}, column {table.targets[column]!r}: the value is missing, the first of {empty.sum()}; "
-            "missing='mask' leaves missing values out"
+            "to mask missing values, use missing='mask'"
         )

@@ -1,7 +1,8 @@
-"""The M4 competition: thousands of short series, each with its own last steps to forecast.
+"""The M4 competition: thousands of short series, each with its last steps to forecast.
 
-Makridakis et al. 2020, doi 10.1016/j.ijforecast.2019.04.014. A frequency is two files, `m4/Hourly-train.csv` and
-`m4/Hourly-test.csv`: a series a row, its name first, empty cells behind the last value.
+Makridakis et al. 2020, doi 10.1016/j.ijforecast.2019.04.014. Each frequency has two files, such as
+`m4/Hourly-train.csv` and `m4/Hourly-test.csv`: one series per row, its name first, and empty cells after the last
+value.
 
 Letters: N series, B windows, L lookback, H horizon.
 """
@@ -23,14 +24,14 @@ from .windows import Windows, masked_past
 
 @dataclass(frozen=True)
 class M4Spec:
-    """What the competition fixed for one frequency, and from where training windows are drawn."""
+    """The competition's rules for one frequency, and the range of training windows."""
 
     frequency: str
     prediction_length: int
     seasonality: int
-    """m of MASE and of Naive2; 1: none."""
+    """m in MASE and Naive2; 1 for no season."""
     last_cuts: int
-    """Training windows end within so many of a series' last steps."""
+    """Training windows end within this many of a series' last steps."""
     pandas_frequency: str
 
     @property
@@ -56,7 +57,7 @@ M4_SPECS = {
 
 
 def m4_spec(dataset: str) -> M4Spec | None:
-    """The frequency that a dataset's name, `M4-Hourly`, stands for; None for the name of anything else."""
+    """The frequency in a dataset's name such as `M4-Hourly`; None for any other name."""
     return next((spec for name, spec in M4_SPECS.items() if dataset.lower() == f"m4-{name.lower()}"), None)
 
 
@@ -67,15 +68,15 @@ class M4Set:
     spec: M4Spec
     names: tuple[str, ...]
     insample: tuple[np.ndarray, ...]
-    """N arrays of float64, of different lengths."""
+    """N float64 arrays of different lengths."""
     future: np.ndarray
     """[N, H], the values to forecast."""
 
 
 def read_m4(frequency: str, data_dir: str | os.PathLike | None = None) -> M4Set:
-    """The series of Yearly, Quarterly, Monthly, Weekly, Daily or Hourly, looked for where named datasets are.
+    """Read the series of Yearly, Quarterly, Monthly, Weekly, Daily or Hourly, from where named datasets are stored.
 
-    Raises InputError for another frequency, files that are not there, and files that do not fit one another.
+    Raises InputError for another frequency, missing files, and files that do not match each other.
     """
     if frequency not in M4_SPECS:
         raise InputError(f"M4 has no frequency {frequency!r}, only {', '.join(M4_SPECS)}")
@@ -119,24 +120,24 @@ def _read_rows(spec: DatasetSpec, data_dir: str | os.PathLike | None) -> dict[st
 
 
 def insample_scale(values: np.ndarray, seasonality: int) -> float:
-    """MASE's denominator: the mean absolute step over `seasonality` rows; 1 for a series that never moves."""
+    """The denominator of MASE: mean absolute difference over `seasonality` rows; 1 for a constant series."""
     if len(values) <= seasonality:
         return 1.0
     return float(np.abs(values[seasonality:] - values[:-seasonality]).mean()) or 1.0
 
 
 class M4Windows(Windows):
-    """Windows of many series: what lies before a cut and the H steps behind it.
+    """Windows of many series: the values before a cut and the H steps after it.
 
-    A batch is {"past_values" [B, L, 1], "past_observed_mask", "future_values" [B, H, 1] with NaN behind a series' end,
-    "insample_scale" [B, 1]}. With `last_cuts` every access draws a cut among each series' last ones; without, a
-    series' k-th window has its last H steps but k to forecast, and none of a series that is too short for it.
+    A batch is {"past_values" [B, L, 1], "past_observed_mask", "future_values" [B, H, 1] with NaN after a series' end,
+    "insample_scale" [B, 1]}. With `last_cuts`, every access draws a cut among each series' last ones. Without, window k
+    of a series forecasts its last H steps shifted back by k, and series too short for that are left out.
     """
 
     def __init__(self, series: Sequence[np.ndarray], spec: M4Spec, *, last_cuts: int = 0, windows_per_series: int = 1):
         self.spec, self.last_cuts, self.windows_per_series = spec, last_cuts, windows_per_series
         L, H = spec.context_length, spec.prediction_length
-        # one row of values, with room in front of every series for a lookback and behind it for a horizon
+        # one long row of values, padded before every series for a lookback and after it for a horizon
         padded = [np.concatenate((np.full(L, np.nan), values, np.full(H, np.nan))) for values in series]
         self.values = torch.from_numpy(np.concatenate(padded).astype(np.float32))
         self.lengths = torch.tensor([len(values) for values in series])
@@ -160,13 +161,13 @@ class M4Windows(Windows):
         cuts = lengths - H - index // len(self.lengths)
         if self.last_cuts:
             first = (lengths - self.last_cuts).clamp(min=1)
-            # drawn on the CPU, whose generator a resumed run restores
+            # drawn on the CPU, as a resumed run restores its generator
             draw = torch.rand(len(series)).to(first.device)
             cuts = first + (draw * (lengths - first)).long()
         steps = torch.arange(L + H, device=self.values.device)
         rows = self.values[self.starts[series, None] + cuts.clamp(min=0)[:, None] + steps][..., None]
         past, future = rows.split((L, H), 1)
-        # nothing lies before the cut
+        # without any value before the cut, there is nothing to learn
         future = future.masked_fill((cuts < 1)[:, None, None], torch.nan)
         return {**masked_past(past), "future_values": future, "insample_scale": self.scales[series]}
 
@@ -178,7 +179,7 @@ class M4Windows(Windows):
 
 
 def last_lookbacks(series: Sequence[np.ndarray], context_length: int) -> dict[str, Tensor]:
-    """The model's inputs for what follows every series: {"past_values" [N, L, 1], "past_observed_mask"}."""
+    """The model's inputs to forecast what follows each series: {"past_values" [N, L, 1], "past_observed_mask"}."""
     rows = np.full((len(series), context_length), np.nan, dtype=np.float32)
     for row, values in zip(rows, series, strict=True):
         known = values[-context_length:]

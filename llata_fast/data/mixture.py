@@ -1,7 +1,7 @@
-"""Windows drawn from several corpora by weight: batch b depends on the seed, b and the global batch size alone.
+"""Windows drawn from several corpora by weight: batch b depends only on the seed, b and the global batch size.
 
-No index of windows exists and nothing is remembered between batches, so that any number of ranks, each taking its
-slice, sees the same sequence, and a resumed training goes on with the batch that comes next.
+There is no index of windows and no state between batches. So any number of ranks, each taking its slice, sees the same
+sequence, and a resumed training continues with the next batch.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from .corpus_cache import open_any_corpus
 Sample = Literal["uniform", "proportional"]
 
 _TAIL_SHARE = 4
-"""A series keeps its last H steps for validation, but no more than this part of it."""
+"""A series keeps its last H steps for validation, but at most this share of its length."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class MixtureEntry:
     """One corpus of a mixture."""
 
     path: str
-    """Folder of the corpus; in a file, relative to the file's own folder."""
+    """Folder of the corpus; in a YAML file, relative to the file's folder."""
     weight: float = 1.0
-    """Share of the windows, once all weights are made to add up to 1; 0 holds the corpus out of training whole."""
+    """Share of the windows, after all weights are normalised; 0 holds the corpus out of training."""
     sample: Sample = "proportional"
-    """proportional: every window is as likely as another; uniform: every series."""
+    """proportional: every window is equally likely; uniform: every series is."""
     max_series: int | None = None
-    """Use that many of its series, evenly spread."""
+    """Use at most this many of its series, evenly spaced."""
 
     def __post_init__(self):
         if not isinstance(self.path, str) or not self.path:
@@ -50,7 +50,7 @@ class MixtureEntry:
 def read_mixture(path: str | Path) -> list[MixtureEntry]:
     """The entries of a mixture.yaml: a list of mappings with the fields of `MixtureEntry`.
 
-    A folder, or a Parquet file, is a mixture of that corpus alone. Raises InputError with the entry that is wrong.
+    A folder or a Parquet file counts as a mixture of that corpus alone. Raises InputError that names the wrong entry.
     """
     file = Path(path).expanduser()
     if file.is_dir() or file.suffix == ".parquet":
@@ -68,9 +68,9 @@ def read_mixture(path: str | Path) -> list[MixtureEntry]:
     for number, entry in enumerate(entries, 1):
         where = f"{path}, entry {number}"
         if not isinstance(entry, dict) or "path" not in entry:
-            raise InputError(f"{where} is no mapping with a path")
+            raise InputError(f"{where} is not a mapping with a path")
         if unknown := [str(name) for name in entry if name not in known]:
-            raise InputError(f"{where}: unknown key {unknown[0]}; known are {', '.join(sorted(known))}")
+            raise InputError(f"{where}: unknown key {unknown[0]}; known keys are {', '.join(sorted(known))}")
         try:
             read = MixtureEntry(**entry)
         except InputError as error:
@@ -81,18 +81,18 @@ def read_mixture(path: str | Path) -> list[MixtureEntry]:
 
 
 class WindowSizes(NamedTuple):
-    """What a window is made of, in steps."""
+    """The sizes of a window, in time steps."""
 
     context: int
     """L"""
     horizon: int
     """H"""
     shortest_context: int
-    """The fewest steps that a shortened context keeps."""
+    """The minimum length of a shortened context."""
 
 
 class RawWindows(NamedTuple):
-    """Windows in the units of their series; what is missing, padded or hidden is NaN."""
+    """Windows in the units of their series; missing, padded or hidden values are NaN."""
 
     past: np.ndarray
     """[B, L, C] float32"""
@@ -104,37 +104,38 @@ class _Plan(NamedTuple):
     """The windows of one global batch, before any value is read."""
 
     corpus: np.ndarray
-    """[B] index of the corpus"""
+    """[B]: index of the corpus"""
     rows: np.ndarray
-    """[B, C] rows in it"""
+    """[B, C]: rows of the corpus"""
     origins: np.ndarray
-    """[B] first step that is forecast"""
+    """[B]: first time step to forecast"""
     contexts: np.ndarray
-    """[B] steps of the lookback that are shown"""
+    """[B]: number of lookback steps that are visible"""
 
 
 @dataclass(frozen=True, eq=False)
 class _Stratum:
-    """Series of one corpus that may stand in one batch."""
+    """Series of one corpus that may appear in the same batch."""
 
     corpus: int
     series: np.ndarray
     """[n]"""
     cumulative: np.ndarray
-    """[n] up to 1: their shares of what is drawn"""
+    """[n] up to 1: cumulative probabilities of the series"""
     weight: float
     num_channels: int | None
-    """C of each, where the channels of a series stay together; None: one of its channels is drawn."""
+    """C of each series if its channels stay together; None if one of its channels is drawn."""
 
 
 class Mixture:
-    """Corpora, opened, and the law by which windows are drawn from them."""
+    """Open corpora, and the distribution from which windows are drawn."""
 
     def __init__(self, entries: Sequence[MixtureEntry], sizes: WindowSizes, *, seed: int, joint: bool = False):
-        """`joint`: a window has all channels of its series, and a batch one number of them; else one channel each.
+        """`joint`: a window has all channels of its series, and all windows in a batch have as many; else one channel.
 
         Raises:
-            InputError: a corpus cannot be opened, none is trained on, or one that is has no series of two steps.
+            InputError: a corpus cannot be opened, none has a weight above 0, or one to train on has no long enough
+                series.
         """
         self.entries, self.sizes, self.seed, self.joint = list(entries), sizes, seed, joint
         self.corpora = [open_any_corpus(entry.path) for entry in self.entries]
@@ -145,12 +146,12 @@ class Mixture:
             for stratum in self._strata_of(number, entry)
         ]
         if not self._strata:
-            raise InputError("the mixture holds every corpus out: give one a weight above 0")
+            raise InputError("the mixture holds every corpus out of training: give one a weight above 0")
         counts = [stratum.num_channels or 1 for stratum in self._strata]
         self._groups = {count: [s for s, c in zip(self._strata, counts, strict=True) if c == count] for count in counts}
 
     def description(self) -> list[dict[str, Any]]:
-        """What batches depend on beside the seed, an entry a corpus: wherever its folder lies."""
+        """What batches depend on besides the seed, with one entry per corpus, independent of where it is stored."""
         return [
             {
                 "corpus": Path(entry.path).name,
@@ -163,7 +164,7 @@ class Mixture:
         ]
 
     def batch(self, number: int, size: int, part: slice | np.ndarray = slice(None)) -> RawWindows:
-        """Windows `part`, or those at such places, of global batch `number`, which has `size`; only they are read."""
+        """Read the windows `part` (slice or positions) of global batch `number`, whose size is `size`."""
         plan = self._plan(number, size)
         return self._read(_Plan(*(column[part] for column in plan)))
 
@@ -181,7 +182,7 @@ class Mixture:
         return plan
 
     def _choose_group(self, draw: float) -> list[_Stratum]:
-        """Strata of one number of channels, by their weight."""
+        """The strata with one number of channels, drawn by weight."""
         groups = [self._groups[count] for count in sorted(self._groups)]
         weights = np.cumsum([sum(stratum.weight for stratum in group) for group in groups])
         return groups[min(int(np.searchsorted(weights / weights[-1], draw, side="right")), len(groups) - 1)]
@@ -200,7 +201,7 @@ class Mixture:
         L, shortest = self.sizes.context, min(self.sizes.shortest_context, self.sizes.context)
         shortened = shortest + _below(draws[:, 5], np.full(len(at), L - shortest + 1))
         plan.corpus[at], plan.rows[at], plan.origins[at] = stratum.corpus, rows, origins
-        # half of the contexts are shortened: a forecaster meets both
+        # half of the contexts are shortened, so that a forecaster sees both kinds
         plan.contexts[at] = np.where(draws[:, 4] < 0.5, L, shortened)
 
     def _read(self, plan: _Plan) -> RawWindows:
@@ -227,7 +228,7 @@ class Mixture:
         series = np.flatnonzero(lengths >= 2)
         series = evenly(series, entry.max_series)
         if not len(series):
-            raise InputError(f"{corpus.name} holds no series that is long enough to train on")
+            raise InputError(f"{corpus.name} holds no series long enough to train on")
         lowest, highest = _origins(lengths[series], self.sizes)
         shares = (highest - lowest + 1).astype(float) if entry.sample == "proportional" else np.ones(len(series))
         if not self.joint:
@@ -242,15 +243,14 @@ class Mixture:
 
 
 def training_lengths(lengths: np.ndarray, horizon: int) -> np.ndarray:
-    """Steps of series that training may see; behind them lies what validation forecasts: H steps, or a quarter."""
+    """Number of steps that training may see; validation forecasts the rest: H steps, or a quarter of a short series."""
     return lengths - np.minimum(horizon, lengths // _TAIL_SHARE)
 
 
 def _origins(lengths: np.ndarray, sizes: WindowSizes) -> tuple[np.ndarray, np.ndarray]:
-    """The first and the last step that may follow a context, for series of so many steps.
+    """The first and last step that may follow a context, for series of the given lengths.
 
-    Where a series is long enough, windows are whole; a shorter one gives shorter contexts, and horizons of at least
-    half of it.
+    Long series give complete windows; short ones give shorter contexts, and at least half a horizon.
     """
     highest = np.maximum(np.maximum(lengths - sizes.horizon, lengths // 2), 1)
     lowest = np.minimum(sizes.context, np.maximum(highest // 2, 1))
@@ -258,12 +258,12 @@ def _origins(lengths: np.ndarray, sizes: WindowSizes) -> tuple[np.ndarray, np.nd
 
 
 def _below(draws: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Draws from [0, 1) as integers below `counts`."""
+    """Map draws from [0, 1) to integers below `counts`."""
     return np.minimum((draws * counts).astype(np.int64), counts - 1)
 
 
 def evenly(series: np.ndarray, limit: int | None) -> np.ndarray:
-    """At most `limit` of them, evenly spread."""
+    """At most `limit` of the series, evenly spaced."""
     if limit is None or len(series) <= limit:
         return series
     return series[np.linspace(0, len(series) - 1, limit).round().astype(np.int64)]

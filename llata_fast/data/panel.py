@@ -1,7 +1,7 @@
-"""Many series in one table: an item for each id, with its own length, start and, where it must be, step.
+"""Many series in one table: each id is an item, with its own length, start and, if necessary, step.
 
-A panel is read from a long table (a row for each id and time) and kept on the items' regular grids, one below the
-other: whatever the table lacks is NaN.
+A panel is read from a long table (a row for each id and time) and stored on the items' regular grids, concatenated.
+Values missing from the table are NaN.
 """
 
 import os
@@ -31,32 +31,32 @@ from .sources import locate
 from .steps import Step, parse_step
 
 MIN_ROWS = 3
-"""Rows of the shortest item that can train: two to measure a window by, one to forecast."""
+"""Minimum rows of an item to train on: two to standardise a window, one to forecast."""
 
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """Items of C targets each; item i holds rows `offsets[i]` to `offsets[i + 1]` of `values`."""
+    """Items with C targets each; item i has rows `offsets[i]` to `offsets[i + 1]` of `values`."""
 
     name: str
     ids: pd.Index
-    """[items] in the order of their first rows, in the caller's type."""
+    """[items], in order of first appearance, in the caller's type."""
     offsets: np.ndarray
     """[items + 1] int64."""
     values: np.ndarray
     """[rows, C] float64, NaN where missing, never infinite."""
     origins: np.ndarray
-    """[items] the items' first dates, as `grids.plain` gives them."""
+    """[items]: each item's first date, in the form of `grids.plain`."""
     steps: tuple[Step, ...]
     step_of: np.ndarray
-    """[items] which of `steps` lies between an item's rows."""
+    """[items]: index in `steps` of the item's step."""
     targets: tuple[str, ...]
     id_column: str
     timestamp_column: str
     times: pd.Series
-    """No rows: the caller's type of timestamps."""
+    """An empty column with the caller's type of timestamps."""
     time_format: str | None = None
-    """Of timestamps that were text."""
+    """Format of timestamps that were given as text."""
     covariates: Covariates | None = None
 
     @classmethod
@@ -74,24 +74,24 @@ class Panel:
         static_covariates: str | Sequence[str] | None = None,
         calendar: bool | str | Sequence[str] | None = None,
     ) -> "Panel":
-        """The panel in a long table (pandas, or a table of Arrow), whose rows may stand in any order.
+        """Read a panel from a long table (pandas or Arrow) with rows in any order.
 
         Args:
-            id_column: of any type; by default item_id or unique_id.
-            timestamp_column: by default timestamp, ds or another name for dates.
-            target: a column or several; by default target or y.
-            freq: the step of every item; by default each item's is found, and a warning says where it differs.
-            missing: gaps and empty cells are masked, or an error; empty cells of covariates are masked.
-            known_covariates: columns whose future is known, too: a price, a promotion, a weather forecast.
-            past_covariates: columns that are seen beside the target, up to where its forecast begins.
-            static_covariates: columns that have one value an item.
-            calendar: hour, weekday, month and countries whose holidays count, read from the timestamps;
-                True for those of the first three that a step is finer than.
+            id_column: of any type; default item_id or unique_id.
+            timestamp_column: default timestamp, ds or another usual name for dates.
+            target: one or more columns; default target or y.
+            freq: the step of every item; default: inferred per item, with a warning where steps differ.
+            missing: "mask" gaps and empty cells, or raise an "error"; empty cells of covariates are always masked.
+            known_covariates: columns whose future is known: a price, a promotion, a weather forecast.
+            past_covariates: columns known only up to where the forecast begins.
+            static_covariates: columns with one value per item.
+            calendar: hour, weekday, month, and countries for public holidays, computed from the timestamps;
+                True for those of the first three that are coarser than the step.
 
-        Covariates are numbers, or categories where they are text, booleans or pandas' categories.
+        Covariates are numeric, or categories if they hold text, booleans or pandas categories.
 
         Raises:
-            InputError: names item, column and row.
+            InputError: the message names item, column and row.
         """
         roles = Roles.of(known_covariates, past_covariates, static_covariates, calendar)
         df = as_frame(df, name)
@@ -103,24 +103,24 @@ class Panel:
 
     @classmethod
     def from_csv(cls, path: str | os.PathLike, **how: Any) -> "Panel":
-        """The panel in a CSV; keywords as in `from_df`."""
+        """Read a panel from a CSV; keywords as in `from_df`."""
         how.setdefault("name", str(path))
         return cls.from_df(csv_frame(path), **how)
 
     @classmethod
     def from_parquet(cls, path: str | os.PathLike, **how: Any) -> "Panel":
-        """The panel in a Parquet file; keywords as in `from_df`."""
+        """Read a panel from a Parquet file; keywords as in `from_df`."""
         how.setdefault("name", str(path))
         return cls.from_df(parquet_frame(path), **how)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike, **how: Any) -> "Panel":
-        """`from_parquet` for a file of that ending, else `from_csv`."""
+        """`from_parquet` for a .parquet file, otherwise `from_csv`."""
         return cls.from_parquet(path, **how) if is_parquet(path) else cls.from_csv(path, **how)
 
     @classmethod
     def of_series(cls, series: TimeSeries) -> "Panel":
-        """A wide series as a panel of one item, whose targets are its channels."""
+        """A wide series as a panel of one item, with its channels as targets."""
         step = parse_step(series.frequency)
         times = pd.Series(series.dates)
         return cls(
@@ -163,39 +163,39 @@ class Panel:
         return panel if roles.calendar is None else panel._with_calendar(roles.calendar)
 
     def _with_calendar(self, names: tuple[str, ...]) -> "Panel":
-        """With the calendar's columns of these names (`calendar_columns`) among the known covariates."""
+        """Add the calendar columns `names` (see `calendar_columns`) to the known covariates."""
         columns = calendar_columns(names, self.steps, self.name)
         covariates = self._required_covariates
         if taken := set(columns) & {*covariates.columns, *covariates.static}:
-            raise InputError(f"{self.name}: column {min(taken)!r} is one of the calendar: give it another name")
+            raise InputError(f"{self.name}: column {min(taken)!r} is also a calendar column: rename it")
         return replace(
             self, covariates=covariates.with_calendar(columns, self._calendar(columns), calendar_texts(columns))
         )
 
     def ahead(self, horizon: int, future: Any = None) -> "Panel":
-        """The same items, whose known covariates go on for `horizon` steps behind the last row of each.
+        """The same items, with known covariates for the `horizon` steps after the last row of each.
 
-        `future` is a table with the items' ids, timestamps and known covariates; rows of other ids and times are passed
-        over, empty cells masked. Without one, the covariates of rows that `until` has cut off count.
+        `future` is a table with the items' ids, timestamps and known covariates; rows of other ids and times are
+        ignored, and empty cells masked. Without it, covariates of rows that `until` has cut off are used.
 
-        Raises InputError, by item and date, for what is not there.
+        Raises InputError, with item and date, for missing values.
         """
         covariates = self.covariates
         if covariates is None:
             if future is not None:
-                raise InputError(f"{NAME}: there are no known covariates that it could bring")
+                raise InputError(f"{NAME} is not used: there are no known covariates")
             return self
         if future is None:
             short = covariates.ahead(self.lengths) < horizon
             if covariates.given and short.any():
                 raise InputError(
                     f"{self.name}: the known covariates {', '.join(covariates.given)} end with the targets: give their "
-                    f"next {horizon} steps as {NAME}, on the command line by --future"
+                    f"next {horizon} steps as {NAME}, on the command line with --future"
                 )
             extended = covariates.extended(np.maximum(self.lengths + horizon, np.diff(covariates.offsets)))
         else:
             if not covariates.given:
-                raise InputError(f"{NAME}: there are no known covariates that it could bring")
+                raise InputError(f"{NAME} is not used: there are no known covariates")
             rows = FutureRows(self, future, covariates.given, horizon)
             extended = covariates.extended(self.lengths + horizon)
             places = (extended.offsets[:-1] + self.lengths)[:, None] + np.arange(horizon)
@@ -209,7 +209,7 @@ class Panel:
         return panel
 
     def _calendar(self, columns: tuple[str, ...]) -> np.ndarray:
-        """[rows of the covariates, columns] what the timestamps say."""
+        """[rows of the covariates, columns]: features computed from the timestamps."""
         offsets = self._required_covariates.offsets
         items = np.repeat(np.arange(len(self)), np.diff(offsets))
         index = np.arange(len(items)) - offsets[items]
@@ -241,7 +241,7 @@ class Panel:
 
     @property
     def roles(self) -> dict[str, list[str] | None]:
-        """The covariates as arguments of `from_df` name them; those of the calendar one by one."""
+        """The covariates, by the argument names of `from_df`; calendar columns are listed one by one."""
         if self.covariates is None:
             return dict.fromkeys((*ROLES, "calendar"))
         names = (self.covariates.given, self.covariates.past, self.covariates.static)
@@ -250,23 +250,23 @@ class Panel:
 
     @property
     def lengths(self) -> np.ndarray:
-        """[items] rows of each item's grid."""
+        """[items]: number of rows of each item's grid."""
         return np.diff(self.offsets)
 
     @property
     def frequency(self) -> str:
-        """The step of most items, as `parse_step` reads it."""
+        """The step of most items, in the form that `parse_step` reads."""
         most = np.bincount(self.step_of, minlength=len(self.steps)).argmax()
         return self.steps[most].alias(self.origins[(self.step_of == most).argmax()])
 
     @property
     def seasonality(self) -> int:
-        """Rows in the usual period of most items' step."""
+        """Rows in the usual season of the step of most items."""
         return self.steps[np.bincount(self.step_of, minlength=len(self.steps)).argmax()].seasonality
 
     @property
     def date_format(self) -> str | None:
-        """How every date of the panel and after it is written (`data.dates.date_format`)."""
+        """The format of the panel's dates and those after it (`data.dates.date_format`)."""
         return date_format(pd.Index(self.origins), *self.steps)
 
     def item(self, index: int) -> np.ndarray:
@@ -274,7 +274,7 @@ class Panel:
         return self.values[self.offsets[index] : self.offsets[index + 1]]
 
     def at(self, items: np.ndarray) -> "Panel":
-        """The items at these places [n], in this order."""
+        """The items at these positions [n], in this order."""
         lengths = self.lengths[items]
         offsets = np.concatenate(([0], np.cumsum(lengths)))
         rows = ranges(self.offsets[:-1][items], lengths)
@@ -289,12 +289,12 @@ class Panel:
         )
 
     def with_targets(self, targets: Sequence[str]) -> "Panel":
-        """The same items with these targets alone, in this order."""
+        """The same items with only these targets, in this order."""
         values = self.values[:, [self.targets.index(name) for name in targets]]
         return replace(self, values=values, targets=tuple(targets))
 
     def select(self, ids: Iterable[Hashable]) -> "Panel":
-        """The items of these ids alone, in this order. Raises InputError for an id that the panel does not have."""
+        """Only the items with these ids, in this order. Raises InputError for an unknown id."""
         ids = list(ids)
         places = self.ids.get_indexer(pd.Index(ids))
         if (absent := np.flatnonzero(places < 0)).size:
@@ -302,12 +302,12 @@ class Panel:
         return self.at(places)
 
     def drop(self, ids: Iterable[Hashable]) -> "Panel":
-        """All items but those of these ids, which are held out. Raises InputError as `select`."""
+        """All items except those with these ids. Raises InputError as `select` does."""
         held_out = self.select(ids).ids
         return self.at(np.flatnonzero(~self.ids.isin(held_out)))
 
     def without(self, names: Iterable[str]) -> "Panel":
-        """`drop` of the items whose ids read like these names, as a command line has them."""
+        """`drop` for ids given as text, as on a command line."""
         texts = self.ids.astype(str)
         places = texts.get_indexer(pd.Index(list(names), dtype=texts.dtype))
         if (absent := np.flatnonzero(places < 0)).size:
@@ -315,9 +315,9 @@ class Panel:
         return self.at(np.setdiff1d(np.arange(len(self)), places))
 
     def until(self, steps_before_end: int) -> "Panel":
-        """Every item without its last `steps_before_end` rows; what had no more is left out.
+        """Every item without its last `steps_before_end` rows; items that have no more rows are left out.
 
-        Covariates of these rows stay: the known ones are those of the future then.
+        The covariates of the removed rows are kept: the known ones then serve as the future.
         """
         kept = self.at(np.flatnonzero(self.lengths > steps_before_end)) if steps_before_end else self
         lengths = kept.lengths - steps_before_end
@@ -326,7 +326,7 @@ class Panel:
         return replace(kept, offsets=offsets, values=kept.values[rows])
 
     def dates(self, items: np.ndarray, index: np.ndarray) -> pd.Series:
-        """Timestamps, in the caller's type, of rows `index` [n] of the grids of `items` [n]; beyond the end, too."""
+        """Timestamps, in the caller's type, of rows `index` [n] of the grids of `items` [n], also beyond their end."""
         result = np.empty(len(items), dtype=self.origins.dtype)
         for number, step in enumerate(self.steps):
             rows = self.step_of[items] == number
@@ -347,7 +347,7 @@ class Panel:
     def to_df(self) -> pd.DataFrame:
         """The long table on the grids: a row for every id and time, NaN where nothing was observed.
 
-        Covariates stand behind the targets, but those of the calendar.
+        Covariates follow the targets; calendar columns are left out.
         """
         items = np.repeat(np.arange(len(self)), self.lengths)
         index = np.arange(len(items)) - self.offsets[items]
@@ -359,7 +359,7 @@ class Panel:
 
 
 def read_csv(path: str | os.PathLike, **how: Any) -> Panel:
-    """A wide CSV (a date column, a channel in every other column) as a panel of one item; keywords as `data.read_csv`.
+    """Read a wide CSV (a date column, and a channel per other column) as a panel of one item; see `data.read_csv`.
 
     Raises InputError that names file, line and column.
     """
@@ -376,13 +376,13 @@ def read_panel(
     missing: Missing | None = None,
     **how: Any,
 ) -> Panel:
-    """The panel of a registry name (in any case) or of a file's path; what is given overrides the registry's entry.
+    """Read the panel with a registry name (in any case) or from a file; arguments override the registry's entry.
 
     Keywords as in `Panel.from_df`; gaps are masked by default. Raises InputError.
     """
     spec = find_dataset(dataset)
     if spec is not None and spec.id_column is None:
-        raise InputError(f"{spec.name} is one wide series, not a panel: it has no id_column")
+        raise InputError(f"{spec.name} is a wide series, not a panel: it has no id_column")
     path: str | os.PathLike = dataset
     if spec is not None:
         path = locate(spec, data_dir)
@@ -396,7 +396,7 @@ def read_panel(
 
 
 def warn_of_short(panel: Panel, min_rows: int = MIN_ROWS):
-    """Say, once, which items have too few rows to learn from."""
+    """Warn once about items with too few rows to learn from."""
     short = np.flatnonzero(panel.lengths < min_rows)
     if short.size:
         names = ", ".join(quoted(panel.ids[index]) for index in short[:5]) + (", ..." if short.size > 5 else "")

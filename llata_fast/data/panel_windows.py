@@ -1,4 +1,4 @@
-"""Windows of a panel's items, in units of their own: no scaler of the whole, so that large items do not rule."""
+"""Windows of a panel's items, each in its own units: without a global scaler, large items do not dominate."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -15,15 +15,15 @@ from .units import WindowUnits
 from .windows import Splits, Windows
 
 VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2
-"""Of each item's rows, at its end; an item gives up to no more than half of them."""
+"""Share of each item's rows, at its end, for validation; an item gives up at most half of its rows."""
 
 
 class PanelWindows(Windows):
-    """Windows that end where `cuts` say: L rows before a cut, padded as missing where an item begins later, H behind.
+    """Windows around `cuts`: L rows before a cut, padded as missing before the item's start, and H rows after it.
 
-    A batch is one of `WindowDataset`, but for its units: errors count in the standard deviation of the window, or in
-    that of the item's training rows where it is larger, so that a quiet window does not outweigh all others. What is
-    constant in both has no targets: it is forecast by its level.
+    Batches are like `WindowDataset`'s except for units: errors are in the window's standard deviation, or in that of
+    the item's training rows if it is larger, so that quiet windows do not dominate. A channel that is constant in both
+    has no targets; its level is the forecast.
     """
 
     has_missing = True
@@ -38,8 +38,8 @@ class PanelWindows(Windows):
         prediction_length: int,
         covariates: WindowCovariates | None = None,
     ):
-        """`items` and `cuts` [windows]: place of the item, and its row that is the first to forecast; `deviations`
-        [items, C] of the training rows. Raises InputError without a window, or a value to forecast in any.
+        """`items` and `cuts` [windows]: index of the item, and the first row to forecast; `deviations` [items, C]: of
+        the training rows. Raises InputError if there is no window, or no value to forecast in any.
         """
         if min(context_length, prediction_length) < 1:
             raise InputError(f"context ({context_length}) and horizon ({prediction_length}) must be at least 1")
@@ -80,7 +80,7 @@ class PanelWindows(Windows):
         return self._covariates.of(self.items[index], self.cuts[index], self.context_length, self.prediction_length)
 
     def _measured(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, WindowUnits, Tensor]:
-        """Past and future in the caller's units, the windows' own, and what errors are counted in: NaN for nothing."""
+        """Past and future in the caller's units, the windows' units, and the unit of errors (NaN if it would be 0)."""
         index = torch.as_tensor(indices, device=self.values.device)
         past, future = self.stretches(index)
         units = WindowUnits.of(past)
@@ -88,11 +88,11 @@ class PanelWindows(Windows):
         return past, future, units, torch.where(unit > 0, unit, torch.nan)
 
     def units_of(self, indices: Sequence[int]) -> tuple[WindowUnits, Tensor]:
-        """The windows' units, and what their errors are counted in [B, 1, C]."""
+        """The windows' units, and the unit of their errors [B, 1, C]."""
         return self._measured(indices)[2:]
 
     def stretches(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        """Past [B, L, C] and future [B, H, C] in the caller's units, NaN where missing and outside of an item."""
+        """Past [B, L, C] and future [B, H, C] in the caller's units, NaN where missing and outside the item."""
         index = torch.as_tensor(indices, device=self.values.device)
         steps = torch.arange(-self.context_length, self.prediction_length, device=self.values.device)
         rows = self.cuts[index, None] + steps
@@ -103,16 +103,16 @@ class PanelWindows(Windows):
         return values[:, : self.context_length], values[:, self.context_length :]
 
     def batches(self, batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """As `Windows.batches`, float64, in the units that errors are counted in and less the windows' levels."""
+        """As `Windows.batches`, float64, minus the windows' levels, in the unit of errors."""
         for start in range(first, len(self), batch_size):
             past, future, units, unit = self._measured(range(start, min(start + batch_size, len(self))))
             observed = ~past.isnan()
             yield ((past - units.level) / unit).nan_to_num(nan=0.0), observed, (future - units.level) / unit
 
     def apart(self, share: float) -> tuple["PanelWindows", "PanelWindows"]:
-        """Windows whose targets end within `share` of their item's, and those that begin to forecast behind it.
+        """Split into windows whose targets end within the first `share` of their item's cuts, and later windows.
 
-        All of them twice, where there would be none of either.
+        If either part would be empty, both are all windows.
         """
         lows, highs = (torch.full((len(self.offsets),), bound, device=self.cuts.device) for bound in (2**62, 0))
         lows = lows.scatter_reduce(0, self.items, self.cuts, "amin")[self.items]
@@ -127,7 +127,7 @@ class PanelWindows(Windows):
         return parts[0], parts[1]
 
     def to(self, device: torch.device | str) -> "PanelWindows":
-        """The same windows on `device`; Apple's GPUs know no float64 and leave them."""
+        """Move the windows to `device`, except to Apple's GPUs, which lack float64."""
         if torch.device(device).type != "mps":
             for name in ("values", "offsets", "items", "cuts", "deviations"):
                 setattr(self, name, getattr(self, name).to(device))
@@ -137,11 +137,11 @@ class PanelWindows(Windows):
 
 
 def panel_splits(panel: Panel, context_length: int, prediction_length: int, *, test_share: float = 0.0) -> Splits:
-    """Windows to train and to validate by, and to test by if asked: split by time within each item.
+    """Windows for training, validation and (with `test_share`) test, split by time within each item.
 
-    An item too short for a window of its own in validation or test trains alone; one of fewer than MIN_ROWS rows does
-    not, and a warning counts and names these. Without `test_share` the test windows are those of validation. Raises
-    InputError where no item can train.
+    An item too short for its own validation or test window is only trained on. Items with fewer than MIN_ROWS rows are
+    left out, with a warning that counts and names them. Without `test_share`, the test windows are the validation
+    windows. Raises InputError if no item can be trained on.
     """
     warn_of_short(panel)
     lengths, H = panel.lengths, prediction_length
@@ -155,7 +155,7 @@ def panel_splits(panel: Panel, context_length: int, prediction_length: int, *, t
         covariates = WindowCovariates(panel, encoding)
 
     def windows(lows: np.ndarray, highs: np.ndarray) -> PanelWindows:
-        """Cuts from low to high of every item, both among them; none where high is below."""
+        """Windows with cuts from low to high, inclusive, for every item; none if high is below low."""
         counts = np.maximum(highs - lows + 1, 0)
         items = np.repeat(np.arange(len(panel)), counts)
         cuts = ranges(lows, counts)
@@ -164,30 +164,30 @@ def panel_splits(panel: Panel, context_length: int, prediction_length: int, *, t
     def of_rows(begin: np.ndarray, rows: np.ndarray) -> PanelWindows:
         return windows(begin, np.where(rows >= H, begin + rows - H, -1))
 
-    # targets of training windows lie in the training rows, but for items that are too short for that
+    # targets of training windows lie in the training rows, except for items too short for that
     highs = np.where(train_end >= MIN_ROWS, np.clip(train_end - H, (train_end + 1) // 2, train_end - 1), -1)
     lows = np.minimum(context_length, np.maximum(2, highs // 2))
     lows = np.where(train_end - H >= context_length, context_length, lows)
     if not (highs >= lows).any():
-        raise InputError(f"{panel.name}: no item has the {MIN_ROWS} rows that training takes")
+        raise InputError(f"{panel.name}: no item has the {MIN_ROWS} rows that training needs")
     until_train = _cut_to(panel, train_end)
     train = windows(lows, highs)
     train.values = torch.from_numpy(until_train)
     if not val_rows.any():
-        raise InputError(f"{panel.name}: no item has enough rows to validate by: it takes {2 * H + 2}")
+        raise InputError(f"{panel.name}: no item has enough rows for validation, which needs {2 * H + 2}")
     val = of_rows(train_end, val_rows)
     test = of_rows(train_end + val_rows, test_rows) if test_rows.any() else val
     return Splits(train, val, test, None)
 
 
 def _share(lengths: np.ndarray, share: float, prediction_length: int) -> np.ndarray:
-    """Rows [items] at the end of each item: its share, a horizon at least; none where too little would be left."""
+    """Rows [items] at each item's end: its share, but at least a horizon; 0 if too few would remain."""
     rows = np.maximum((lengths * share).astype(np.int64), prediction_length)
     return np.where(lengths - rows >= max(prediction_length, 2) + MIN_ROWS - 1, rows, 0)
 
 
 def _deviations(panel: Panel, ends: np.ndarray) -> np.ndarray:
-    """Standard deviation [items, C] of each item's rows before its end; 0 where it has none."""
+    """Standard deviation [items, C] of each item's rows before its end; 0 if it has none."""
     known = _cut_to(panel, ends)
     starts = panel.offsets[:-1]
     observed = ~np.isnan(known)
@@ -201,7 +201,7 @@ def _deviations(panel: Panel, ends: np.ndarray) -> np.ndarray:
 
 
 def _first_observed(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """[items, C] the first value of each item; 0 where it has none."""
+    """[items, C]: the first observed value of each item; 0 if it has none."""
     rows = np.where(np.isnan(values), len(values), np.arange(len(values))[:, None])
     first = np.minimum.reduceat(rows, starts, axis=0)
     found = np.take_along_axis(values, np.minimum(first, len(values) - 1), axis=0)
@@ -209,7 +209,7 @@ def _first_observed(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 
 def _cut_to(panel: Panel, ends: np.ndarray) -> np.ndarray:
-    """The panel's values with NaN from each item's end on."""
+    """The panel's values, with NaN from each item's end on."""
     items = np.repeat(np.arange(len(panel)), panel.lengths)
     beyond = np.arange(len(items)) - panel.offsets[items] >= ends[items]
     return np.where(beyond[:, None], np.nan, panel.values)

@@ -1,4 +1,4 @@
-"""Labels that name a period, such as 2005M01, Q1 2005 or 2019-W02, read as its first moment."""
+"""Read labels that name a period, such as 2005M01, Q1 2005 or 2019-W02, as the period's first moment."""
 
 import re
 
@@ -15,7 +15,7 @@ MONTH_NAME = f"(?:{'|'.join(MONTH_NAMES)})"
 
 _SEPARATOR = "[-/.: ]?"
 _YEAR = "(?P<year>[0-9]{4})"
-# each names the parts that it holds; the first that a column's first label matches is the form of all its labels
+# each pattern names its parts; the first that matches a column's first label is the form of all its labels
 _FORMS = [
     re.compile(form, re.IGNORECASE)
     for form in (
@@ -38,14 +38,14 @@ _FORMS = [
 ]
 
 _DAY_OR_YEAR = "can be a month of a year or a day without its year: write 2005-01 for the month, 2005-01-31 for the day"
-# what is like a date and is none, and how it would be one
+# forms that look like a date but are refused, and how to write them instead
 _REFUSED = [
     (re.compile(form, re.IGNORECASE), reason)
     for form, reason in (
         (f"{MONTH_NAME}[-/. ]?[0-9]{{1,2}}|[0-9]{{1,2}}[-/. ]?{MONTH_NAME}", _DAY_OR_YEAR),
         (
             "FY.*|.* FY.*|.*[0-9]FY.*",
-            "is of a fiscal year, which may begin in any month: write its first day",
+            "is in a fiscal year, which may begin in any month: write its first day",
         ),
         ("[0-9]{9,}[.][0-9]+", "is not a date; write Unix timestamps as dates, 2024-01-31 12:00:00.5"),
         ("[0-9]{5}[.][0-9]+", "is not a date; write a spreadsheet's numbers as dates, 2024-01-31 12:00"),
@@ -64,7 +64,7 @@ _REFUSED = [
 
 
 class DateError(InputError):
-    """Text that is not read as a date; `row` is the row to blame, where it is a single one."""
+    """Text that cannot be read as a date; `row` is the row at fault, if it is a single one."""
 
     def __init__(self, reason: str, row: int | None = None):
         super().__init__(reason)
@@ -72,9 +72,9 @@ class DateError(InputError):
 
 
 def read_periods(text: pd.Series) -> np.ndarray | None:
-    """First moments (datetime64[us]) of the periods that `text` [rows] names; None if its first label names none.
+    """First moments (datetime64[us]) of the periods named by `text` [rows]; None if its first label is not a period.
 
-    Raises DateError for a label of another form.
+    Raises DateError for a label in another form.
     """
     form = next((form for form in _FORMS if form.fullmatch(text.iloc[0])), None)
     if form is None:
@@ -96,11 +96,11 @@ def read_periods(text: pd.Series) -> np.ndarray | None:
 
 
 def _first_moment(parts: dict[str, str | None]) -> np.datetime64 | None:
-    """The first moment of the period, None where the calendar has none such."""
+    """The first moment of the period; None if it does not exist in the calendar."""
     numbers = {name: int(part) for name, part in parts.items() if part and part.isdigit()}
     year = numbers.get("year")
     if year is None:
-        # POSIX's century
+        # POSIX's range of two-digit years, 1969 to 2068
         year = numbers["short_year"] + (1900 if numbers["short_year"] >= 69 else 2000)
     if not 1 <= year <= 9999:
         return None
@@ -123,7 +123,7 @@ def _first_moment(parts: dict[str, str | None]) -> np.datetime64 | None:
 
 
 def _monday(year: int, week: int, weekday: int) -> np.datetime64 | None:
-    """A day of an ISO 8601 week, whose first is the one with 4 January in it."""
+    """A day of an ISO 8601 week; week 1 contains 4 January."""
     fourth = np.datetime64(f"{year:04}-01-04", "D")
     monday = fourth - (fourth.astype(np.int64) + 3) % 7 + 7 * (week - 1)
     # a week belongs to the year of its Thursday
@@ -133,7 +133,7 @@ def _monday(year: int, week: int, weekday: int) -> np.datetime64 | None:
 
 
 def _season_hint(labels: pd.Index) -> str:
-    """2004/05, 2005/06, ...: years that begin in one and end in the next."""
+    """A hint for 2004/05, 2005/06, ...: years that begin in one calendar year and end in the next."""
     pairs = [re.fullmatch("[0-9]{2}([0-9]{2})[-/]([0-9]{2})", label) for label in labels]
     if len(pairs) > 1 and all(pair and (int(pair[1]) + 1) % 100 == int(pair[2]) for pair in pairs):
         return "; write the first day of a season, 2004-10-01"
@@ -146,7 +146,7 @@ def _week_hint(label: str) -> str:
 
 
 def refusal(cell: str) -> str:
-    """Why a cell of no known form is not read, and how it would be."""
+    """Why a cell of no known form is refused, and how to write it instead."""
     return next(
         (reason for form, reason in _REFUSED if form.fullmatch(cell)), "is not a date; write it as 2024-01-31 12:00"
     )

@@ -1,4 +1,4 @@
-"""Runs of whole numbers, one behind the other: the rows of items, the cuts of their windows."""
+"""Concatenated ranges of whole numbers: the rows of items, or the cuts of their windows."""
 
 import numpy as np
 

@@ -1,6 +1,6 @@
-"""The datasets that have a name: where each one's file lies, what it holds and how the field splits it.
+"""Named datasets: where each one's file is, what it contains, and its usual splits.
 
-Any other CSV is read by its path (`llata_fast.data.series`), split 70/10/20.
+Any other CSV is read by its path (`llata_fast.data.series`) and split 70/10/20.
 """
 
 import difflib
@@ -12,32 +12,32 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """One named dataset: where its file lies, what it holds, how it is split."""
+    """One named dataset: where its file is, what it contains, and how it is split."""
 
     name: str
     file: str
-    """Place below a data folder, in the layout that the field's repositories share."""
+    """Path below a data folder, in the layout that repositories of the field share."""
     frequency: str
     """Step between rows, as a pandas offset."""
     seasonality: int
-    """Rows in the period that a seasonal-naive forecast repeats."""
+    """Rows per season, which a seasonal-naive forecast repeats."""
     licence: str
     source: str
-    """Where a person gets the file."""
+    """Where to get the file by hand."""
     split_rows: tuple[int, int, int] | None = None
-    """Rows of train, validation and test, rows behind them unused; None: 70, 10 and 20 percent."""
+    """Rows of train, validation and test, with later rows unused; None: 70, 10 and 20 percent."""
     date_column: str = "date"
     id_column: str | None = None
-    """Of a long table, a panel, which tells its items apart; `columns` are its targets."""
+    """Item ids of a long table (a panel); `columns` are then its targets."""
     columns: tuple[str, ...] | None = None
     """Value columns; None: all but the date."""
     first_date: str | None = None
-    """Date of row 1 in a file without header and dates; `columns` then names the columns in order."""
+    """Date of row 1 in a file without header and dates; `columns` then names its columns in order."""
     missing: Literal["error", "mask"] = "error"
     trust_rows: bool = False
-    """Take the rows as evenly spaced, whatever their timestamps say."""
+    """Treat rows as evenly spaced, whatever their timestamps say."""
     package: str | None = None
-    """Installed distribution whose folder carries `file`; it is looked at, never imported."""
+    """Installed distribution whose folder contains `file`; it is never imported."""
     url: str | None = None
     sha256: str | None = None
 
@@ -64,7 +64,7 @@ def _ett(name: str, frequency: str, rows_per_hour: int, sha256: str) -> DatasetS
 
 
 def _tslib(name: str, file: str, frequency: str, seasonality: int, licence: str, sha256: str, **fields) -> DatasetSpec:
-    """A file of the collection that the long-horizon benchmarks read."""
+    """A file of the collection used in the long-horizon benchmarks."""
     return DatasetSpec(
         name=name,
         file=file,
@@ -90,7 +90,7 @@ _SPECS = (
         144,
         "free for research with citation of the Max Planck Institute for Biogeochemistry, Jena",
         "34ee981d07313e51da2a50bb600072c8ae4a69cb4b0651f4cb93a069d7a2ba63",
-        # 2020-05-12 06:00 stands there twice and other steps are absent; every published number counts rows
+        # 2020-05-12 06:00 appears twice and other steps are missing; published results count rows
         trust_rows=True,
     ),
     _tslib(
@@ -162,12 +162,12 @@ DATASETS: dict[str, DatasetSpec] = {spec.name: spec for spec in _SPECS}
 
 
 def find_dataset(name: str) -> DatasetSpec | None:
-    """The named dataset, upper and lower case alike, or None."""
+    """The named dataset, regardless of case, or None."""
     return {key.lower(): spec for key, spec in DATASETS.items()}.get(name.lower())
 
 
 def get_dataset(name: str) -> DatasetSpec:
-    """Like `find_dataset`, but an unknown name raises InputError with all names and the nearest ones."""
+    """Like `find_dataset`, but raises InputError for an unknown name, with all names and the nearest ones."""
     spec = find_dataset(name)
     if spec is None:
         lowered = {key.lower(): key for key in DATASETS}

@@ -1,4 +1,4 @@
-"""One multivariate series, from a CSV or a dataset with a name: what would end in a wrong forecast is refused."""
+"""One multivariate series, from a CSV or a named dataset; input that would lead to a wrong forecast is refused."""
 
 import os
 import warnings
@@ -24,22 +24,22 @@ Missing = Literal["error", "mask"]
 
 @dataclass(frozen=True, eq=False)
 class TimeSeries:
-    """A regular multivariate series: row r + 1 stands one `frequency` after row r."""
+    """A regular multivariate series: row r + 1 is one `frequency` after row r."""
 
     name: str
     values: np.ndarray
     """[rows, C] float64, NaN where missing, never infinite."""
     dates: pd.Index
-    """[rows] a DatetimeIndex, or whole numbers (int64) of a series that is counted."""
+    """[rows]: a DatetimeIndex, or whole numbers (int64) for a series indexed by number."""
     columns: tuple[str, ...]
     """Names of the C channels."""
     frequency: str
-    """Step between rows, as `parse_step` reads it: pandas' alias where it has one."""
+    """Step between rows, in the form that `parse_step` reads: pandas' alias if there is one."""
     seasonality: int
-    """Rows in the period that a seasonal-naive forecast repeats."""
+    """Rows per season, which a seasonal-naive forecast repeats."""
     date_column: str
     split_rows: tuple[int, int, int] | None = None
-    """Rows of train, validation and test, rows behind them unused; None: 70, 10 and 20 percent."""
+    """Rows of train, validation and test, with later rows unused; None: 70, 10 and 20 percent."""
 
     def __len__(self) -> int:
         return len(self.values)
@@ -57,23 +57,23 @@ class TimeSeries:
 
     @property
     def date_format(self) -> str | None:
-        """How every date of the series and after it is written; None: whole numbers, as they are."""
+        """The format of the series' dates and those after it; None for whole numbers."""
         return date_format(self.dates, parse_step(self.frequency))
 
 
 def read_series(dataset: str, *, data_dir: str | os.PathLike | None = None, **how) -> TimeSeries:
-    """The series of a registry name (in any case) or of a CSV's path, read as `how` says: the options of `read_csv`.
+    """Read a series by its registry name (in any case) or CSV path; `how` are the options of `read_csv`.
 
-    Those that are given override the registry's entry. Raises InputError.
+    Options override the registry's entry. Raises InputError.
     """
     spec = find_dataset(dataset)
     how = {name: value for name, value in how.items() if value is not None}
     if spec is not None and spec.id_column is not None:
-        raise InputError(f"{spec.name} is a panel: Panel.from_csv reads it, train.py and llata-fast fit train on it")
+        raise InputError(f"{spec.name} is a panel: read it with Panel.from_csv, train with train.py or llata-fast fit")
     if spec is not None:
         return _read_named(spec, locate(spec, data_dir), how)
     if Path(dataset).name == dataset and not Path(dataset).suffix and not Path(dataset).expanduser().exists():
-        # a bare word is a misspelt name, not a path: this raises
+        # a bare word is a misspelt name rather than a path, so this raises
         get_dataset(dataset)
     return read_csv(dataset, **how)
 
@@ -89,20 +89,19 @@ def read_csv(
     trust_rows: bool = False,
     frequency: str | None = None,
 ) -> TimeSeries:
-    """The series in a CSV with a header and a date column.
+    """Read the series in a CSV with a header and a date column.
 
     Args:
-        date_column: by default the first of DATE_COLUMNS that the file has.
-        columns: channels, by default all but the date column.
-        missing: missing cells and missing rows are an error, or NaN under "mask"; infinities are always an error.
-        skip_rows: lines above the header.
-        na_values: what stands in a cell without a value.
-        trust_rows: take the rows as evenly spaced, whatever their dates say.
-        frequency: the step that is expected, of a run for instance: it is taken where the dates fit it, else there is a
-            warning.
+        date_column: default: the first of DATE_COLUMNS in the file.
+        columns: channels; default: all but the date column.
+        missing: "error" for missing cells and rows, or "mask" for NaN; infinities are always an error.
+        skip_rows: number of lines above the header.
+        na_values: markers of a missing value.
+        trust_rows: treat rows as evenly spaced, whatever their dates say.
+        frequency: the expected step, for instance a run's; used if the dates fit it, otherwise there is a warning.
 
     Raises:
-        InputError: names file, line (the file's first is line 1) and column.
+        InputError: the message names file, line (counted from 1) and column.
     """
     table = read_table(path, date_column, columns, skip_rows=skip_rows, na_values=na_values)
     expected = parse_step(frequency) if frequency else None
@@ -160,14 +159,14 @@ def _parse_dates(table: CsvTable, expected: Step | None) -> pd.Index:
 
 
 def _check_order(table: CsvTable, dates: pd.Index):
-    """Raise InputError for dates that are there twice, with the usual reasons for it, and for unsorted ones."""
+    """Raise InputError for duplicate dates, with the usual reasons, and for unsorted ones."""
     if (row := _first(dates.duplicated())) is not None:
         earlier = _first(dates == dates[row])
         place = f"{table.where(row)}: {dates[row]} is a duplicate of line {table.lines[earlier]}"
         if names := stacked_by(table, dates):
             raise InputError(
-                f"{place}: the file is a panel, several series one below the other; --id_column {names[0]} tells them "
-                f"apart{'' if len(names) == 1 else f' together with {names[1]}'}, or give each a column of its own"
+                f"{place}: the file is a panel, with several series below each other; identify them by --id_column "
+                f"{names[0]}{'' if len(names) == 1 else f' together with {names[1]}'}, or give each its own column"
             )
         raise InputError(place + _clock_hint(dates, dates[row]))
     if (row := _first(plain(dates[1:], True) < plain(dates[:-1], True))) is not None:
@@ -178,47 +177,47 @@ def _check_order(table: CsvTable, dates: pd.Index):
 
 
 def _clock_hint(dates: pd.Index, date) -> str:
-    """What to do about an hour of local time that is there twice, or never, as summer time ends or begins."""
+    """Advice about an hour of local time that occurs twice or never, as summer time ends or begins."""
     if not isinstance(dates, pd.DatetimeIndex) or dates.tz is not None or (dates == dates.normalize()).all():
         return ""
     if date.weekday() != 6 or date.month not in (3, 4, 9, 10, 11) or date.hour > 3:
         return ""
     return (
-        "; local time repeats an hour when summer time ends and skips one when it begins: write the offset from UTC "
-        f"behind it, {date:%Y-%m-%d %H:%M}+02:00, or take the rows as evenly spaced by --trust_rows"
+        "; local time repeats an hour when summer time ends and skips one when it begins: add the offset from UTC, "
+        f"{date:%Y-%m-%d %H:%M}+02:00, or treat rows as evenly spaced with --trust_rows"
     )
 
 
 def _step_of_rows(table: CsvTable, dates: pd.Index, expected: Step | None) -> tuple[Step, np.datetime64 | np.int64]:
-    """The step of rows that are taken as evenly spaced, and a date on its grid."""
+    """The step of rows treated as evenly spaced, and a date on its grid."""
     moments = np.unique(plain(dates, local=True))
     last = plain(dates[-1:], local=True)[0]
     if expected is not None and isinstance(expected, Whole) == (moments.dtype.kind == "i"):
         return expected, last
     if len(moments) < 2:
         raise InputError(
-            f"{table.path}, column {table.date_column!r}: one date alone does not say how far rows are apart"
+            f"{table.path}, column {table.date_column!r}: a single date does not tell how far rows are apart"
         )
     grid = find_grid(moments)
     return (grid.step if grid else usual_step(moments)[0]), last
 
 
 def _choose_grid(table: CsvTable, dates: pd.Index, expected: Step | None, frequency: str | None) -> Grid:
-    """The grid of the step that is expected, where the dates fit it, else the one that they show by themselves."""
+    """The grid of the expected step if the dates fit it, otherwise the grid that the dates suggest."""
     moments = plain(dates, local=True)
     own = find_grid(moments)
     grid = fit(expected, moments) if expected else None
     if grid is not None and len(grid) > MAX_GRID_GROWTH * len(moments):
         grid = None
-    # holes in the expected grid that the dates' own does not have are those of another step
+    # gaps that exist only in the expected grid mean that the file has another step
     if grid is not None and (own is None or grid.holes <= own.holes or own.step.same_length(grid.step)):
         return grid
     if own is None:
         _refuse_irregular(table, dates, moments)
     if expected is not None and not own.step.same_length(expected):
         warnings.warn(
-            f"{table.path}: the run was trained on rows {frequency} apart, these are {own.alias} apart; the forecast "
-            "goes on in the file's own steps",
+            f"{table.path}: the run was trained on rows {frequency} apart, but these are {own.alias} apart; the "
+            "forecast uses the file's step",
             InputWarning,
             stacklevel=4,
         )
@@ -228,29 +227,29 @@ def _choose_grid(table: CsvTable, dates: pd.Index, expected: Step | None, freque
 def _refuse_irregular(table: CsvTable, dates: pd.Index, moments: np.ndarray) -> NoReturn:
     if len(dates) < 3:
         raise InputError(
-            f"{table.path}, column {table.date_column!r}: {len(dates)} dates are too few to know the step between "
-            "them, it takes 3"
+            f"{table.path}, column {table.date_column!r}: {len(dates)} dates are too few to infer the step between "
+            "them; at least 3 are needed"
         )
     step, on_grid = usual_step(moments)
     alias = step.alias(moments[0])
     row = _first(~on_grid)
     if row is None:
         row = int(np.diff(moments).argmax()) + 1
-        reason = f"{dates[row]} follows {dates[row - 1]}: too long a gap for a step of {alias}, which most rows have"
+        reason = f"{dates[row]} follows {dates[row - 1]}: too long a gap for the step {alias} of most rows"
         raise InputError(f"{table.where(row)}: irregular dates: {reason}")
-    hint = "; --trust_rows takes the rows as evenly spaced"
+    hint = "; to treat rows as evenly spaced, give --trust_rows"
 
     if isinstance(step, Fixed) and step.amount % DAY == 0 and _are_local_days(moments):
-        hint = "; if these are days of local time, write them so, 2024-03-31, without time and offset"
+        hint = "; if these are days of local time, write them as 2024-03-31, without time and offset"
 
     raise InputError(
-        f"{table.where(row)}: irregular dates: {dates[row]} does not lie on the grid of the step {alias} that most "
-        f"rows have, and no step holds every date{hint}"
+        f"{table.where(row)}: irregular dates: {dates[row]} is not on the grid of the step {alias} that most rows "
+        f"have, and no step fits every date{hint}"
     )
 
 
 def _are_local_days(moments: np.ndarray) -> bool:
-    """Whether days begin at two hours, one apart, as those of a zone with summer time do in UTC."""
+    """Whether days begin at two different hours, one hour apart, like local days with summer time seen in UTC."""
     hours = np.unique((moments - moments.astype("M8[D]")).astype("m8[m]").astype(np.int64))
     return len(hours) == 2 and (hours[1] - hours[0]) % 1440 in (60, 1380)
 
@@ -258,7 +257,7 @@ def _are_local_days(moments: np.ndarray) -> bool:
 def _fill(
     table: CsvTable, grid: Grid, dates: pd.Index, values: np.ndarray, missing: Missing
 ) -> tuple[pd.Index, np.ndarray]:
-    """Every date of the grid and its values, NaN where the file has no row, or InputError where that is an error."""
+    """Every date of the grid and its values, with NaN for rows that the file lacks, or an InputError."""
     if not grid.holes:
         return dates, values
     every = like(grid.dates(), dates, local=True)
@@ -266,14 +265,14 @@ def _fill(
     hole = every[grid.index[row] + 1]
     share = grid.holes / len(grid)
     fits = (
-        f"; {share:.0%} of its dates are missing: where the rows are evenly spaced all the same, give --trust_rows"
+        f"; {share:.0%} of its dates are missing: if the rows are evenly spaced nevertheless, give --trust_rows"
         if share > 0.5
         else ""
     )
     if missing == "error":
         raise InputError(
             f"{table.where(row + 1)}: {hole} is missing, the first of {grid.holes} between {dates[0]} and {dates[-1]} "
-            f"by the step {grid.alias}; --missing mask takes the rows as missing{fits}{_clock_hint(dates, hole)}"
+            f"with the step {grid.alias}; to mask missing rows, give --missing mask{fits}{_clock_hint(dates, hole)}"
         )
     if fits:
         warnings.warn(f"{table.path}: the step between rows is taken as {grid.alias}{fits}", stacklevel=4)
@@ -283,6 +282,6 @@ def _fill(
 
 
 def _first(flags: np.ndarray) -> int | None:
-    """Index of the first True."""
+    """Index of the first True, None if there is none."""
     flags = np.asarray(flags)
     return int(flags.argmax()) if flags.any() else None

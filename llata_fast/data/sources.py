@@ -1,4 +1,4 @@
-"""Finds a named dataset's file: a data folder, the cache, an installed package, and a download last."""
+"""Find a named dataset's file: in a data folder, the cache, an installed package, and finally by a download."""
 
 import hashlib
 import importlib.util
@@ -14,26 +14,26 @@ from ..errors import InputError
 from .registry import DatasetSpec, find_dataset
 
 DOWNLOAD_TIMEOUT = 15
-"""Seconds without an answer after which a download counts as unreachable."""
+"""Seconds without a response after which a download is given up."""
 
 
 def cache_dir() -> Path:
-    """Folder of downloaded files: `$XDG_CACHE_HOME/llata_fast/data`, by default below `~/.cache`."""
+    """Folder of downloaded files: `$XDG_CACHE_HOME/llata_fast/data`, default below `~/.cache`."""
     return cache_folder("data")
 
 
 def settled_dataset(dataset: str) -> str:
-    """The dataset by a name that holds in any folder: the registry's, or an absolute path."""
+    """The dataset by a name that is valid in any working directory: the registry's, or an absolute path."""
     path = Path(dataset).expanduser()
     return str(path.resolve()) if find_dataset(dataset) is None and path.exists() else dataset
 
 
 def locate(spec: DatasetSpec, data_dir: str | os.PathLike | None = None) -> Path:
-    """Path of the file of `spec`, looked for in `data_dir`, `$LLATA_DATA` and the cache, in the package that
-    carries it, and then downloaded into the cache.
+    """Path of the file of `spec`: searched in `data_dir`, `$LLATA_DATA`, the cache and the package that contains it,
+    and then downloaded into the cache.
 
-    A folder may hold the file in the field's layout (`ETT-small/ETTh1.csv`) or directly (`ETTh1.csv`).
-    Raises InputError, with the file's name and where to get it, when there is none.
+    A folder may hold the file in the usual layout (`ETT-small/ETTh1.csv`) or directly (`ETTh1.csv`). Raises InputError,
+    with the file's name and source, if there is none.
     """
     if data_dir is not None and not Path(data_dir).expanduser().is_dir():
         raise InputError(f"data_dir {data_dir} is not a folder")
@@ -55,7 +55,7 @@ def locate(spec: DatasetSpec, data_dir: str | os.PathLike | None = None) -> Path
             reason = f"; downloading {spec.url} failed ({error})"
     raise InputError(
         f"{spec.name}: no file {spec.file} in {', '.join(map(str, folders))}{reason}; get it from {spec.source} "
-        "and name its folder with --data_dir or LLATA_DATA"
+        "and give its folder with --data_dir or LLATA_DATA"
     )
 
 
@@ -64,8 +64,8 @@ class _ChecksumError(Exception):
 
 
 def _download(url: str, sha256: str, path: Path) -> None:
-    """Write what `url` holds to `path`, whole and with the right checksum. Raises OSError, _ChecksumError."""
-    # torch.hub.download_url_to_file does the same, without a time-out
+    """Download `url` to `path` atomically, and verify its checksum. Raises OSError or _ChecksumError."""
+    # torch.hub.download_url_to_file does the same, but has no timeout
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     with replacing(path) as partial:

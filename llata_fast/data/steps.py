@@ -1,8 +1,8 @@
-"""The step between rows: a fixed time, months by a rule for their day, the open hours of a week, or whole numbers.
+"""Steps between rows: a fixed duration, months with a rule for the day, a week's opening hours, or whole numbers.
 
-A step numbers the dates of its grid: `index` counts them from an origin, `dates` goes the other way. All arrays are
-datetime64[us] without a zone, or int64 for whole numbers; any arguments that broadcast are taken, so that a table of
-thousands of items is numbered in one call, each row from its own item's origin.
+A step numbers the dates of its grid: `index` counts them from an origin, and `dates` is the inverse. All arrays are
+datetime64[us] without time zone, or int64 for whole numbers. Arguments broadcast, so a table of thousands of items is
+numbered in one call, with each row's own origin.
 """
 
 import re
@@ -18,11 +18,11 @@ from ..errors import InputError
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
 WEEK = 7 * DAY
-# 1970-01-05, the first Monday that numpy counts microseconds from after its epoch
+# 1970-01-05, the first Monday after numpy's epoch
 _MONDAY = np.datetime64("1970-01-05", "us")
 
 _UNITS = {"us": 1, "ms": 1000, "s": SECOND, "min": 60 * SECOND, "h": 3600 * SECOND, "D": DAY, "W": WEEK}
-# of older versions of pandas, which datasets still carry
+# units of older versions of pandas, which datasets still use
 _OLD_UNITS = {"U": "us", "L": "ms", "S": "s", "T": "min", "H": "h"}
 _WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
@@ -33,40 +33,40 @@ _ENDINGS = {FIRST: ("", "S"), LAST: ("", "E"), FIRST_WORKDAY: ("B", "S"), LAST_W
 
 
 Moment = np.datetime64 | np.int64
-"""A date, or a row's whole number."""
+"""A date, or the number of a row."""
 
 
 class Step(ABC):
-    """What lies between a row and the next."""
+    """The distance between consecutive rows."""
 
     @abstractmethod
     def index(self, dates: np.ndarray, origin: np.ndarray | Moment) -> tuple[np.ndarray, np.ndarray]:
-        """How many steps `dates` lie after `origin` (int64), and which of them lie on the grid that it starts."""
+        """Number of steps (int64) from `origin` to each of `dates`, and a mask of those on the grid that it starts."""
 
     @abstractmethod
     def dates(self, origin: np.ndarray | Moment, index: np.ndarray) -> np.ndarray:
-        """The dates that lie `index` steps after `origin`, which is itself one of the grid."""
+        """The dates `index` steps after `origin`, which must be on the grid."""
 
     @abstractmethod
     def alias(self, origin: Moment) -> str:
-        """The step as text that `parse_step` reads: pandas' alias where it has one."""
+        """The step as text for `parse_step`: pandas' alias if there is one."""
 
     @property
     @abstractmethod
     def seasonality(self) -> int:
-        """Rows in the period that usually repeats: a day, else a week, else a year; 1: there is none."""
+        """Rows per usual season: a day, else a week, else a year; 1 if there is none."""
 
     @property
     @abstractmethod
     def days(self) -> float:
-        """Days between two rows, the mean where they differ; 0 for whole numbers."""
+        """Days between two rows, on average if they vary; 0 for whole numbers."""
 
     def after(self, last: Moment, count: int) -> np.ndarray:
-        """The `count` dates that follow `last`."""
+        """The `count` dates after `last`."""
         return self.dates(last, np.arange(1, count + 1))
 
     def same_length(self, other: "Step") -> bool:
-        """Whether both steps are as long, wherever in the day, week, month or year they begin."""
+        """Whether both steps have the same length, wherever in the day, week, month or year they begin."""
         return self == other
 
 
@@ -92,7 +92,7 @@ class Whole(Step):
 
 @dataclass(frozen=True)
 class Fixed(Step):
-    """Always as long: `amount` microseconds."""
+    """A constant duration of `amount` microseconds."""
 
     amount: int
 
@@ -123,10 +123,10 @@ class Fixed(Step):
 
 @dataclass(frozen=True)
 class Months(Step):
-    """`count` months, on the day of the month that `day` says.
+    """`count` months, on the day of the month given by `day`.
 
-    `day` is a number (the month's last day where it is shorter), first, last, first workday, last workday, or a weekday
-    by its place: (3, 4) is the third Friday, (-1, 4) the last one.
+    `day` is a number (capped at the month's last day), first, last, first workday, last workday, or a weekday with its
+    place: (3, 4) is the third Friday, (-1, 4) the last one.
     """
 
     count: int
@@ -143,7 +143,7 @@ class Months(Step):
         return self._day_of(months) + _time_of_day(origin)
 
     def _day_of(self, months: np.ndarray) -> np.ndarray:
-        """The day in each of `months` (datetime64[M]) that the rule chooses, as datetime64[us]."""
+        """The day that the rule selects in each of `months` (datetime64[M]), as datetime64[us]."""
         first = months.astype("M8[D]")
         last = (months + 1).astype("M8[D]") - 1
         if self.day == FIRST:
@@ -174,7 +174,7 @@ class Months(Step):
             return _counted(self.count, f"M@{self.day}")
         months = next(months for months in _MONTH_UNITS if self.count % months == 0)
         before, after = _ENDINGS[self.day]
-        # the year or quarter is called after a month that begins one, or ends it
+        # the anchor is a month in which a year or quarter begins, or ends
         month = int(origin.astype("M8[M]").astype(np.int64)) % 12
         if months == 3:
             month = month % 3 if after == "S" else 9 + month % 3
@@ -195,10 +195,10 @@ class Months(Step):
 
 @dataclass(frozen=True)
 class Open(Step):
-    """`base` microseconds, but only while it is open: the stretches of every week that `hours` names.
+    """`base` microseconds, but only within the weekly opening hours `hours`.
 
-    `hours` are (first, last) rows in microseconds after Monday's midnight, both open, in order. Of a base of a day they
-    say the day alone: the origin has the time.
+    `hours` are pairs (first, last) of open rows, in microseconds after midnight on Monday, in order. For a base of one
+    day they give only the day; the time of day comes from the origin.
     """
 
     base: int
@@ -210,7 +210,7 @@ class Open(Step):
         return (week - first_week) * len(_slots(self)) + place - first, on_grid
 
     def _place(self, dates: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Week, place among its open rows, and whether the date is one of them."""
+        """The week, the index among its open rows, and whether the date is one of them."""
         slots = _slots(self)
         week, rest = np.divmod((dates - _MONDAY).astype(np.int64), WEEK)
         place = np.searchsorted(slots, rest)
@@ -241,7 +241,7 @@ class Open(Step):
         return f"{base}@{'; '.join(texts)}"
 
     def _hours_of_days(self) -> dict[int, list[tuple[int, int]]]:
-        """Weekday -> its open stretches, in microseconds after midnight."""
+        """Weekday -> its opening hours, in microseconds after midnight."""
         result: dict[int, list[tuple[int, int]]] = {}
         slots = _slots(self)
         for day, members in groupby(slots.tolist(), key=lambda slot: slot // DAY):
@@ -263,7 +263,7 @@ class Open(Step):
 
 
 def open_step(base: int, slots: np.ndarray) -> Open:
-    """The step whose open rows of a week are `slots`, in microseconds after Monday's midnight."""
+    """The step whose open rows in a week are `slots`, in microseconds after midnight on Monday."""
     return Open(base, tuple(_stretches(slots.tolist(), base)))
 
 
@@ -271,9 +271,9 @@ WORKDAYS = Open(DAY, ((0, 4 * DAY),))
 
 
 def parse_step(text: str) -> Step:
-    """The step of an alias: pandas' (old spellings, too), or one that `Step.alias` has written.
+    """Parse an alias: pandas' (old spellings included), or one that `Step.alias` has written.
 
-    Anchors (the Tuesday of W-TUE, the October of QS-OCT) are left to the dates. Raises InputError.
+    Anchors (Tuesday in W-TUE, October in QS-OCT) are ignored, as the dates determine them. Raises InputError.
     """
     text = text.strip()
     try:
@@ -282,7 +282,7 @@ def parse_step(text: str) -> Step:
         step = None
     if step is None:
         raise InputError(
-            f"{text!r} is no step between rows: write it as 15min, h, D, B, W-SUN, MS, ME, QS-JAN or YS-JAN"
+            f"{text!r} is not a step between rows: write it as 15min, h, D, B, W-SUN, MS, ME, QS-JAN or YS-JAN"
         )
     return step
 
@@ -296,7 +296,7 @@ def _parse_number_or_time(text: str) -> Step | None:
         return Fixed(amount) if amount else None
     if text in ("B", "C"):
         return WORKDAYS
-    # pandas' business hours, from nine to five
+    # pandas' business hours, nine to five
     if text in ("bh", "BH"):
         return open_step(_UNITS["h"], np.add.outer(np.arange(5) * DAY, np.arange(9, 17) * _UNITS["h"]).ravel())
     return None
@@ -312,7 +312,7 @@ def _parse_months(text: str) -> Step | None:
         return None
     count, business, unit, end = match.groups()
     months = {"M": 1, "Q": 3, "Y": 12, "A": 12}[unit] * int(count or 1)
-    # old spellings without S or E mean the end
+    # old spellings without S or E mean the end of the period
     day = next(day for day, ending in _ENDINGS.items() if ending == (business, end or "E"))
     return Months(months, day) if months else None
 
@@ -335,12 +335,12 @@ def _parse_open(text: str) -> Step | None:
 
 @lru_cache(maxsize=64)
 def _slots(step: Open) -> np.ndarray:
-    """Every open row of a week, in microseconds after Monday's midnight, in order."""
+    """Every open row of a week, in microseconds after midnight on Monday, in order."""
     return np.concatenate([np.arange(first, last + 1, step.base) for first, last in step.hours])
 
 
 def _stretches(values: list[int], step: int) -> list[tuple[int, int]]:
-    """Sorted values as (first, last) of every stretch whose members are `step` apart."""
+    """Group sorted values into (first, last) of every run whose members are `step` apart."""
     result: list[list[int]] = []
     for value in values:
         if result and value - result[-1][1] == step:
@@ -366,7 +366,7 @@ def _members(days: str) -> list[int]:
 
 
 def _clock(microseconds: int) -> str:
-    """Time of day as 09:30, with seconds and their fraction where it has any."""
+    """Time of day as 09:30, with seconds and fractions only if needed."""
     seconds, fraction = divmod(microseconds, SECOND)
     text = f"{seconds // 3600:02}:{seconds // 60 % 60:02}"
     if seconds % 60 or fraction:

@@ -1,8 +1,8 @@
-"""Made-up series for pre-training and tests: series n of a seed is a function of both alone.
+"""Artificial series for pre-training and tests: series n depends only on the seed and n.
 
-Four kinds: samples of Gaussian processes whose kernels are random sums and products (KernelSynth, arXiv 2403.07815);
-trends, seasonalities, level shifts and outliers put together; intermittent counts; and mixtures of stretches of real
-series (TSMixup, the same paper).
+There are four kinds: samples of Gaussian processes whose kernels are random sums and products (KernelSynth, arXiv
+2403.07815); sums and products of trends, seasons, level shifts and outliers; intermittent counts; and mixtures of
+stretches of real series (TSMixup, the same paper).
 """
 
 from collections.abc import Callable, Sequence
@@ -22,53 +22,53 @@ from .corpus_writer import CorpusLayout, CorpusSeries, new_corpus, write_shards
 from .steps import parse_step
 
 CHUNK = 2_000
-"""Series that one process makes at a time, a file of the corpus each."""
+"""Series per task of a process, and per file of the corpus."""
 
-# steps whose seasons are few enough for a series, and a second, longer season of each
+# steps whose season fits into a series, each with a second, longer season
 _FREQUENCIES = {"15min": 672, "30min": 336, "h": 168, "D": 364, "W": 104, "ME": 48, "QE": 8, "YE": 10}
 _START = np.datetime64("2000-01-01")
 _FEATURES = 128
-"""Random frequencies that a sample of a Gaussian process adds up."""
+"""Number of random frequencies summed in a sample of a Gaussian process."""
 
 
 @dataclass(frozen=True)
 class SyntheticSettings:
-    """What is made."""
+    """Which series to generate."""
 
     num_series: int
     length: int = 1024
-    """Steps of a series."""
+    """Time steps per series."""
     seed: int = 0
     kinds: tuple[str, ...] | None = None
-    """Names of KINDS in equal shares; default all that need no corpus, and mixup where one is given."""
+    """Names of KINDS, in equal shares; default: all that need no corpus, and mixup if a corpus is given."""
     mix: tuple[str, ...] = ()
-    """Corpora whose stretches mixup adds up."""
+    """Corpora from which mixup draws stretches."""
 
     def __post_init__(self):
         for name, lowest in (("num_series", 1), ("length", 2), ("seed", 0)):
             if getattr(self, name) < lowest:
                 raise InputError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
         if unknown := [kind for kind in self.kinds or () if kind not in KINDS]:
-            raise InputError(f"no kind of synthetic series is called {unknown[0]!r}; there are {', '.join(KINDS)}")
+            raise InputError(f"unknown kind of synthetic series {unknown[0]!r}; choose from {', '.join(KINDS)}")
         if self.kinds is not None and not self.kinds:
             raise InputError("kinds must name at least one kind of synthetic series")
         if "mixup" in (self.kinds or ()) and not self.mix:
-            raise InputError("mixup adds up stretches of real series: give --mix CORPUS")
+            raise InputError("mixup combines stretches of real series: give --mix CORPUS")
 
     @property
     def made(self) -> tuple[str, ...]:
-        """The kinds that are made."""
+        """The kinds to generate."""
         return self.kinds or tuple(kind for kind in KINDS if kind != "mixup" or self.mix)
 
 
 def synthesize(settings: SyntheticSettings, output: str | Path, *, jobs: int = 1, progress: bool = False) -> int:
-    """Write a corpus of made-up series with `jobs` processes; whatever their number, it holds the same.
+    """Write a corpus of artificial series with `jobs` processes; the result does not depend on their number.
 
     Raises:
-        InputError: `output` is taken, or a corpus to mix cannot be opened.
+        InputError: `output` exists, or a corpus for mixup cannot be opened.
     """
     starts = range(0, settings.num_series, CHUNK)
-    # found before anything is written
+    # fail before anything is written
     _open_all(settings.mix)
     with new_corpus(output, CorpusLayout()) as folder:
         write = partial(_write_chunk, settings, folder)
@@ -90,7 +90,7 @@ def _write_chunk(settings: SyntheticSettings, folder: Path, start: int) -> int:
 
 
 def make_series(settings: SyntheticSettings, number: int) -> CorpusSeries:
-    """Series `number` of a corpus."""
+    """Generate series `number` of the corpus."""
     rng = np.random.Generator(np.random.Philox(key=[settings.seed, number]))
     kind = settings.made[rng.integers(len(settings.made))]
     frequency = str(rng.choice(list(_FREQUENCIES)))
@@ -103,11 +103,11 @@ def make_series(settings: SyntheticSettings, number: int) -> CorpusSeries:
 
 
 class _Grid(NamedTuple):
-    """The steps of a series that is made."""
+    """The time steps of a series to generate."""
 
     length: int
     season: int
-    """Steps of its usual period; 1 for none."""
+    """Steps per season; 1 for none."""
     long_season: int
 
     @property
@@ -116,17 +116,17 @@ class _Grid(NamedTuple):
 
 
 class _Term(NamedTuple):
-    """x**degree times a Gaussian process, one summand of a kernel that is multiplied out.
+    """x**degree times a Gaussian process: one summand of an expanded kernel.
 
-    The kernel of a product of processes is the product of their kernels, and its spectrum the convolution of theirs: a
-    frequency of the product is a sum of one frequency of each (random Fourier features, Rahimi and Recht 2007).
+    The kernel of a product of processes is the product of their kernels, and its spectrum their spectra's convolution:
+    each frequency of the product is a sum of one frequency from each (random Fourier features, Rahimi and Recht 2007).
     """
 
     degree: int
     frequencies: np.ndarray
-    """[_FEATURES] radians a step"""
+    """[_FEATURES] radians per step"""
     white: bool = False
-    """Independent at every step, which a product with anything stationary stays."""
+    """Independent at every step; its product with anything stationary is, too."""
 
     def times(self, other: "_Term") -> "_Term":
         frequencies = self.frequencies + other.frequencies
@@ -134,7 +134,7 @@ class _Term(NamedTuple):
 
 
 def _gaussian_process(rng: np.random.Generator, grid: _Grid) -> np.ndarray:
-    """A sample of a Gaussian process: up to five kernels, each added to or multiplied with those before it."""
+    """A sample of a Gaussian process with up to five kernels, each added to or multiplied with the previous ones."""
     terms = [_kernel(rng, grid)]
     for _ in range(rng.integers(0, 5)):
         kernel = _kernel(rng, grid)
@@ -143,7 +143,7 @@ def _gaussian_process(rng: np.random.Generator, grid: _Grid) -> np.ndarray:
 
 
 def _kernel(rng: np.random.Generator, grid: _Grid) -> _Term:
-    """One kernel of the bank."""
+    """A kernel drawn from the bank."""
     kind = rng.choice(["constant", "white", "linear", "rbf", "rational_quadratic", "periodic", "periodic"])
     at_rest = np.zeros(_FEATURES)
     if kind in ("constant", "linear"):
@@ -155,14 +155,14 @@ def _kernel(rng: np.random.Generator, grid: _Grid) -> _Term:
     scale = grid.length * 10 ** rng.uniform(-2, 0)
     frequencies = rng.normal(size=_FEATURES) / scale
     if kind == "rational_quadratic":
-        # a mixture of squared exponentials over their scales
+        # a scale mixture of squared exponentials
         alpha = 10 ** rng.uniform(-1, 1)
         frequencies = frequencies * np.sqrt(rng.gamma(alpha, 1 / alpha, size=_FEATURES))
     return _Term(0, frequencies)
 
 
 def _periodic_frequencies(rng: np.random.Generator, grid: _Grid) -> np.ndarray:
-    """Frequencies of exp(-2 sin^2(pi t / p) / l^2): harmonics of p, by the Fourier series of its kernel."""
+    """Frequencies of exp(-2 sin^2(pi t / p) / l^2): harmonics of p, from the kernel's Fourier series."""
     period = float(rng.choice([max(grid.season, 2), grid.long_season, rng.uniform(4, grid.length / 2 + 4)]))
     angles = np.arange(256) * 2 * np.pi / 256
     kernel = np.exp(-2 * np.sin(angles / 2) ** 2 / rng.uniform(0.3, 2) ** 2)
@@ -181,7 +181,7 @@ def _sample(rng: np.random.Generator, term: _Term, length: int) -> np.ndarray:
         rows = int(np.ceil(np.sqrt(length)))
         short = np.outer(term.frequencies, np.arange(rows))
         coarse = np.outer(np.arange(0, length, rows), term.frequencies) + rng.uniform(0, 2 * np.pi, _FEATURES)
-        # not one complex product: the library's threads would wait for each other at this size
+        # not one complex product: at this size the library's threads would wait for each other
         waves = np.cos(coarse) @ np.cos(short) - np.sin(coarse) @ np.sin(short)
         values = waves.ravel()[:length] * np.sqrt(2 / _FEATURES)
     if term.degree:
@@ -190,7 +190,7 @@ def _sample(rng: np.random.Generator, term: _Term, length: int) -> np.ndarray:
 
 
 def _composed(rng: np.random.Generator, grid: _Grid) -> np.ndarray:
-    """Trend, seasonality, level shifts, noise and outliers, added or multiplied."""
+    """Trend, seasons, level shifts, noise and outliers, added or multiplied."""
     trend, season = _trend(rng, grid), _seasons(rng, grid)
     noise = _noise(rng, grid) * 10 ** rng.uniform(-2.5, -0.2)
     if rng.random() < 0.3:
@@ -221,7 +221,7 @@ def _trend(rng: np.random.Generator, grid: _Grid) -> np.ndarray:
 
 
 def _seasons(rng: np.random.Generator, grid: _Grid) -> np.ndarray:
-    """One or two seasons, each a profile that repeats, some with a slowly changing size."""
+    """One or two seasons with repeating profiles, some with a slowly changing amplitude."""
     values = np.zeros(grid.length)
     for period in {max(grid.season, 2): 1.0, grid.long_season: 0.5}:
         if rng.random() < 0.25:
@@ -235,7 +235,7 @@ def _seasons(rng: np.random.Generator, grid: _Grid) -> np.ndarray:
 
 
 def _profile(rng: np.random.Generator, period: int) -> np.ndarray:
-    """One period: a few harmonics, a smooth random shape, or working hours and days off."""
+    """One season: a few harmonics, a smooth random shape, or working hours and days off."""
     time = np.arange(period) / period
     kind = rng.choice(["harmonics", "shape", "hours"])
     if kind == "harmonics" or period < 8:
@@ -272,16 +272,16 @@ def _autoregressive(noise: np.ndarray, memory: float) -> np.ndarray:
 
 
 def _level_shifts(rng: np.random.Generator, grid: _Grid) -> np.ndarray:
-    """A few lasting steps up or down."""
+    """A few permanent steps up or down."""
     at = rng.integers(0, grid.length, rng.integers(1, 4))
     return sum(rng.normal() * 2 * (grid.steps >= step) for step in at)
 
 
 def _intermittent(rng: np.random.Generator, grid: _Grid) -> np.ndarray:
-    """Counts that are mostly zero: a demand that comes and goes with the season, some of it in bursts."""
+    """Mostly zero counts: a demand that follows the season, some of it in bursts."""
     rate = 10 ** rng.uniform(-1.5, 1) * np.exp(0.5 * _seasons(rng, grid) + 0.5 * _trend(rng, grid))
     if rng.random() < 0.5:
-        # a negative binomial: Poisson with a rate of its own at every step
+        # negative binomial: Poisson with a random rate at every step
         rate = rate * rng.gamma(spread := rng.uniform(0.3, 3), 1 / spread, size=grid.length)
     open_share = rng.uniform(0.1, 1)
     return rng.poisson(np.minimum(rate, 1e6)) * (rng.random(grid.length) < open_share)
@@ -292,7 +292,7 @@ def _mixup(
 ) -> tuple[np.ndarray, str]:
     """A convex combination of one to three stretches of real series, each divided by its mean absolute value.
 
-    Its frequency is that of the stretch that weighs most.
+    Its frequency is that of the stretch with the largest weight.
     """
     weights = np.sort(rng.dirichlet(np.full(rng.integers(1, 4), 1.5)))
     mixed, frequency = np.zeros(length), ""
@@ -309,13 +309,13 @@ def _mixup(
 
 @cache
 def _open_all(paths: tuple[str, ...]) -> list[tuple[Corpus, np.ndarray]]:
-    """Corpora with the frequencies of their series."""
+    """Open the corpora, with the frequencies of their series."""
     corpora = [open_any_corpus(path) for path in paths]
     return [(corpus, corpus.frequencies()) for corpus in corpora]
 
 
 def _in_units(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
-    """The same at a random level and of a random size: what a window's statistics take away again."""
+    """Move the series to a random level and scale, which a window's standardisation removes again."""
     return (values + rng.normal() * 3) * 10 ** rng.uniform(-1, 3)
 
 
@@ -325,4 +325,4 @@ _FROM_NOTHING: dict[str, Callable[[np.random.Generator, _Grid], np.ndarray]] = {
     "intermittent": _intermittent,
 }
 KINDS = (*_FROM_NOTHING, "mixup")
-"""The kinds of series that can be made."""
+"""The kinds of series that can be generated."""

@@ -1,7 +1,8 @@
-"""The level and the unit of a window, so that neither reaches a model: it sees how a series moves.
+"""Standardise windows by their own level and scale, so that a model sees only how a series moves.
 
-A model computes in fp32, and the eps of its instance norm is an absolute number. What it is fed is therefore measured
-in float64 first: forecast(k * x + c) is then k * forecast(x) + c whatever the unit k and the level c of a file.
+A model computes in fp32, and the eps of its instance norm is an absolute number. So its inputs are first standardised
+in
+float64: forecast(k * x + c) is then k * forecast(x) + c for any unit k and level c of a file.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,12 +13,12 @@ from torch import Tensor
 
 
 class WindowUnits(NamedTuple):
-    """What windows [..., L, C] are measured by, float64."""
+    """The level and scale of windows [..., L, C], float64."""
 
     level: Tensor
-    """[..., 1, C]: mean of the observed values; NaN where there are none."""
+    """[..., 1, C]: mean of the observed values; NaN if there are none."""
     scale: Tensor
-    """[..., 1, C]: their (biased) standard deviation; 0 for a constant window, and where nothing is observed."""
+    """[..., 1, C]: their (biased) standard deviation; 0 for a constant window or one without observed values."""
 
     @classmethod
     def of(cls, past: Tensor) -> "WindowUnits":
@@ -26,9 +27,9 @@ class WindowUnits(NamedTuple):
         any_observed = observed.any(-2, keepdim=True)
         first = past.gather(-2, observed.to(torch.uint8).argmax(-2, keepdim=True)).where(any_observed, torch.nan)
         count = observed.sum(-2, keepdim=True).clamp(min=1)
-        # differences are exact where a level is far above them: a constant window's are 0
+        # differences stay exact when the level is much larger than they are, so a constant window gives 0
         moves = (past - first).where(observed, 0.0)
-        # squares of the largest values overflow, those of the smallest vanish
+        # squares of very large values overflow, those of very small ones vanish
         size = moves.abs().amax(-2, keepdim=True)
         moves = moves / torch.where(size > 0, size, 1.0)
         mean = moves.sum(-2, keepdim=True) / count
@@ -36,24 +37,24 @@ class WindowUnits(NamedTuple):
         return cls(first + size * mean, size * deviation)
 
     def remove(self, values: Tensor) -> Tensor:
-        """Values [..., steps, C] in these units, fp32: 0 where missing, and throughout a constant window."""
+        """Standardise values [..., steps, C], fp32: 0 where missing, and everywhere in a constant window."""
         return self.divide(values - self.level, self.scale)
 
     @staticmethod
     def divide(moves: Tensor, scale: Tensor, has_missing: bool = True) -> Tensor:
-        """What `remove` makes of values less their level."""
+        """`remove` for values whose level is already subtracted."""
         quotients = (moves / torch.where(scale > 0, scale, torch.inf)).float()
         return quotients.nan_to_num_(nan=0.0) if has_missing else quotients
 
     def restore(self, values: Tensor) -> Tensor:
-        """Values [B, steps, C] or quantiles [B, steps, C, Q] in these units -> in the windows' own, float64."""
+        """Standardised values [B, steps, C] or quantiles [B, steps, C, Q] -> original units, float64."""
         level, scale = (part[..., None] if values.ndim > part.ndim else part for part in self)
         return level + scale * values.double()
 
 
 Outputs = Callable[[dict[str, Tensor | None]], tuple[Tensor, ...]]
-"""A model: from inputs as a `WindowDataset` makes them, less the targets, to forecasts [B, H, C] and, where it has
-them, quantiles [B, H, C, Q]."""
+"""A model as a function: the inputs of a `WindowDataset` without targets -> forecasts [B, H, C] and, if it has them,
+quantiles [B, H, C, Q]."""
 
 
 def run_windows(
@@ -64,10 +65,10 @@ def run_windows(
     reads_level: bool = False,
     covariates: Mapping[str, Tensor] | None = None,
 ) -> tuple[WindowUnits, tuple[Tensor, ...]]:
-    """The units of windows [B, L, C], and what `model` makes of them in these units, float64.
+    """The units of windows [B, L, C], and the outputs of `model` in these units, float64.
 
-    `observed`, bool, says which of the float64 values are there. A model that `reads_level` takes standardised ones.
-    `covariates` are inputs, too, by name.
+    `observed` (bool) marks which of the float64 values are present. A model that `reads_level` needs standardised
+    values. `covariates` are further inputs, by name.
     """
     past = past.double().masked_fill(~observed, torch.nan)
     units = WindowUnits.of(past)
@@ -91,15 +92,15 @@ def forecast_windows(
     reads_level: bool = False,
     covariates: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
-    """Forecast [B, H, C] of windows [B, L, C] of any unit and level, in theirs, both float64.
+    """Forecasts [B, H, C] of windows [B, L, C] with any unit and level, in the windows' units; both float64.
 
     Args:
-        model: from inputs as a `WindowDataset` makes them, less the targets, to forecasts [B, H, C].
-        past: values [B, L, C]; `observed`, bool, says which are there.
-        reads_level: the model reads the windows' level, so that `past` must be in standardised units.
-        covariates: inputs that go with the windows, by name.
+        model: maps the inputs of a `WindowDataset` without targets to forecasts [B, H, C].
+        past: values [B, L, C]; `observed` (bool) marks which are present.
+        reads_level: the model reads the windows' level, so `past` must be standardised.
+        covariates: the windows' covariates, by name.
 
-    A constant channel is forecast by its level, one that has no observed value by NaN.
+    A constant channel is forecast by its level, and a channel without observed values by NaN.
     """
     units, (forecast,) = run_windows(
         lambda inputs: (model(inputs),), past, observed, reads_level=reads_level, covariates=covariates

@@ -1,8 +1,8 @@
 """Splits, standardisation and windows.
 
-A split is a slice of one standardised float64 tensor [rows, C]. A window of L + H rows is a contiguous stretch of it,
-so all windows are one overlapping strided view, and a batch is one gather by start index: no copy of the data, no
-worker processes, on the CPU as on a GPU.
+A split is a slice of one standardised float64 tensor [rows, C]. A window of L + H rows is a contiguous part of it, so
+all windows are one overlapping strided view, and a batch is one gather by start index: without a copy of the data or
+worker processes, on CPU and GPU alike.
 """
 
 import functools
@@ -21,10 +21,10 @@ from .series import TimeSeries
 from .units import WindowUnits
 
 LARGEST = 1e15
-"""Standard deviations from the mean that are refused: sums of their squares come near the end of fp32."""
+"""Larger values, in standard deviations from the mean, are refused: sums of their squares approach fp32's limit."""
 
 _CHUNK = 2**22
-"""Values whose windows are measured at a time."""
+"""Number of values whose windows are measured at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,10 +38,10 @@ class StandardScaler:
 
     @classmethod
     def fit(cls, values: np.ndarray, columns: Sequence[str]) -> "StandardScaler":
-        """Mean and (biased) standard deviation of values [rows, C], leaving NaN out.
+        """Compute mean and (biased) standard deviation of values [rows, C], ignoring NaN.
 
-        A constant column gets scale 1 and a warning; one without any value, or of values whose squares overflow,
-        raises InputError.
+        A constant column gets scale 1 and a warning. Raises InputError for a column without values, or with values
+        whose squares overflow.
         """
         empty = np.isnan(values).all(axis=0)
         if empty.any():
@@ -50,7 +50,7 @@ class StandardScaler:
             mean, scale = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
         if not (finite := np.isfinite(mean) & np.isfinite(scale)).all():
             raise InputError(f"column {columns[finite.argmin()]!r}: its values are too large to standardise")
-        # not scale == 0: rounding gives a constant 0.1 a tiny one
+        # not scale == 0: rounding gives a constant 0.1 a tiny scale
         constant = np.nanmin(values, axis=0) == np.nanmax(values, axis=0)
         if constant.any():
             names = ", ".join(repr(columns[int(channel)]) for channel in np.flatnonzero(constant))
@@ -59,7 +59,7 @@ class StandardScaler:
 
     @classmethod
     def identity(cls, num_channels: int) -> "StandardScaler":
-        """Leaves values as they are."""
+        """A scaler that leaves values unchanged."""
         return cls(np.zeros(num_channels), np.ones(num_channels))
 
     def transform(self, values: np.ndarray) -> np.ndarray:
@@ -79,7 +79,7 @@ class StandardScaler:
 
 
 class Windows(Dataset):
-    """Windows of any source, whose `__getitems__` returns a whole batch."""
+    """Windows from any source, whose `__getitems__` returns a complete batch."""
 
     if TYPE_CHECKING:
 
@@ -88,14 +88,14 @@ class Windows(Dataset):
         def to(self, device: torch.device | str) -> Self: ...
 
     in_order = False
-    """Whether training takes them as they come, since they are drawn at random already."""
+    """Whether training reads them in order, because they are already drawn at random."""
 
     def covariates(self, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
-        """What else a model is fed of the windows `indices`: `WindowCovariates.of` of those of a panel that has any."""
+        """Covariate inputs of the windows `indices`: `WindowCovariates.of` for a panel with covariates, else {}."""
         return {}
 
     def batches(self, batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(past [B, L, C], its observed mask, future [B, H, C]) for every window from `first` on, in order."""
+        """(past [B, L, C], observed mask, future [B, H, C]) for every window from `first` on, in order."""
         for start in range(first, len(self), batch_size):
             batch = self.__getitems__(range(start, min(start + batch_size, len(self))))
             past = batch["past_values"]
@@ -108,20 +108,20 @@ class Windows(Dataset):
 
 
 class WindowDataset(Windows):
-    """All windows of `context_length` (L) and then `prediction_length` (H) rows of values [rows, C].
+    """All windows of `context_length` (L) plus `prediction_length` (H) rows of values [rows, C].
 
-    An item is what a model is fed, in fp32: {"past_values" [L, C], "window_level" [C], "window_scale" [C],
-    "future_values" [H, C]}, a batch (`__getitems__`) the same with [B, ...] in front. Past values are in the window's
-    own units (`WindowUnits`), `window_scale` times of which is what `values` are in; future values are those of
-    `values` less the window's level. Where `values` have gaps (NaN) both also hold "past_observed_mask", bool, like
-    past_values: there missing past values are 0. Missing future values stay NaN, for the loss to leave out, and so do
-    those of a channel that has no value in its past.
+    An item is a model's input in fp32: {"past_values" [L, C], "window_level" [C], "window_scale" [C], "future_values"
+    [H, C]}; a batch (`__getitems__`) has a leading axis B. Past values are in the window's own units (`WindowUnits`),
+    which are `window_scale` times those of `values`; future values are in units of `values`, minus the window's level.
+    If `values` have gaps (NaN), both also hold "past_observed_mask" (bool, shaped like past_values), and missing past
+    values are 0. Missing future values stay NaN, so that the loss leaves them out, and so do those of a channel without
+    any past value.
     """
 
     def __init__(self, values: Tensor, context_length: int, prediction_length: int):
-        """`values` [rows, C], on the device where batches are wanted.
+        """`values` [rows, C], on the device of the batches.
 
-        Raises InputError without a single window, or without a value to forecast in any.
+        Raises InputError if there is no window, or no value to forecast in any.
         """
         if min(context_length, prediction_length) < 1:
             raise InputError(f"context ({context_length}) and horizon ({prediction_length}) must be at least 1")
@@ -145,10 +145,10 @@ class WindowDataset(Windows):
         return {name: values[0] for name, values in self.__getitems__([start]).items()}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """The windows that start at rows `indices` [B], as one batch; the DataLoader's way to ask for many at once."""
+        """The windows that start at rows `indices` [B], as one batch; the DataLoader uses it to fetch many at once."""
         index = torch.as_tensor(indices, device=self.values.device)
         level, scale = (part.index_select(0, index) for part in self._units)
-        # in place: copies of float64 are what a batch takes its time for
+        # in place, as copies of float64 values dominate the time of a batch
         moves = self._view(0, self.context_length + self.prediction_length).index_select(0, index).sub_(level)
         past, future = moves.split((self.context_length, self.prediction_length), 1)
         item = {
@@ -160,22 +160,22 @@ class WindowDataset(Windows):
         return {**item, "past_observed_mask": ~past.isnan()} if self.has_missing else item
 
     def stretches(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Past [B, L, C] and future [B, H, C] of the windows that start at rows `indices` [B]: slices of `values`."""
+        """Past [B, L, C] and future [B, H, C] of the windows that start at rows `indices` [B], from `values`."""
         index = torch.as_tensor(indices, device=self.values.device)
         past = self._view(0, self.context_length).index_select(0, index)
         return past, self._view(self.context_length, self.prediction_length).index_select(0, index)
 
     def batches(self, batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """As `Windows.batches`, float64 and in the units of `values`."""
+        """As `Windows.batches`, float64, in the units of `values`."""
         for start in range(first, len(self), batch_size):
             past, future = self.stretches(range(start, min(start + batch_size, len(self))))
             observed = ~past.isnan()
-            # what has no past is forecast by nobody
+            # a channel without a past cannot be forecast
             future = future.where(observed.any(1, keepdim=True), torch.nan)
             yield past.masked_fill(~observed, 0), observed, future
 
     def to(self, device: torch.device | str) -> "WindowDataset":
-        """The same windows, their values and batches on `device`; Apple's GPUs know no float64 and leave them."""
+        """Move windows and batches to `device`, except to Apple's GPUs, which lack float64."""
         if torch.device(device).type == "mps":
             return self
         return WindowDataset(self.values.to(device), self.context_length, self.prediction_length)
@@ -187,25 +187,25 @@ class WindowDataset(Windows):
 
     @functools.cached_property
     def _units(self) -> WindowUnits:
-        """Of every window, [windows, 1, C]: measured once, as windows overlap."""
+        """Units of every window, [windows, 1, C], measured once because windows overlap."""
         past = self._view(0, self.context_length)
         parts = [WindowUnits.of(chunk) for chunk in past.split(max(1, _CHUNK // past[0].numel()))]
         return WindowUnits(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def masked_past(past: Tensor) -> dict[str, Tensor]:
-    """The model's inputs for past values [..., L, C] with NaN where missing: zeros there, and a mask that says so."""
+    """The model's inputs for past values [..., L, C], NaN where missing: zeros there, and an observed mask."""
     missing = past.isnan()
     return {"past_values": past.masked_fill(missing, 0), "past_observed_mask": ~missing}
 
 
 def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`collate_fn` of a DataLoader over a WindowDataset, whose `__getitems__` returns whole batches."""
+    """`collate_fn` for a DataLoader over a WindowDataset, whose `__getitems__` already returns a batch."""
     return batch
 
 
 class Splits(NamedTuple):
-    """Windows to train on, to validate and to test by, and the scaler where it is one series', standardised by it."""
+    """Windows for training, validation and test, and the scaler of a single series (None for others)."""
 
     train: Windows
     val: Windows
@@ -216,12 +216,12 @@ class Splits(NamedTuple):
 def split_windows(
     series: TimeSeries, context_length: int, prediction_length: int, *, few_shot_percent: float | None = None
 ) -> Splits:
-    """Train, validation and test windows with the field's borders.
+    """Train, validation and test windows with the usual borders.
 
-    The contexts of the first validation and test windows reach back into the split before; their targets do not.
-    `few_shot_percent` keeps the first floor((rows - L) * percent / 100) + L training rows. The scaler sees all
-    training rows even so: published few-shot numbers are in the units of the full split. Raises InputError, with the
-    sizes, for a split without a window.
+    The contexts of the first validation and test windows reach back into the previous split; their targets do not.
+    `few_shot_percent` keeps the first floor((rows - L) * percent / 100) + L training rows. The scaler still uses all
+    training rows, as published few-shot results are in units of the full split. Raises InputError, with the sizes, if a
+    split has no window.
     """
     values, scaler, (train_end, val_end, test_end) = _standardised(series)
     train_rows = train_end
@@ -244,28 +244,28 @@ def split_windows(
 def evaluation_windows(
     series: TimeSeries, context_length: int, prediction_length: int
 ) -> tuple[WindowDataset, StandardScaler]:
-    """The test split alone, standardised by the series' own training rows: for a model trained on another series."""
+    """The test split, standardised by the series' own training rows, for a model trained on another series."""
     values, scaler, (_, val_end, test_end) = _standardised(series)
     name = f"{series.name}, test split"
     return _windows(name, values, val_end - context_length, test_end, context_length, prediction_length), scaler
 
 
 def own_scaler(series: TimeSeries) -> StandardScaler:
-    """The scaler of a series' own training rows; of all its rows where a channel has no value in those.
+    """The scaler of a series' own training rows, or of all its rows if a channel has no value there.
 
-    A channel without any value is left as it is.
+    A channel without any value is left unchanged.
     """
     rows = series.values[: _borders(series)[0]]
     if np.isnan(rows).all(axis=0).any():
         rows = series.values
     with warnings.catch_warnings():
-        # nothing is trained on what is constant
+        # nothing is trained here, so warnings about constant columns do not matter
         warnings.simplefilter("ignore")
         return StandardScaler.fit(np.where(np.isnan(rows).all(axis=0), 0.0, rows), series.columns)
 
 
 def standardise(series: TimeSeries, scaler: StandardScaler) -> Tensor:
-    """Values [rows, C] of a series in units of `scaler`, float64; InputError for what fp32 cannot compute with."""
+    """Values [rows, C] of a series in units of `scaler`, float64; InputError if they are too large for fp32."""
     values = scaler.transform(series.values)
     far = np.argwhere(np.abs(values) > LARGEST)
     if far.size:
@@ -292,7 +292,7 @@ def _borders(series: TimeSeries) -> tuple[int, int, int]:
         return train, rows - test, rows
     train, val, test = series.split_rows
     if rows < train + val + test:
-        raise InputError(f"{series.name} has {rows} rows, its splits take {train} + {val} + {test}")
+        raise InputError(f"{series.name} has {rows} rows, but its splits need {train} + {val} + {test}")
     return train, train + val, train + val + test
 
 

@@ -212,7 +212,7 @@ def test_compressed_values_are_refused_and_build_rewrites_them(tmp_path):
 
 BAD_STATES = {
     "not_json": ("{", "cannot read"),
-    "a_list": ("[]", "holds no mapping"),
+    "a_list": ("[]", "does not hold a mapping"),
     "no_files": ("{}", "names no data file"),
     "outside": ('{"_data_files": [{"filename": "../other.arrow"}]}', "outside of its folder"),
     "a_number": ('{"_data_files": [{"filename": 7}]}', "outside of its folder"),
@@ -259,7 +259,7 @@ def test_damaged_arrow_files_end_in_one_line_or_read_within_their_values(tmp_pat
 def test_an_invalid_frequency_names_its_corpus(tmp_path):
     write(tmp_path / "corpus", [(1, 5)])
     rewrite(tmp_path / "corpus", table_with(freq=pa.array(["often"])))
-    with pytest.raises(InputError, match="corpus: 'often' is no step"):
+    with pytest.raises(InputError, match="corpus: 'often' is not a step"):
         check_frequencies(open_corpus(tmp_path / "corpus"))
 
 
@@ -273,6 +273,6 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("precious")
-    with pytest.raises(InputError, match="exists already"), new_corpus(tmp_path / "taken", CorpusLayout()):
+    with pytest.raises(InputError, match="already exists"), new_corpus(tmp_path / "taken", CorpusLayout()):
         pass
     assert (tmp_path / "taken" / "file").read_text() == "precious"

@@ -109,8 +109,12 @@ def test_an_encoding_is_read_as_written():
 @pytest.mark.parametrize(
     ("roles", "change", "message"),
     [
-        ({}, {}, "trained with 'price' among its known_covariates, and here it is not"),
-        (ROLES | {"past_covariates": None}, {}, "trained with 'visits' among its past_covariates, and here it is not"),
+        ({}, {}, "trained with 'price' as one of its known_covariates, but it is missing here"),
+        (
+            ROLES | {"past_covariates": None},
+            {},
+            "trained with 'visits' as one of its past_covariates, but it is missing here",
+        ),
         (ROLES, {}, "trained with the calendar's weekday: give calendar"),
         (ROLES | {"calendar": "weekday"}, {"price": "dear"}, "'price': the run was trained with numbers, here are cat"),
     ],

@@ -78,15 +78,19 @@ def test_text_and_booleans_are_categories(values, texts):
     ("change", "roles", "message"),
     [
         ({}, {"known_covariates": ["cost"]}, "no column 'cost' (known_covariates) among item_id"),
-        ({}, {"past_covariates": ["target"]}, "'target' cannot be one of past_covariates: it is the target already"),
-        ({}, {"static_covariates": ["item_id"]}, "'item_id' cannot be one of static_covariates: it is the id already"),
-        ({}, ROLES | {"past_covariates": "price"}, "'price' cannot be one of past_covariates: it is one of known_"),
+        ({}, {"past_covariates": ["target"]}, "'target' cannot be one of past_covariates: it is already the target"),
+        ({}, {"static_covariates": ["item_id"]}, "'item_id' cannot be one of static_covariates: it is already the id"),
+        (
+            {},
+            ROLES | {"past_covariates": "price"},
+            "'price' cannot be one of past_covariates: it is already one of known_",
+        ),
         ({"price": np.inf}, ROLES, "item 'i0', column 'price', row 0: the value is infinite"),
         ({"price": pd.Timestamp("2024")}, ROLES, "row 0: Timestamp('2024-01-01 00:00:00') is neither a number nor"),
-        ({}, {"static_covariates": "visits"}, "item 'i0', row 1, column 'visits': the value is not the one of the"),
+        ({}, {"static_covariates": "visits"}, "item 'i0', row 1, column 'visits': the value differs from the"),
         ({}, {"calendar": "Atlantis"}, "calendar Atlantis: neither hour, weekday, month nor a country"),
-        ({"timestamp": range(14)}, {"calendar": True}, "a calendar takes dates, and these timestamps are whole"),
-        ({"calendar_month": 1}, {"calendar": True, "past_covariates": "calendar_month"}, "give it another name"),
+        ({"timestamp": range(14)}, {"calendar": True}, "a calendar needs dates, but these timestamps are whole"),
+        ({"calendar_month": 1}, {"calendar": True, "past_covariates": "calendar_month"}, "rename it"),
     ],
 )
 def test_invalid_covariates_are_refused_in_one_line(change, roles, message):
@@ -171,18 +175,18 @@ FUTURE = {
     ),
     "stops early": (
         lambda f: f.drop(index=[2, 5]),
-        "item 'i0' stops early, at 2024-01-10 00:00:00 (and so do 1 others)",
+        "item 'i0' ends early, at 2024-01-10 00:00:00 (and so do 1 others)",
     ),
     "has a hole": (lambda f: f.drop(index=[4]), "item 'i1' has no row for 2024-01-08 00:00:00: its 3 steps ahead"),
-    "repeats": (lambda f: f.iloc[[0, 1, 1, 2, 3, 4, 5]], "item 'i0', row 2: 2024-01-10 00:00:00 is there twice, first"),
+    "repeats": (lambda f: f.iloc[[0, 1, 1, 2, 3, 4, 5]], "item 'i0', row 2: 2024-01-10 00:00:00 appears twice, first"),
     "is off the grid": (
         lambda f: f.assign(timestamp=f["timestamp"] + pd.Timedelta(hours=1)),
-        "item 'i0', row 0: 2024-01-09 01:00:00 is none of the item's dates, which go on with 2024-01-09",
+        "item 'i0', row 0: 2024-01-09 01:00:00 is not one of the item's dates, which continue with 2024-01-09",
     ),
-    "is text": (lambda f: f.assign(price="cheap"), "column 'price': it holds categories, and numbers in the past"),
+    "is text": (lambda f: f.assign(price="cheap"), "column 'price': it holds categories, but numbers in the past"),
     "is infinite": (lambda f: f.assign(price=np.inf), "item 'i0', column 'price', row 0: the value is infinite"),
-    "is no date": (lambda f: f.assign(timestamp="soon"), "column 'timestamp', row 0: "),
-    "is no table": (lambda f: f.to_numpy(), "future_df must be a DataFrame or a table of Arrow, got ndarray"),
+    "is not a date": (lambda f: f.assign(timestamp="soon"), "column 'timestamp', row 0: "),
+    "is no table": (lambda f: f.to_numpy(), "future_df must be a DataFrame or an Arrow table, got ndarray"),
 }
 
 
@@ -198,7 +202,7 @@ def test_an_incomplete_future_is_refused(case):
 @pytest.mark.parametrize("roles", [{}, {"calendar": True}, {"past_covariates": "visits"}])
 def test_a_future_without_known_covariates_is_refused(roles):
     panel = Panel.from_df(sales(), **roles)
-    with pytest.raises(InputError, match="future_df: there are no known covariates that it could bring"):
+    with pytest.raises(InputError, match="future_df is not used: there are no known covariates"):
         panel.ahead(3, after(sales()))
 
 

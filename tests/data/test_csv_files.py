@@ -64,7 +64,7 @@ def test_a_header_may_be_a_comment(write):
 
 def test_where_the_header_is(write):
     text = message(write(["Report of station 5", "2024", *PLAIN]))
-    assert "line 1" in text and "the header seems to stand in line 3" in text and "--skip_rows 2" in text
+    assert "line 1" in text and "the header seems to be in line 3" in text and "--skip_rows 2" in text
     assert "--skip_rows 1" in message(write(["x,y,z", *PLAIN]), date_column="date")
     assert "skip_rows must be at least 0, got -1" in str(pytest.raises(InputError, read_csv, "x", skip_rows=-1).value)
 
@@ -78,7 +78,7 @@ def test_a_period_is_the_date_where_there_is_no_other(write, name):
 
 def test_dates_in_several_columns(write):
     lines = ["year,month,x", *(f"2005,{month},1" for month in range(1, 9))]
-    assert "the dates stand in several columns, year and month" in message(write(lines))
+    assert "the dates are split over columns year and month" in message(write(lines))
 
 
 def test_missing_values_by_another_name(write):
@@ -129,8 +129,8 @@ def test_a_value_far_from_all_others(write, cells, warned):
     [
         ('"1,234"', "without a separator"),
         ('"1,5"', "decimals with a point"),
-        ("12 %", "write the number alone"),
-        ("$12", "write the number alone"),
+        ("12 %", "write only the number"),
+        ("$12", "write only the number"),
         ("n.a.", "--na_values 'n.a.' --missing mask"),
         ("12a", "'12a' is not a number"),
     ],

@@ -157,7 +157,7 @@ def test_the_expected_step_resolves_ambiguous_dates():
 def test_one_item_of_a_table_settles_day_or_month_first():
     days = list(pd.date_range("2024-01-01", periods=20, freq="MS").strftime("%d/%m/%Y"))
     labels = [*days, *days]
-    with pytest.raises(DateError, match="day first and month first"):
+    with pytest.raises(DateError, match="day first or month first"):
         parse_dates(labels)
     dates = parse_dates(labels, item=slice(0, 20))
     assert dates[11] == dates[31] == pd.Timestamp("2024-12-01")

@@ -159,7 +159,7 @@ BAD_FILES = {
     "an_object": ("!!python/object/apply:os.mkdir [x]", "is not YAML"),
     "a_mapping": ("path: a", "must be a list of entries"),
     "empty": ("", "must be a list of entries"),
-    "no_path": ("[{weight: 1}]", "entry 1 is no mapping with a path"),
+    "no_path": ("[{weight: 1}]", "entry 1 is not a mapping with a path"),
     "unknown_key": ("[{path: a, wieght: 1}]", "entry 1: unknown key wieght"),  # codespell:ignore wieght
     "negative": ("[{path: a}, {path: b, weight: -1}]", "entry 2: weight must be"),
     "nan": ("[{path: a, weight: .nan}]", "weight must be"),

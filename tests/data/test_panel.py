@@ -155,7 +155,7 @@ def test_eia():
     assert len(panel) == 9 and set(panel.lengths) == {1028} and panel.frequency == "W-FRI" and panel.seasonality == 52
     with pytest.raises(InputError, match="EIA is a panel"):
         read_wide("EIA")
-    with pytest.raises(InputError, match="ETTh1 is one wide series"):
+    with pytest.raises(InputError, match="ETTh1 is a wide series"):
         read_panel("ETTh1")
 
 
@@ -175,7 +175,7 @@ def broken(**changes):
         (long_table([5]), {"target": ["value", "value"]}, "column 'value' is named twice"),
         (long_table([5]), {"target": []}, "no target"),
         (long_table([5])[:0], {}, "has no rows"),
-        (pd.concat([long_table([5])] * 2, axis=1), {}, "column 'id' is there twice"),
+        (pd.concat([long_table([5])] * 2, axis=1), {}, "column 'id' appears twice"),
         (broken(value=(8, "many")), {}, "item 'item 1', column 'value', row 8: 'many' is not a number"),
         (broken(value=(8, np.inf)), {}, "item 'item 1', column 'value', row 8: inf is infinite"),
         (broken(id=(3, None)), {}, "column 'id', row 3: the id is missing"),
@@ -183,13 +183,13 @@ def broken(**changes):
         (
             broken(when=(7, pd.Timestamp("2024-01-01"))),
             {},
-            "item 'item 1', row 7: when 2024-01-01 00:00:00 is there twice",
+            "item 'item 1', row 7: when 2024-01-01 00:00:00 appears twice",
         ),
         (broken(value=(7, np.nan)), {"missing": "error"}, "item 'item 1', row 7, column 'value': the value is missing"),
         (long_table([6]).drop(3), {"missing": "error"}, "item 'item 0', row 2: rows are missing after 2024-01-03"),
         (long_table([6]), {"freq": "W-SUN"}, "item 'item 0', row 1: 2024-01-02 00:00:00 is not on the grid"),
         (long_table([6]), {"missing": "drop"}, "missing must be error or mask"),
-        ([1, 2], {}, "must be a DataFrame or a table of Arrow, got list"),
+        ([1, 2], {}, "must be a DataFrame or an Arrow table, got list"),
     ],
 )
 def test_errors_name_the_place(table, columns, words):
@@ -201,5 +201,5 @@ def test_errors_name_the_place(table, columns, words):
 def test_a_stray_timestamp_does_not_fill_the_memory():
     table = long_table([50, 50], "min")
     table.loc[49, "when"] = pd.Timestamp("1970-01-01")
-    with pytest.raises(InputError, match="item 'item 0'.*irregular timestamps"):
+    with pytest.raises(InputError, match="item 'item 0'.*timestamps are irregular"):
         Panel.from_df(table, **COLUMNS)

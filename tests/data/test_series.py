@@ -103,14 +103,14 @@ def test_ambiguous_days_are_resolved_by_the_step(write, form, step):
 
 def test_dates_regular_either_way_are_refused(write):
     days = pd.date_range("2024-01-01", periods=10)
-    refused(write.table(days.strftime("%d/%m/%Y")), "'01/01/2024'", "day first and month first", "2024-01-31")
+    refused(write.table(days.strftime("%d/%m/%Y")), "'01/01/2024'", "day first or month first", "2024-01-31")
     assert read_csv(write.table(days.strftime("%Y-%m-%d"))).frequency == "D"
 
 
 def test_column_names_are_stripped(write):
     series = read_csv(write([" date , x", *(f"{date}, {i}" for i, date in enumerate(HOURS))]), columns=["x"])
     assert (series.date_column, series.columns) == ("date", ("x",))
-    refused(write(["date,x, x", *(f"{date},1,2" for date in HOURS)]), "line 1", "'x' is there twice")
+    refused(write(["date,x, x", *(f"{date},1,2" for date in HOURS)]), "line 1", "'x' appears twice")
 
 
 def test_select(write):
@@ -305,7 +305,7 @@ def test_trusted_rows_follow_each_other(write):
     assert read_csv(write.table(twice), trust_rows=True).frequency == "h"
     assert read_csv(write.table(twice), trust_rows=True, frequency="15min").frequency == "15min"
     assert read_csv(write.table(["1", "3", "4", "5"]), trust_rows=True).future_dates(1)[0] == 6
-    refused(write.table(HOURS[:1]), "one date alone", trust_rows=True)
+    refused(write.table(HOURS[:1]), "a single date", trust_rows=True)
 
 
 def test_a_grid_that_is_mostly_empty_is_a_warning(write):

@@ -124,7 +124,7 @@ def test_whole_numbers():
     "text", ["", "soon", "0h", "-1D", "5M@40", "h@", "h@Mon 9", "7h@", "WOM-9FRI", "0", "1.5h", "h@Fun"]
 )
 def test_invalid_steps_are_refused(text):
-    with pytest.raises(InputError, match="is no step between rows"):
+    with pytest.raises(InputError, match="is not a step between rows"):
         parse_step(text)
 
 

@@ -120,7 +120,7 @@ def test_split_borders(series):
 def test_splits_of_given_rows_ignore_the_rest(series):
     splits = split_windows(make_series(series.values, (100, 30, 20)), 12, 6)
     assert [len(windows) for windows in splits[:3]] == [83, 25, 15]
-    with pytest.raises(InputError, match=r"toy has 200 rows, its splits take 150 \+ 30 \+ 30"):
+    with pytest.raises(InputError, match=r"toy has 200 rows, but its splits need 150 \+ 30 \+ 30"):
         split_windows(make_series(series.values, (150, 30, 30)), 12, 6)
 
 

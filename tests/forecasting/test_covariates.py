@@ -148,7 +148,7 @@ def test_a_longer_horizon_takes_a_longer_future(f, df):
         out = f.predict_df(past(df), future_df=future(df, steps=2 * H), prediction_length=2 * H)
     truth = out.merge(df, on=["item_id", "timestamp"])
     assert len(truth) == 6 * H and (truth["predictions"] - truth["target"]).abs().mean() < 1.0
-    with pytest.warns(InputWarning), pytest.raises(InputError, match="item 'i0' stops early, at 2024-06-1"):
+    with pytest.warns(InputWarning), pytest.raises(InputError, match="item 'i0' ends early, at 2024-06-1"):
         f.predict_df(past(df), future_df=future(df), prediction_length=2 * H)
 
 
@@ -180,7 +180,7 @@ def test_missing_covariates_are_named_in_one_line(f, df, folder):
         (f, before.drop(columns="visits"), known, "no column 'visits' (past_covariates) among"),
         (f, before, known.drop(columns="promo"), "future_df: no column 'promo' (known_covariates) among"),
         (f, before, known[known["item_id"] != "i2"], "future_df lacks rows of item 'i2'"),
-        (f, Panel.from_df(before), known, "trained with 'x' among its known_covariates, and here it is not"),
+        (f, Panel.from_df(before), known, "trained with 'x' as one of its known_covariates, but it is missing here"),
         (f, before.assign(promo=1), known, "'promo': the run was trained with categories, here are numbers"),
         (plain, before, known, "future_df: this run was trained without known covariates and cannot use it"),
     ]
