@@ -298,7 +298,7 @@ def test_short_series(refused, run, backbone, tmp_path):
     assert too_few in refused(train, *tiny_run(path, tmp_path / "new", backbone))
     assert too_few in refused(llata_fast, "evaluate", run, "--dataset", path)
     argv = ("--input", path, "--output", tmp_path / "forecast.csv")
-    assert f"short has {L - 1} rows, the context takes {L}" in refused(llata_fast, "predict", run, *argv)
+    assert f"short has {L - 1} rows, but the context needs {L}" in refused(llata_fast, "predict", run, *argv)
     write(tmp_path, make_table(L), "short.csv")
     llata_fast("predict", run, *argv)
     assert len(pd.read_csv(tmp_path / "forecast.csv")) == H
@@ -383,7 +383,7 @@ def test_unknown_dataset(refused, run, backbone, tmp_path):
         ("no-such-org/no-such-model", {}, "the hub is unreachable"),
         ("./no/such/folder", {}, "no such file or folder"),
         ("random:eliza", {}, "neither a family (gpt2,"),
-        (None, {"num_layers": 4}, "has 3 layers, num_layers 4 is not in 1..3"),
+        (None, {"num_layers": 4}, "has 3 layers: num_layers must be in 1..3, got 4"),
         (None, {"num_heads": 7}, "num_heads 7 does not divide the backbone's width 48"),
         (None, {"num_prototypes": 48}, "a backbone of width 48 has at most 47"),
     ],

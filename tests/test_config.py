@@ -24,7 +24,7 @@ from llata_fast.modeling import LlataForPrediction
         ({"num_prototypes": 48}, "num_prototypes 48: a backbone of width 48 has at most 47"),
         ({"alignment_rank": 0}, "alignment_rank must be at least 1"),
         ({"alignment_rank": 49}, "alignment_rank 49 is larger than the backbone's width 48"),
-        ({"num_layers": 4}, "has 3 layers, num_layers 4"),
+        ({"num_layers": 4}, "has 3 layers: num_layers must be in 1..3, got 4"),
         ({"backbone": "random:no_such_family"}, "neither a family"),
     ],
 )

@@ -14,7 +14,7 @@ Forecast = Callable[..., Tensor]
 
 
 def seasonal_naive(seasonality: int, prediction_length: int) -> Forecast:
-    """Repeat the last `seasonality` steps; a missing one is replaced by the window's mean."""
+    """Repeat the last `seasonality` steps; missing values are replaced by the window's mean."""
 
     def forecast(past: Tensor, observed: Tensor) -> Tensor:
         period = min(seasonality, past.shape[1])
@@ -29,9 +29,9 @@ def seasonal_naive(seasonality: int, prediction_length: int) -> Forecast:
 def score(
     forecast: Forecast, windows: Windows, columns: Sequence[str], batch_size: int = 1024, drop_last: bool = False
 ) -> dict:
-    """{"mse", "mae", "per_channel"} of a forecast over every window; `drop_last` leaves out a last smaller batch.
+    """{"mse", "mae", "per_channel"} of a forecast over every window; `drop_last` omits a partial last batch.
 
-    A forecast that `takes_covariates` is given those of the windows, by name.
+    A forecast that `takes_covariates` also gets those of the windows, by name.
     """
     metrics = ForecastMetrics(columns)
     takes_covariates = getattr(forecast, "takes_covariates", False)

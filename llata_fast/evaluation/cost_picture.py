@@ -1,4 +1,4 @@
-"""A picture of a benchmark's tables."""
+"""A plot of a benchmark's results: error against cost."""
 
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,15 @@ import pandas as pd
 from .protocols import summary
 
 _COSTS = {"trained_parameters": "trained parameters", "seconds": "training time, s"}
-# what is further off is drawn at the border, with its number beside it
+# points beyond are drawn at the border, with their value beside them
 _BORDERS = (0.85, 1.25)
 
 
 def plot_costs(path: str | Path, results: str | Path):
-    """Error against trained parameters and training time of every trained model in `results` (a `Results` file), a PNG.
+    """Write a PNG of error against trained parameters and training time for every trained model in a `Results` file.
 
-    An error is a share of the linear map's in the same table and of the same horizon (M4: its OWA), so that horizons
-    and datasets compare. Seeds are one point, at their mean. A horizon whose linear map was not scored is left out.
+    Errors are relative to the linear map's in the same table and horizon (for M4: its OWA), so that horizons and
+    datasets are comparable. Seeds are averaged to one point. A horizon whose linear map was not scored is left out.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -34,7 +34,7 @@ def plot_costs(path: str | Path, results: str | Path):
             x, y = getattr(row, column), np.clip(row.relative, *_BORDERS)
             face = colours[row.table] if row.model == "llata" else "none"
             axis.plot(x, y, "o", color=colours[row.table], markerfacecolor=face, markersize=6, clip_on=False)
-            # sizes lie too close together for two numbers
+            # points are too close in size for a label on both axes
             if y != row.relative and axis is right_axis:
                 axis.annotate(f"{row.relative:.0%}", (x, y), (5, 5), textcoords="offset points", fontsize=8)
         axis.axhline(1, color="0.6", linewidth=0.8, zorder=0)
@@ -50,12 +50,12 @@ def plot_costs(path: str | Path, results: str | Path):
     key = [Line2D([], [], **marks | {"color": colour}, label=table) for table, colour in colours.items()]
     key.append(Line2D([], [], **marks, markerfacecolor="none", label="hollow: an ablation, or without an option"))
     figure.legend(handles=key, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    figure.suptitle("Test error as a share of the linear map's, every horizon a point", x=0.01, ha="left", fontsize=11)
+    figure.suptitle("Test error relative to the linear map's, one point per horizon", x=0.01, ha="left", fontsize=11)
     figure.savefig(path, dpi=120)
 
 
 def relative_errors(table: pd.DataFrame) -> pd.DataFrame:
-    """Trained rows with `table`, what their table is called, and `relative`, their error by the linear map's."""
+    """The trained rows, with the name of their `table` and `relative`, their error divided by the linear map's."""
     table["error"] = table["mse_mean"].fillna(table["owa_mean"])
     place = ["protocol", "dataset", "target", "percent", "horizon"]
     linear = table.loc[table["model"] == "linear", [*place, "error"]].rename(columns={"error": "linear_error"})

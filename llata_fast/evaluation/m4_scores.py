@@ -1,7 +1,7 @@
 """The M4 competition's scores and its benchmark forecast, Naive2.
 
-As the organisers define them (github.com/Mcompetitions/M4-methods): sMAPE and MASE are means over every forecast value
-of every series, OWA is the mean of both, each relative to Naive2's.
+As the organisers define them (github.com/Mcompetitions/M4-methods): sMAPE and MASE are means over all forecast values
+of all series; OWA is the mean of both, each relative to Naive2's.
 
 Letters: N series, H horizon, m seasonality.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from ..data.m4 import M4Set, M4Windows, insample_scale, last_lookbacks
 from ..linear import LeastSquares
 
-# one-sided 90 %
+# one-sided 90 % quantile
 _CRITICAL = 1.645
 
 
@@ -24,15 +24,15 @@ def smape(forecast: np.ndarray, actual: np.ndarray) -> float:
 
 
 def mase(forecast: np.ndarray, actual: np.ndarray, insample: Sequence[np.ndarray], seasonality: int) -> float:
-    """Mean absolute error of [N, H], each series' over that of the seasonal-naive forecast inside its sample."""
+    """Mean absolute error of [N, H], each series' divided by its in-sample seasonal-naive error."""
     scales = np.array([insample_scale(values, seasonality) for values in insample])
     return float(np.mean(np.abs(forecast - actual).mean(1) / scales))
 
 
 def is_seasonal(values: np.ndarray, seasonality: int) -> bool:
-    """Whether the autocorrelation at lag m is beyond what lower lags explain (90 %); never in under 3 m values."""
+    """Whether the autocorrelation at lag m exceeds what lower lags explain (90 %); never with fewer than 3 m values."""
     n = len(values)
-    # R's acf stops at lag 10 log10(n), and a lag that it does not give is no evidence
+    # R's acf stops at lag 10 log10(n), and the reference treats higher lags as not seasonal
     if seasonality < 2 or n < 3 * seasonality or seasonality > int(10 * np.log10(n)):
         return False
     centred = values - values.mean()
@@ -45,7 +45,7 @@ def is_seasonal(values: np.ndarray, seasonality: int) -> bool:
 
 
 def seasonal_indices(values: np.ndarray, seasonality: int) -> np.ndarray:
-    """Classical multiplicative decomposition: the factor [m] of every position, 1 on average."""
+    """Classical multiplicative decomposition: the factor [m] of each position in the season, 1 on average."""
     m = seasonality
     weights = np.ones(m) / m if m % 2 else np.concatenate(([0.5], np.ones(m - 1), [0.5])) / m
     trend = np.convolve(values, weights, mode="valid")
@@ -57,7 +57,7 @@ def seasonal_indices(values: np.ndarray, seasonality: int) -> np.ndarray:
 
 
 def naive2(values: np.ndarray, prediction_length: int, seasonality: int) -> np.ndarray:
-    """Repeat the last value [H], seasonally adjusted where the series is seasonal."""
+    """Repeat the last value [H], seasonally adjusted if the series is seasonal."""
     if not is_seasonal(values, seasonality):
         return np.full(prediction_length, values[-1])
     factors = seasonal_indices(values, seasonality)
@@ -67,7 +67,7 @@ def naive2(values: np.ndarray, prediction_length: int, seasonality: int) -> np.n
 
 
 def naive2_forecasts(m4: M4Set) -> np.ndarray:
-    """[N, H]."""
+    """Naive2's forecasts [N, H]."""
     H, m = m4.spec.prediction_length, m4.spec.seasonality
     return np.stack([naive2(values, H, m) for values in m4.insample])
 
@@ -89,9 +89,11 @@ def seasonal_naive_forecasts(m4: M4Set) -> np.ndarray:
 
 
 def linear_forecasts(m4: M4Set, centred: bool) -> np.ndarray:
-    """One linear map for all series [N, H], least squares over every training cut; `centred` as in `LeastSquares`."""
+    """One linear map for all series, fitted by least squares on every training cut: [N, H]; `centred` as in
+    `LeastSquares`.
+    """
     cuts = M4Windows(m4.insample, m4.spec, windows_per_series=m4.spec.last_cuts)
-    # lookbacks in units of their mean: sums of squares are then far below the usual penalty
+    # in units of their mean, lookbacks have sums of squares far below the usual penalty
     linear = LeastSquares(centred=centred, unit="level", ridge=1e-3).fit(cuts)
     last = last_lookbacks(m4.insample, m4.spec.context_length)
     return linear(last["past_values"].double(), last["past_observed_mask"])[..., 0].numpy()

@@ -1,4 +1,4 @@
-"""What an experiment on a panel learns and is scored on: windows of all its items, in units of their own."""
+"""A panel as a task: windows of all its items, each in its own units."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,17 +18,17 @@ from ..run_folder import Preprocessor
 from ..settings import ModelSettings
 from .baselines import Forecast, score, seasonal_naive
 
-"""The linear map, and a ridge of what it leaves on the covariates."""
+"""The linear map, and a ridge regression of its residuals on the covariates."""
 
 
 class PanelTask:
-    """Windows of a panel's items, split by time within each of them.
+    """Windows of a panel's items, split by time within each item.
 
-    Errors count in deviations of a window or of its item's training rows, whichever are larger.
+    Errors are in standard deviations of the window or of its item's training rows, whichever is larger.
     """
 
     def __init__(self, panel: Panel, model: ModelSettings, *, with_test: bool = False):
-        """Without `with_test` nothing is held back for a test: scores are those of validation."""
+        """Without `with_test`, no test split is held out and scores are those of validation."""
         self.panel, self.with_test = panel, with_test
         self.columns = list(panel.targets)
         share = TEST_SHARE if with_test else 0.0
@@ -38,11 +38,11 @@ class PanelTask:
 
     @property
     def encoding(self) -> CovariateEncoding | None:
-        """How the panel's covariates are written for a model."""
+        """How the panel's covariates are encoded for a model."""
         return self._test.encoding
 
     def start(self, model: nn.Module) -> LinearStart | None:
-        """Choose the model's linear skip, where it has one."""
+        """Choose the model's linear skip, if it has one."""
         return start_linear_part(model, self.splits.train, self.splits.val, unit="deviation")
 
     def preprocessor(self, dataset: str) -> Preprocessor:
@@ -73,12 +73,12 @@ class PanelTask:
         return {name: scores[name] for name in ("coverage_80", "wql")}
 
     def example(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The lookback in the middle of the test split [1, L, C], what of it is observed, and its covariates."""
+        """The lookback in the middle of the test split [1, L, C], its observed mask, and its covariates."""
         past, observed, _ = self._middle()
         return past, observed, self.splits.test.covariates([len(self.splits.test) // 2])
 
     def baselines(self) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
-        """What a forecaster must beat, by name: scores, and forecasts of the example."""
+        """The forecasts to beat, by name: their scores, and their forecasts of the example."""
         scores, forecasts = {}, {}
         past, observed, covariates = self.example()
         baselines: dict[str, Forecast] = {
@@ -93,7 +93,7 @@ class PanelTask:
         return scores, forecasts
 
     def picture(self, forecasts: dict[str, Tensor]) -> dict[str, Any]:
-        """The example, in its units, as `plot_forecast` takes it: history, truth, forecasts and a title."""
+        """The example in its units, as arguments of `plot_forecast`: history, truth, forecasts and a title."""
         windows, middle = self._test, len(self._test) // 2
         item, cut = int(windows.items[middle]), int(windows.cuts[middle])
         past, _, future = self._middle()

@@ -1,4 +1,4 @@
-"""The paper's protocols as lists of runs, and the table that their results make. Knows nothing of training."""
+"""The paper's protocols as lists of runs, and the tables of their results. It does not depend on training."""
 
 import csv
 import io
@@ -19,10 +19,10 @@ BASELINES = ("seasonal_naive", "linear", "dlinear", "linear_per_channel", "linea
 
 
 WITHOUT: dict[str, dict[str, Any]] = {
-    # at the rate at which it does best then
+    # with the learning rates that are best without a skip
     "no_skip": {"linear_skip": False, "learning_rate": 0.001, "projection_learning_rate": 0.001},
 }
-"""The recipe without one of the options that the paper does not have, by the models' names."""
+"""Name of a model variant -> the recipe without one of the options that the paper lacks."""
 REFERENCE_NOTE = "last test batch dropped, as the reference did"
 
 
@@ -33,15 +33,15 @@ class Run:
     protocol: str
     dataset: str
     target: str
-    """Dataset that is scored; `dataset` but in zero-shot."""
+    """The dataset to score; it differs from `dataset` only in zero-shot."""
     horizon: int
     percent: float | None
-    """Share of the training split; None: all of it."""
+    """Percent of the training split; None: all of it."""
     model: str
-    """A baseline's name, `llata`, one of its ablations, or one of our options left out."""
+    """Name of a baseline, `llata`, one of its ablations, or a variant without one of our options."""
     recipe: str
     seed: int | None
-    """None: a baseline, which draws nothing."""
+    """None for a baseline, which draws nothing at random."""
 
     @property
     def key(self) -> tuple:
@@ -49,7 +49,7 @@ class Run:
 
     @property
     def folder(self) -> str:
-        """Name of the run's folder; a zero-shot run is the long-term run of its source."""
+        """Name of the run's folder; a zero-shot run reuses the long-term run of its source dataset."""
         share = "" if self.percent is None else f"-{self.percent:g}percent"
         return f"{self.dataset}-{self.horizon}{share}-{self.model}-{self.recipe}-{self.seed}"
 
@@ -59,13 +59,14 @@ COLUMNS = (*(item.name for item in fields(Run)), *_MEASURES, "validation_mse", "
 
 
 class Results:
-    """A CSV of runs, one row each, written as they end; a run whose row is there is not done again.
+    """A CSV of runs, one row each, written as they finish; a run that already has a row is not repeated.
 
-    With `reference` a run is done when its row was scored as the reference scores, without it when on every window.
+    With `reference`, a run counts as done if its row was scored by the reference's protocol; without it, if it was
+    scored on every window.
     """
 
     def __init__(self, path: str | Path, reference: bool = False):
-        """Raises InputError where the file is there and no such table."""
+        """Raises InputError if the file exists but is not such a table."""
         self.path = Path(path)
         self.done: set[tuple] = set()
         if self.path.exists():
@@ -73,13 +74,13 @@ class Results:
 
             try:
                 table = pd.read_csv(self.path, dtype=str, keep_default_na=False)
-                # what cannot be trained, and M4, know no other scoring
+                # runs that cannot be trained, and M4, have only one way of scoring
                 scored = table["mse"] != ""
                 same = table["note"].str.startswith(REFERENCE_NOTE) == reference
                 rows = table.loc[same | ~scored, [item.name for item in fields(Run)]]
                 self.done = {tuple(row) for row in rows.to_numpy()}
             except (KeyError, ValueError, OSError) as error:
-                raise InputError(f"{self.path} is no table of results: {error}") from None
+                raise InputError(f"{self.path} is not a table of results: {error}") from None
             if tuple(table.columns) != COLUMNS:
                 raise InputError(f"{self.path} has other columns than this version writes: give another --out")
 
@@ -87,7 +88,7 @@ class Results:
         return run.key in self.done
 
     def add(self, run: Run, **measures):
-        """Append a row in one write; `measures` are columns beyond the run's own."""
+        """Append a row in one write; `measures` are columns besides the run's own."""
         row = {name: "" if value is None else value for name, value in {**asdict(run), **measures}.items()}
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, restval="")
@@ -111,7 +112,7 @@ def plan(
     percents: Iterable[float | None] = (None,),
     targets: Sequence[str] | None = None,
 ) -> list[Run]:
-    """Every run of a protocol, baselines once and models once a seed."""
+    """Every run of a protocol: baselines once, models once per seed."""
     return [
         Run(protocol, dataset, target, horizon, percent, model, "" if baseline else recipe, seed)
         for dataset in datasets
@@ -125,7 +126,7 @@ def plan(
 
 
 def summary(path: str | Path) -> "pd.DataFrame":
-    """Mean and standard deviation over seeds of every configuration of a `Results` file, and averages of horizons."""
+    """Mean and standard deviation over seeds for every configuration in a `Results` file, and means over horizons."""
     import pandas as pd
 
     table = pd.read_csv(path)
@@ -154,17 +155,17 @@ def summary(path: str | Path) -> "pd.DataFrame":
 
 _INTRODUCTION = """# Results
 
-Written by `python -m llata_fast benchmark` from `results.csv`, which holds a row for every run. Errors are on
-standardised data (M4: as the competition defines them), mean ± standard deviation over the seeds listed; every test
-window is scored unless the note says otherwise. Validation picked the weights, the test split was read once a run.
-`parameters` are the trained ones, `seconds` the training time, validation included. `dlinear` is solved in closed form.
-`linear_start` is what a tuned run starts from, and all that it is where nothing that it learned is kept: there no seed
-matters.
+Written by `python -m llata_fast benchmark` from `results.csv`, which has one row per run. Errors are on standardised
+data (M4: as the competition defines them), as mean ± standard deviation over the listed seeds; every test window is
+scored unless the note says otherwise. Validation selected the weights, and the test split was read once per run.
+`parameters` counts trained parameters; `seconds` is the training time, validation included. `dlinear` is solved in
+closed form. `linear_start` is what a tuned run starts from, and its whole forecast if nothing that it learned is kept;
+the seed does not matter then.
 """
 
 
 def markdown(path: str | Path) -> str:
-    """The tables of a `Results` file, one a protocol, dataset and share."""
+    """The tables of a `Results` file, one per protocol, dataset and share."""
     rows, parts = summary(path), [_INTRODUCTION]
     for key, group in rows.groupby(["protocol", "dataset", "target", "percent"], sort=False):
         protocol, dataset, target, percent = key
@@ -187,14 +188,14 @@ def markdown(path: str | Path) -> str:
 
 
 def _reading_order(column: "pd.Series") -> "pd.Series":
-    """LLaTA before its ablations, these before the baselines; horizons by length."""
+    """LLaTA before its ablations, then the baselines; horizons by length."""
     if column.name == "model":
         return column.map(lambda model: 0 if model == "llata" else 2 if model in BASELINES else 1)
     return column
 
 
 def _averages(group: "pd.DataFrame", errors: Sequence[str]) -> list[str]:
-    """Rows with the mean over horizons, of models that have every horizon of the table."""
+    """Rows with the mean over horizons, for models that have every horizon of the table."""
     lines: list[str] = []
     horizons = group["horizon"].nunique()
     if horizons == 1:

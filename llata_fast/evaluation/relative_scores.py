@@ -1,6 +1,7 @@
-"""Scores over many sets of series at once: MASE and WQL of each, over those of the seasonal-naive forecast.
+"""Scores over many datasets: MASE and WQL of each, divided by those of the seasonal-naive forecast.
 
-The geometric mean over sets of such ratios is what GIFT-Eval ranks by: no set's unit and no set's difficulty rules it.
+GIFT-Eval ranks by the geometric mean of such ratios over datasets, which no single dataset's unit or difficulty
+dominates.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,18 +16,19 @@ from ..data.units import WindowUnits
 from .baselines import seasonal_naive
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""Quantiles that WQL is the mean over."""
+"""Levels that WQL averages over."""
 
 Predict = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 """Lookbacks [B, L, C] in their own units, their mask -> points [B, H, C], and quantiles [B, H, C, LEVELS] or None."""
 
 
 def score_sets(predict: Predict, sets: Sequence[LastWindows], batch_size: int = 256) -> dict[str, Any]:
-    """{"relative_mase", "relative_wql", "per_set"}: geometric means over sets of scores over seasonal naive's.
+    """{"relative_mase", "relative_wql", "per_set"}: geometric means over datasets of scores relative to seasonal
+    naive's.
 
-    Of each set there: "windows", "mase", "wql", "naive_mase", "naive_wql". Without quantiles the point is taken for
-    each of them, as it is for seasonal naive. A set whose scores are not defined (its series are constant, or all that
-    was to be forecast is missing) stands there and is left out of the means.
+    "per_set" holds each dataset's "windows", "mase", "wql", "naive_mase" and "naive_wql". Without quantiles, the point
+    forecast stands for every level, as for seasonal naive. A dataset with undefined scores (constant series, or no
+    observed target) is listed, but left out of the means.
     """
     scores = {windows.name: score_set(predict, windows, batch_size) for windows in sets if len(windows)}
     means = {f"relative_{name}": _mean_ratio(list(scores.values()), name) for name in ("mase", "wql")}
@@ -34,7 +36,7 @@ def score_sets(predict: Predict, sets: Sequence[LastWindows], batch_size: int = 
 
 
 def score_set(predict: Predict, windows: LastWindows, batch_size: int = 256) -> dict[str, float]:
-    """One set's row of `score_sets`; a 0 of seasonal naive's makes its ratios infinite or undefined."""
+    """One dataset's row of `score_sets`; if seasonal naive's error is 0, its ratios are infinite or undefined."""
     sums = {"": _Sums(), "naive_": _Sums()}
     for start in range(0, len(windows), batch_size):
         indices = range(start, min(start + batch_size, len(windows)))
@@ -53,14 +55,14 @@ def score_set(predict: Predict, windows: LastWindows, batch_size: int = 256) -> 
 
 
 class _Sums:
-    """Running sums of one forecaster over one set."""
+    """Running sums of one forecaster on one dataset."""
 
     def __init__(self):
         self.mase: list[Tensor] = []
         self.loss, self.size = 0.0, 0.0
 
     def add(self, points: Tensor, quantiles: Tensor | None, future: Tensor, scale: Tensor):
-        """points and future [B, H, C], scale [B, C]: what MASE divides a channel's errors by."""
+        """points and future [B, H, C], scale [B, C]: the divisor of a channel's errors in MASE."""
         observed = ~future.isnan() & ~points.isnan()
         target = future.where(observed, 0.0)
         errors = (points - target).where(observed, 0.0)
@@ -68,7 +70,7 @@ class _Sums:
         self.mase.append(mase[mase.isfinite()])
         self.size += float(target.abs().sum())
         if quantiles is None:
-            # pinball losses of one value at q and 1 - q add up to its absolute error
+            # the pinball losses of one value at q and 1 - q sum to its absolute error
             self.loss += float(errors.abs().sum())
             return
         levels = torch.tensor(LEVELS, dtype=torch.float64)
@@ -84,7 +86,7 @@ class _Sums:
 
 
 def seasonal_naive_windows(past: Tensor, observed: Tensor, seasons: np.ndarray, horizon: int) -> Tensor:
-    """Seasonal naive of windows [B, L, C] of several seasons [B]: [B, horizon, C]."""
+    """The seasonal-naive forecast [B, horizon, C] of windows [B, L, C] with seasons [B]."""
     forecasts = torch.empty(past.shape[0], horizon, past.shape[2], dtype=past.dtype)
     for season in np.unique(seasons):
         mine = torch.from_numpy(np.flatnonzero(seasons == season))
@@ -93,7 +95,7 @@ def seasonal_naive_windows(past: Tensor, observed: Tensor, seasons: np.ndarray, 
 
 
 def naive_errors(past: Tensor, seasons: np.ndarray) -> Tensor:
-    """Mean absolute step from season to season inside the lookback [B, C]; NaN without one that is not 0."""
+    """Mean absolute seasonal difference in the lookback [B, C]; NaN if it would be 0 or undefined."""
     errors = torch.empty(past.shape[0], past.shape[2], dtype=past.dtype)
     for season in np.unique(seasons):
         mine = torch.from_numpy(np.flatnonzero(seasons == season))
@@ -104,7 +106,7 @@ def naive_errors(past: Tensor, seasons: np.ndarray) -> Tensor:
 
 
 def _mean_ratio(scores: Sequence[dict[str, float]], name: str) -> float:
-    """The geometric mean of a score over seasonal naive's; NaN where no set has both."""
+    """The geometric mean of a score relative to seasonal naive's; NaN if no dataset has both."""
     pairs = [(row[name], row[f"naive_{name}"]) for row in scores]
     ratios = [ours / naive for ours, naive in pairs if np.isfinite((ours, naive)).all() and min(ours, naive) > 0]
     return float(np.exp(np.mean(np.log(ratios)))) if ratios else float("nan")

@@ -1,6 +1,6 @@
-"""What an experiment learns and is scored on: the windows of one series, or a frequency of the M4 competition.
+"""Tasks: what an experiment trains on and is scored on, either one series or a frequency of the M4 competition.
 
-A task gives the Trainer its windows, starts a model's linear skip, and turns forecasts into scores.
+A task provides the Trainer's windows, starts a model's linear skip, and turns forecasts into scores.
 """
 
 from collections.abc import Callable
@@ -27,19 +27,19 @@ from .m4_scores import linear_forecasts, m4_scores, naive2_forecasts, seasonal_n
 from .panel_task import PanelTask
 
 WINDOWS_PER_SERIES = 4
-"""Training windows of each of M4's series in an epoch."""
+"""Training windows per series of M4 in one epoch."""
 
 _M4_BATCH = 1024
 
 
 class Predictor(Protocol):
-    """What is scored. On several ranks every one of them calls these, with the same inputs."""
+    """What a task scores. Every rank calls these methods with the same inputs."""
 
     def forecast(self, past_values: Tensor, past_observed_mask: Tensor | None = None) -> Tensor:
         """Lookbacks [B, L, C] in the task's units -> forecasts [B, H, C]."""
 
     def forecast_quantiles(self, past_values: Tensor, past_observed_mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Lookbacks in units of their own -> forecasts, and quantiles [B, H, C, Q] where the model has them."""
+        """Lookbacks in their own units -> forecasts, and quantiles [B, H, C, Q] if the model has them."""
 
     def test(self, windows: Any) -> dict[str, Any]:
         """{"mse", "mae", "per_channel"} over every window."""
@@ -61,7 +61,7 @@ class SeriesTask:
         }
 
     def start(self, model: nn.Module) -> LinearStart | None:
-        """Choose the model's linear skip, where it has one."""
+        """Choose the model's linear skip, if it has one."""
         return start_linear_part(model, self.splits.train, self.splits.val, seasonality=self.series.seasonality)
 
     def preprocessor(self, dataset: str) -> Preprocessor:
@@ -86,12 +86,12 @@ class SeriesTask:
         )
 
     def example(self) -> tuple[Tensor, Tensor]:
-        """The lookback in the middle of the test split [1, L, C], and what of it is observed."""
+        """The lookback in the middle of the test split [1, L, C], and its observed mask."""
         past, observed, _ = self._middle()
         return past, observed
 
     def baselines(self) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
-        """What a forecaster must beat, by name: scores, and forecasts of the example."""
+        """The forecasts to beat, by name: their scores, and their forecasts of the example."""
         scores, forecasts = {}, {}
         past, observed = self.example()
         for name, fit in self._baselines.items():
@@ -101,10 +101,10 @@ class SeriesTask:
         return scores, forecasts
 
     def picture(self, forecasts: dict[str, Tensor]) -> dict[str, Any]:
-        """The example in the series' units, as `plot_forecast` takes it: history, truth, forecasts and a title."""
+        """The example in the series' units, as arguments of `plot_forecast`: history, truth, forecasts and a title."""
         windows = self._test
         start, context, horizon = len(windows) // 2, windows.context_length, windows.prediction_length
-        # the split's values end where the last of the series' splits ends
+        # the values end with the last of the series' splits
         dates = self.series.dates[: sum(self.series.split_rows or (len(self.series),))][-len(windows.values) :]
 
         def table(values: Tensor, first: int) -> pd.DataFrame:
@@ -123,14 +123,14 @@ class SeriesTask:
 
 
 class M4Task:
-    """One frequency of M4: validation has every series' last H known steps, the test what follows. In own units."""
+    """One frequency of M4, in its own units: the last H known steps validate, and the steps after them test."""
 
     def __init__(self, m4: M4Set):
         self.m4 = m4
         self.columns = [m4.spec.frequency]
         self._before = [values[: -m4.spec.prediction_length] for values in m4.insample]
         held_out = M4Windows(m4.insample, m4.spec)
-        # what is tested lies in no window: `m4_scores` holds it against forecasts
+        # the test values are in no window; `m4_scores` compares them with forecasts
         self.splits = Splits(self._drawn(WINDOWS_PER_SERIES), held_out, held_out, None)
 
     def _drawn(self, windows_per_series: int) -> M4Windows:
@@ -138,7 +138,7 @@ class M4Task:
         return M4Windows(self._before, spec, last_cuts=spec.last_cuts, windows_per_series=windows_per_series)
 
     def start(self, model: nn.Module) -> LinearStart | None:
-        """Choose the model's linear skip, where it has one, from as many draws as there are cuts."""
+        """Choose the model's linear skip, if it has one, on as many draws as there are cuts."""
         spec = self.m4.spec
         windows = (self._drawn(spec.last_cuts), self.splits.val)
         return start_linear_part(model, *windows, seasonality=spec.seasonality, unit="deviation")
@@ -155,12 +155,12 @@ class M4Task:
         return m4_scores(torch.cat(forecasts).numpy(), self.m4)
 
     def example(self) -> tuple[Tensor, Tensor]:
-        """The first series' lookback [1, L, 1], and what of it is observed."""
+        """The first series' lookback [1, L, 1], and its observed mask."""
         inputs = last_lookbacks(self.m4.insample[:1], self.m4.spec.context_length)
         return inputs["past_values"], inputs["past_observed_mask"]
 
     def baselines(self) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
-        """What a forecaster must beat, by name: scores, and forecasts of the example."""
+        """The forecasts to beat, by name: their scores, and their forecasts of the example."""
         scores, examples = {}, {}
         for name, forecast in M4_BASELINES.items():
             forecasts = forecast(self.m4)
@@ -169,7 +169,7 @@ class M4Task:
         return scores, examples
 
     def picture(self, forecasts: dict[str, Tensor]) -> dict[str, Any]:
-        """The first series as `plot_forecast` takes it, by step."""
+        """The first series, by step, as arguments of `plot_forecast`."""
         values, horizon = self.m4.insample[0], self.m4.spec.prediction_length
 
         def table(values: np.ndarray, first: int) -> pd.DataFrame:
@@ -191,17 +191,17 @@ Task = SeriesTask | M4Task | CorpusTask | PanelTask
 
 
 def calibrates(task: Task) -> TypeGuard[SeriesTask | PanelTask]:
-    """Whether quantiles are calibrated on the task's validation windows: those of its own series."""
+    """Whether the task's validation windows, those of its own series, can calibrate quantiles."""
     return isinstance(task, (SeriesTask, PanelTask))
 
 
 def check_losses(task: Task, model: ModelSettings):
-    """Raise InputError for a loss that the task's windows lack the units of: they are less their level, but of M4."""
+    """Raise InputError for a loss that needs the series' units: only M4's windows keep them."""
     for name in ("task_loss", "consistency_loss"):
         if (kind := getattr(model, name)) in OWN_UNITS_LOSSES and not isinstance(task, M4Task):
             raise InputError(
                 f"{name} {kind} is for the M4 datasets, whose windows keep their series' units; here they are "
-                "standardised and less their level: take l1, smooth_l1 or mse"
+                "standardised: use l1, smooth_l1 or mse"
             )
 
 
@@ -215,9 +215,9 @@ M4_BASELINES: dict[str, Callable[[M4Set], np.ndarray]] = {
 
 
 def read_task(data: DataSettings, model: ModelSettings) -> Task:
-    """The task of a dataset's name, `M4-<frequency>` among them, or a file's path, in windows of a model's lengths.
+    """The task for a dataset's name (such as `M4-<frequency>`) or a file's path, with windows of the model's lengths.
 
-    Raises InputError for data that cannot be had or read, too few rows, and lengths that are not M4's.
+    Raises InputError for data that is missing or unreadable, too few rows, and lengths that differ from M4's.
     """
     spec = m4_spec(data.dataset)
     if spec is not None:
@@ -225,7 +225,7 @@ def read_task(data: DataSettings, model: ModelSettings) -> Task:
     if is_panel(data):
         return PanelTask(_read_panel(data), model, with_test=True)
     if given := [*data.covariates, *(["held_out_ids"] if data.held_out_ids else [])]:
-        raise InputError(f"{given[0]} is for a long table, which an id_column makes of {data.dataset}")
+        raise InputError(f"{given[0]} is for long tables: to read {data.dataset} as one, give id_column")
     series = read_series(data.dataset, data_dir=data.data_dir, **data.reading)
     lengths = (model.context_length, model.prediction_length)
     splits = split_windows(series, *lengths, few_shot_percent=data.few_shot_percent)
@@ -233,7 +233,7 @@ def read_task(data: DataSettings, model: ModelSettings) -> Task:
 
 
 def is_panel(data: DataSettings) -> bool:
-    """Whether the settings ask for a long table: by its id column, or a dataset's name."""
+    """Whether the settings ask for a long table, by an id column or a dataset's name."""
     named = find_dataset(data.dataset)
     return data.id_column is not None or (named is not None and named.id_column is not None)
 
@@ -241,14 +241,14 @@ def is_panel(data: DataSettings) -> bool:
 def _read_panel(data: DataSettings) -> Panel:
     if data.few_shot_percent is not None or data.columns is not None:
         name = "columns" if data.columns is not None else "few_shot_percent"
-        raise InputError(f"{name} is not for a panel; --target names what is forecast")
+        raise InputError(f"{name} does not apply to a panel; --target names the columns to forecast")
     panel = read_panel(
         data.dataset,
         data_dir=data.data_dir,
         id_column=data.id_column,
         timestamp_column=data.date_column,
         target=data.target,
-        # one of its choices, which DataSettings has compared
+        # DataSettings has validated the choice
         missing=cast(Missing | None, data.missing),
         **data.covariates,
     )
@@ -258,7 +258,7 @@ def _read_panel(data: DataSettings) -> Panel:
 def _read_m4(spec: M4Spec, data: DataSettings, model: ModelSettings) -> M4Set:
     for name in ("columns", "date_column", "few_shot_percent"):
         if getattr(data, name) is not None:
-            raise InputError(f"{name} is not for {data.dataset}, whose series and windows the competition fixes")
+            raise InputError(f"{name} does not apply to {data.dataset}, whose series and windows the competition fixes")
     for name in ("prediction_length", "context_length"):
         if getattr(model, name) != getattr(spec, name):
             raise InputError(f"{name} of {data.dataset} is {getattr(spec, name)}, not {getattr(model, name)}")

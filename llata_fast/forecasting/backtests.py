@@ -1,4 +1,4 @@
-"""Backtests: forecasts of the last windows of a panel's items, and scores of them beside baselines.
+"""Backtests: forecast the last windows of a panel's items, and score them beside baselines.
 
 Metrics are those of utilsforecast (Nixtla, Apache-2.0); exponential smoothing is statsmodels' (BSD-3).
 """
@@ -27,9 +27,9 @@ CUTOFF = "cutoff"
 METRICS = ("MASE", "WQL", "sMAPE", "coverage", "MSE", "MAE")
 BASELINES = ("seasonal_naive", "linear", "exponential_smoothing", RIDGE_BASELINE)
 LEVELS = tuple(round(0.1 * step, 1) for step in range(1, 10))
-"""Of WQL, and the first and last of them of coverage."""
+"""Levels of WQL; the first and last are the interval of coverage."""
 
-# a season of more rows would be as many parameters
+# a longer season would need one parameter per row
 _LONGEST_SEASON = 24
 
 _Forecast = Callable[[Panel], tuple[np.ndarray, np.ndarray]]
@@ -37,7 +37,7 @@ _Forecast = Callable[[Panel], tuple[np.ndarray, np.ndarray]]
 
 
 def _before(panel: Panel, horizon: int, n_windows: int, step_size: int) -> Iterator[tuple[Panel, Panel]]:
-    """(what is known, what comes) of each window, the earliest first; items too short for all of them are left out."""
+    """(known part, whole panel) of each window, the earliest first; items too short for all windows are left out."""
     for name, value in (("n_windows", n_windows), ("step_size", step_size)):
         if isinstance(value, bool) or value < 1:
             raise InputError(f"{name} must be at least 1, got {value!r}")
@@ -45,7 +45,7 @@ def _before(panel: Panel, horizon: int, n_windows: int, step_size: int) -> Itera
     long_enough = np.flatnonzero(panel.lengths >= longest + 2)
     if not long_enough.size:
         raise InputError(
-            f"{panel.name}: no item has the {longest + 2} rows that {n_windows} windows of {horizon} steps take"
+            f"{panel.name}: no item has the {longest + 2} rows that {n_windows} windows of {horizon} steps need"
         )
     panel = panel.at(long_enough)
     for window in reversed(range(n_windows)):
@@ -62,7 +62,7 @@ def backtest(
     batch_size: int | None = None,
     refitted: Callable[[Panel], PanelForecaster] | None = None,
 ) -> pd.DataFrame:
-    """As `Forecaster.cross_validation`; `refitted` makes the forecaster of each window from what lies before it."""
+    """As `Forecaster.cross_validation`; `refitted` builds each window's forecaster from the rows before it."""
     tables = []
     for known, whole in _before(panel, horizon, n_windows, step_size):
         one = forecaster if refitted is None else refitted(known)
@@ -83,14 +83,14 @@ def _with_truth(frame: pd.DataFrame, known: Panel, whole: Panel, items: np.ndarr
 
 
 def truth_column(panel: Panel) -> str:
-    """Name of the observed values: the target's own where there is one."""
+    """Name of the column of observed values: the target's name if there is only one."""
     return panel.targets[0] if len(panel.targets) == 1 else "target"
 
 
 def window_cuts(
     forecaster: PanelForecaster, panel: Panel, horizon: int, n_windows: int, step_size: int
 ) -> PanelWindows:
-    """The last `n_windows` windows of every item that is long enough for them, as `Calibration.of` takes them."""
+    """The last `n_windows` windows of every item long enough for them, as `Calibration.of` takes them."""
     windows = list(_before(panel, horizon, n_windows, step_size))
     _, last = windows[-1]
     cuts = np.concatenate([known.lengths for known, _ in windows])
@@ -121,7 +121,7 @@ def score_backtest(
         raise InputError(f"unknown baseline {unknown[0]!r}: choose from {', '.join(BASELINES)}")
     if RIDGE_BASELINE in baselines and not has_covariates:
         raise InputError(
-            f"the baseline {RIDGE_BASELINE} is for a panel with covariates that move, and {panel.name} has none"
+            f"the baseline {RIDGE_BASELINE} needs covariates that vary over time, and {panel.name} has none"
         )
     levels = LEVELS if forecaster.has_quantiles else ()
     splits = list(_before(panel, horizon, n_windows, step_size))
@@ -133,7 +133,7 @@ def score_backtest(
 
 
 def available_baselines(has_covariates: bool = False) -> tuple[str, ...]:
-    """The baselines whose packages are installed, and what they use is there."""
+    """The baselines whose packages and inputs are available."""
     absent = set() if has_covariates else {RIDGE_BASELINE}
     if importlib.util.find_spec("statsmodels") is None:
         absent.add("exponential_smoothing")
@@ -153,9 +153,9 @@ def _of_model(
 def seasonal_naive(
     values: np.ndarray, horizon: int, seasonality: int, levels: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The last season of a series [rows, C] again: points [horizon, C] and quantiles [horizon, C, levels].
+    """Repeat the last season of a series [rows, C]: points [horizon, C] and quantiles [horizon, C, levels].
 
-    Quantiles are those of the errors that it made inside the series, by season ahead; NaN where nothing is known.
+    Quantiles are those of its errors within the series, by seasons ahead; NaN where nothing is known.
     """
     values = pd.DataFrame(values).ffill().to_numpy()
     period = min(seasonality, len(values))
@@ -176,13 +176,13 @@ def _seasonal_naive(known: Panel, horizon: int, seasonality: int) -> _Forecast:
 
 
 def _linear(known: Panel, horizon: int, seasonality: int) -> _Forecast:
-    """A least-squares map of what came before, fitted to all rows before the first cutoff and calibrated on them."""
+    """A least-squares map of the lookback, fitted and calibrated on all rows before the first cutoff."""
     windows = _windows_of(known, horizon, seasonality)
     return _calibrated(LeastSquares().fit(windows), windows, None)
 
 
 def _ridge(known: Panel, horizon: int, seasonality: int) -> _Forecast:
-    """A least-squares map, and a ridge of what it leaves on the covariates; a tenth of the rows chooses its form."""
+    """A least-squares map plus a ridge regression of its residuals on covariates, validated on a tenth of the rows."""
     encoding = CovariateEncoding.fit(known, known.lengths)
     covariates = WindowCovariates(known, encoding)
     windows = _windows_of(known, horizon, seasonality, covariates)
@@ -193,7 +193,7 @@ def _ridge(known: Panel, horizon: int, seasonality: int) -> _Forecast:
 def _windows_of(
     known: Panel, horizon: int, seasonality: int, covariates: WindowCovariates | None = None
 ) -> PanelWindows:
-    """Every window of the rows before the first cutoff, of as many steps as a linear map should see."""
+    """All windows before the first cutoff, with a lookback of suitable length for a linear map."""
     context = int(min(max(2 * seasonality, 3 * horizon), max(known.lengths.max() // 3, 2)))
     first = np.minimum(context, np.maximum(known.lengths - horizon, 0))
     counts = np.maximum(known.lengths - horizon - first + 1, 0)
@@ -206,7 +206,7 @@ def _windows_of(
 def _calibrated(
     fitted: LeastSquares | RidgeOnResiduals, windows: PanelWindows, encoding: CovariateEncoding | None
 ) -> _Forecast:
-    """A fitted forecast of windows as one of panels, its quantiles calibrated on the windows that it was fitted to."""
+    """Turn a fitted forecast of windows into one of panels, with quantiles calibrated on its training windows."""
     context, horizon = windows.context_length, windows.prediction_length
 
     def outputs(inputs: dict[str, torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
@@ -233,7 +233,7 @@ def _calibrated(
 
 
 def _exponential_smoothing(known: Panel, horizon: int, seasonality: int) -> _Forecast:
-    """Additive exponential smoothing of each item (with a season where it is short enough), normal quantiles."""
+    """Additive exponential smoothing of each item (with a season if it is short enough), with normal quantiles."""
     if importlib.util.find_spec("statsmodels") is None:
         raise InputError("exponential_smoothing needs statsmodels: pip install llata-fast[backtest]")
 
@@ -250,7 +250,7 @@ def _exponential_smoothing(known: Panel, horizon: int, seasonality: int) -> _For
 
 
 def _smoothed(values: np.ndarray, horizon: int, seasonality: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation [horizon] of what follows one series [rows]."""
+    """Mean and standard deviation [horizon] of the forecast of one series [rows]."""
     import warnings
 
     from statsmodels.tsa.exponential_smoothing.ets import ETSModel
@@ -261,7 +261,7 @@ def _smoothed(values: np.ndarray, horizon: int, seasonality: int) -> tuple[np.nd
     season = "add" if 1 < seasonality <= _LONGEST_SEASON and len(values) >= 2 * seasonality + 4 else None
     scale = values.std()
     with warnings.catch_warnings():
-        # that an item has not converged, or has few rows
+        # warnings that an item has not converged, or has few rows
         warnings.simplefilter("ignore")
         model = ETSModel(
             pd.Series(values / scale), error="add", seasonal=season, seasonal_periods=seasonality if season else None
@@ -281,7 +281,7 @@ _MAKERS: dict[str, Callable[[Panel, int, int], _Forecast]] = {
 def _long_for_metrics(
     splits: list[tuple[Panel, Panel]], horizon: int, models: dict[str, _Forecast]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What utilsforecast takes: a row for every item, target, cutoff and step; and the rows before the first cutoff."""
+    """utilsforecast's input: a row for every item, target, cutoff and step; and the rows before the first cutoff."""
     frames = []
     for number, (known, whole) in enumerate(splits):
         rows = whole.offsets[1:][:, None] - horizon + np.arange(horizon)
@@ -317,7 +317,7 @@ def _long_for_metrics(
 def _score(
     frame: pd.DataFrame, train: pd.DataFrame, models: list[str], metrics: list[str], seasonality: int
 ) -> pd.DataFrame:
-    """A row for each model, a column for each metric: means over items and cutoffs, WQL over all values together."""
+    """A row per model and a column per metric: means over items and cutoffs, and WQL over all values together."""
     from utilsforecast import losses
 
     quantile_columns = {name: [f"{name} {level}" for level in LEVELS] for name in models}
@@ -333,14 +333,14 @@ def _score(
             lengths = train.groupby("unique_id")["y"].transform("size")
             usable = train[lengths > seasonality].dropna(subset="y")
             scores = losses.mase(each[each["unique_id"].isin(usable["unique_id"])], models, seasonality, usable)
-            # an item that has not moved from season to season has no scale
+            # an item without seasonal changes has no scale
             table[metric] = scores[models].replace(np.inf, np.nan).mean()
         elif metric == "WQL":
             table[metric] = losses.scaled_crps(together, quantile_columns, np.array(LEVELS))[models].iloc[0]
         elif metric == "coverage":
             table[metric] = losses.coverage(intervals.drop(columns="cutoff"), models, 80)[models].mean()
         elif metric == "sMAPE":
-            # utilsforecast counts from 0 to 1
+            # utilsforecast's sMAPE ranges from 0 to 1
             table[metric] = 200 * losses.smape(each, models)[models].mean()
         else:
             table[metric] = getattr(losses, metric.lower())(each, models)[models].mean()

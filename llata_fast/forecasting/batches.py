@@ -6,9 +6,9 @@ VALUES_PER_BATCH = 2**23
 
 
 def windows_at_once(config: LlataConfig, num_channels: int, horizon: int | None = None, paths: int = 1) -> int:
-    """The most windows of C channels with at most TOKENS_AT_ONCE tokens and VALUES_PER_BATCH values; at least one.
+    """The most windows of C channels with at most TOKENS_AT_ONCE tokens and VALUES_PER_BATCH values, but at least one.
 
-    `horizon` defaults to the trained one; a window that goes on as several `paths` counts as often.
+    `horizon` defaults to the trained one; a window that continues as several `paths` counts that many times.
     """
     tokens = config.tokens_per_window(num_channels)
     values = num_channels * max(config.context_length, horizon or config.prediction_length)

@@ -1,13 +1,13 @@
-"""Split-conformal calibration: how far the truth lay from a forecast on windows that it was not trained on.
+"""Split-conformal calibration: quantiles from a forecast's errors on windows that it was not trained on.
 
-For every quantile level q, horizon step and channel, what is added to the forecast of that quantile is the q-quantile,
-with the finite-sample correction, of (truth - forecast) / unit of the window (Romano et al., arXiv 1905.03222, one side
-at a time). Without a quantile head the forecast of every quantile is the point forecast.
+For every quantile level q, horizon step and channel, the forecast of that quantile is shifted by the q-quantile, with
+the finite-sample correction, of (truth - forecast) / unit of the window (Romano et al., arXiv 1905.03222, one side at a
+time). Without a quantile head, every quantile's forecast is the point forecast.
 
-Validation is one stretch of time, and often a harder or an easier one than what is to come. Where the forecast is a
-linear start's, errors behind its other origins bear witness, too, with as much weight, and choose the unit: the
-window's deviation, what it moves by over a season, or the geometric mean of both, whichever makes intervals of all
-other origins cover one origin's windows best.
+Validation is a single stretch of time, and often harder or easier than the future. For a forecast from a linear start,
+its errors at the other origins also count, with equal weight, and choose the unit: the window's deviation, its typical
+change over a season, or their geometric mean, whichever lets intervals from all other origins best cover the windows of
+each origin.
 """
 
 import math
@@ -28,19 +28,19 @@ from ..errors import InputError, in_one_line
 from ..linear_start import Behind
 
 LEVELS = (0.005, 0.01, 0.025, *(round(0.05 * step, 2) for step in range(1, 20)), 0.975, 0.99, 0.995)
-"""Levels that are calibrated; between two of them offsets are interpolated."""
+"""Calibrated levels; offsets in between are interpolated."""
 
 MAX_SCORES = 2**26
-"""Scores that are kept at a time: of more windows, evenly spaced ones are taken."""
+"""Number of scores held at a time; beyond that, windows are subsampled evenly."""
 
 _POWERS = (0.0, 0.5, 1.0)
 _LEAST_RATIO = 0.05
 
 
 def between_levels(known: Sequence[float], wanted: Sequence[float]) -> Tensor:
-    """Weights [known, wanted] that interpolate quantiles linearly in the normal distribution's scale, and go on beyond.
+    """Weights [known, wanted] that interpolate quantiles linearly on the normal distribution's scale, and extrapolate.
 
-    A single known level is what is had of every other.
+    A single known level stands for all others.
     """
     z_known, z = (torch.special.ndtri(torch.tensor(levels, dtype=torch.float64)) for levels in (known, wanted))
     if len(known) == 1:
@@ -55,7 +55,7 @@ def between_levels(known: Sequence[float], wanted: Sequence[float]) -> Tensor:
 
 
 def base_quantiles(outputs: tuple[Tensor, ...], head_levels: Sequence[float] | None, wanted: Sequence[float]) -> Tensor:
-    """Quantiles [B, H, C, wanted] before calibration: of the head, else the point forecast as every one of them."""
+    """Quantiles [B, H, C, wanted] before calibration: the head's, or else the point forecast for every level."""
     if head_levels:
         return outputs[1] @ between_levels(head_levels, wanted).to(outputs[1].device)
     return outputs[0][..., None].expand(*outputs[0].shape, len(wanted))
@@ -63,14 +63,14 @@ def base_quantiles(outputs: tuple[Tensor, ...], head_levels: Sequence[float] | N
 
 @dataclass
 class Calibration:
-    """What is added to the quantiles of a forecast, in deviations of the window."""
+    """Offsets of a forecast's quantiles, in standard deviations of the window."""
 
     offsets: Tensor
-    """[H, C, len(LEVELS)] float32, NaN where there was nothing to calibrate on."""
+    """[H, C, len(LEVELS)] float32, NaN where nothing could be calibrated."""
     num_windows: int
     season: int = 1
     power: float = 0.0
-    """Of `season_ratio` in the unit: 0 the deviation alone, 1 the move over a season alone."""
+    """Exponent of `season_ratio` in the unit: 0 for the deviation alone, 1 for the seasonal change alone."""
 
     @classmethod
     @torch.no_grad()
@@ -85,18 +85,18 @@ class Calibration:
         behind: Sequence[Behind] = (),
         season: int = 1,
     ) -> "Calibration":
-        """Calibrate on windows as `llata_fast.data` makes them; on several ranks every one calls it.
+        """Calibrate on windows made by `llata_fast.data`; every rank calls it.
 
         Args:
-            behind: what else bears witness, of a forecast without a quantile head: as many windows are taken.
-            season: steps over which a window's moves may be its unit.
+            behind: errors at other origins, for a forecast without a quantile head; as many windows are used of each.
+            season: number of steps over which a window's changes may be its unit.
         """
         scores: list[Tensor] = []
         ratios: list[Tensor] = []
         most = sum(len(part.past) for part in behind) or len(windows)
         for past, future, covariates in evenly_spaced(windows, batch_size, most):
             units, outputs = run_windows(model, past, ~past.isnan(), reads_level=reads_level, covariates=covariates)
-            # nothing is measured by a constant window
+            # a constant window has no unit
             truth = (future - units.level) / torch.where(units.scale > 0, units.scale, torch.nan)
             levels = LEVELS if head_levels else LEVELS[:1]
             scores.append((truth[..., None] - base_quantiles(outputs, head_levels, levels)).float().cpu())
@@ -114,13 +114,13 @@ class Calibration:
         return cls(torch.from_numpy(offsets).float(), len(ordered), season, power)
 
     def unit(self, past: Tensor, observed: Tensor) -> Tensor | float:
-        """What offsets of lookbacks [B, L, C] in any unit are multiplied by beside the deviation, [B, 1, C]."""
+        """Factor of the offsets for lookbacks [B, L, C] in any unit, besides the deviation: [B, 1, C]."""
         return season_ratio(past, observed, self.season) ** self.power if self.power else 1.0
 
     def at(self, levels: Sequence[float], num_channels: int) -> Tensor:
-        """Offsets [H, C, levels], float64; a series of other channels gets the mean of those that were calibrated."""
+        """Offsets [H, C, levels], float64; a series with other channels gets the mean over the calibrated ones."""
         offsets = self.offsets.double()
-        # a channel, or a step, that could not be calibrated
+        # for a channel or a step that could not be calibrated
         mean = offsets.nanmean(1, keepdim=True).nan_to_num(nan=0.0)
         offsets = torch.where(offsets.isnan(), mean, offsets)
         if offsets.shape[1] != num_channels:
@@ -140,7 +140,7 @@ class Calibration:
 
     @classmethod
     def load(cls, path: str | Path) -> "Calibration":
-        """Raises InputError where the file is damaged."""
+        """Raises InputError if the file is damaged."""
         try:
             with zipfile.ZipFile(path) as packed:
                 if sum(entry.file_size for entry in packed.infolist()) > free_memory():
@@ -152,15 +152,15 @@ class Calibration:
                 raise ValueError("it is of another version")
             if num_windows < 0 or season < 1 or not math.isfinite(power):
                 raise ValueError("its numbers make no sense")
-        except Exception as error:  # a damaged archive raises whatever its decompressor trips over
-            raise InputError(f"{path} is damaged: {in_one_line(error)}; calibrate anew") from None
+        except Exception as error:  # reading a damaged archive can raise anything
+            raise InputError(f"{path} is damaged: {in_one_line(error)}; calibrate again") from None
         return cls(offsets, num_windows, season, power)
 
 
 def season_ratio(past: Tensor, observed: Tensor, season: int) -> Tensor:
-    """What lookbacks [B, L, C] move by over `season` steps, root mean square, in their deviation: [B, 1, C].
+    """Root mean square change of lookbacks [B, L, C] over `season` steps, in units of their deviation: [B, 1, C].
 
-    At least 0.05, so that one season repeated exactly is no promise; 1 where nothing is known of it.
+    At least 0.05, as one exactly repeated season does not guarantee the next; 1 where it is unknown.
     """
     count = observed.sum(1, keepdim=True).clamp(min=1)
     past = torch.where(observed, past, 0.0)
@@ -174,7 +174,7 @@ def season_ratio(past: Tensor, observed: Tensor, season: int) -> Tensor:
 
 
 class _Witness(NamedTuple):
-    """Errors [N, H, C] in deviations of their windows, and these windows' `season_ratio` [N, 1, C]."""
+    """Errors [N, H, C] in standard deviations of their windows, and the windows' `season_ratio` [N, 1, C]."""
 
     errors: Tensor
     ratios: Tensor
@@ -183,14 +183,14 @@ class _Witness(NamedTuple):
 def _witness(part: Behind, horizon: int, season: int) -> _Witness:
     units = WindowUnits.of(part.past)
     errors = part.errors / torch.where(units.scale > 0, units.scale, torch.nan)
-    # of the steps that were fitted, the nearest
+    # for each step, the nearest fitted one
     nearest = (torch.arange(horizon)[:, None] - part.steps.cpu()).abs().argmin(1)
     ratios = season_ratio(units.remove(part.past), ~part.past.isnan(), season)
     return _Witness(errors.float().cpu()[:, nearest], ratios.cpu())
 
 
 def _best_power(witnesses: list[_Witness]) -> float:
-    """The power that brings the coverage of 80 % intervals nearest to that, each witness by those of all others."""
+    """The exponent with the best coverage of 80 % intervals, each origin covered by all the others."""
     steps = np.linspace(0, witnesses[0].errors.shape[1] - 1, 24).round().astype(np.int64)
 
     def distance(power: float) -> float:
@@ -212,7 +212,7 @@ def _best_power(witnesses: list[_Witness]) -> float:
 def evenly_spaced(
     windows: Any, batch_size: int, most: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
-    """Past, future and covariates of all windows, or of evenly spaced ones: `most`, or as many as there is room for."""
+    """Past, future and covariates of all windows, or of evenly spaced ones: `most`, or as many as memory allows."""
     _, future = windows.stretches([0])
     room = min(max(64, MAX_SCORES // (future.numel() * len(LEVELS))), most or len(windows))
     chosen = np.unique(np.linspace(0, len(windows) - 1, min(room, len(windows))).round().astype(np.int64))
@@ -222,7 +222,7 @@ def evenly_spaced(
 
 
 def _order_statistic(errors: np.ndarray, known: np.ndarray, place: int, level: float) -> np.ndarray:
-    """[H, C]: of n sorted errors the one that a new error lies below with probability `level` at least."""
+    """[H, C]: the sorted error that a new error stays below with probability at least `level`."""
     rank = np.ceil((known + 1) * level) if level >= 0.5 else np.floor((known + 1) * level)
     index = np.clip(rank, 1, np.maximum(known, 1)).astype(np.int64) - 1
     column = errors[..., place if errors.shape[-1] > 1 else 0]
@@ -241,13 +241,13 @@ def interval_scores(
     reads_level: bool = False,
     batch_size: int = 256,
 ) -> dict[str, float]:
-    """How good quantiles are on windows, a mean over channels: {"coverage_80", "interval_score_80", "wql", "mase"}.
+    """Quality of quantiles on windows, averaged over channels: {"coverage_80", "interval_score_80", "wql", "mase"}.
 
     Args:
-        mean, scale: [C], of the standardised values that windows hold; WQL is of the series' own units.
-        naive_error: [C], mean absolute seasonal step of the training rows, standardised: MASE's unit.
+        mean, scale: [C], of the standardisation of the windows; WQL is in the series' own units.
+        naive_error: [C], mean absolute seasonal change of the standardised training rows: the unit of MASE.
 
-    The interval score (Gneiting and Raftery 2007) is of standardised data; WQL is over the levels 0.1 to 0.9.
+    The interval score (Gneiting and Raftery 2007) is on standardised data; WQL covers the levels 0.1 to 0.9.
     """
     levels = [round(0.1 * step, 1) for step in range(1, 10)]
     sums: Any = 0.0
@@ -287,9 +287,9 @@ def calibrated_quantiles(
     calibration: Calibration | None,
     levels: Sequence[float],
 ) -> Tensor:
-    """Quantiles [B, H, C, levels] in the windows' own units, which rise with their level.
+    """Quantiles [B, H, C, levels] in the windows' own units, increasing with their level.
 
-    past [B, L, C], NaN where missing, is what `units` are of, and `outputs` what the model makes of it in these units.
+    `units` belong to past [B, L, C], NaN where missing; `outputs` are the model's, in these units.
     """
     levels, places = zip(*sorted((level, place) for place, level in enumerate(levels)), strict=True)
     quantiles = base_quantiles(outputs, head_levels, levels)

@@ -1,4 +1,4 @@
-"""A trained run as a forecaster of tables and arrays, in their own units."""
+"""A trained run as a forecaster for tables and arrays, in their own units."""
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,13 +26,13 @@ from .wide import WideForecaster
 
 
 class Forecaster:
-    """Forecasts with the temporal branch alone, merged into its backbone in place: `model` cannot be trained after it.
+    """Forecasts with the temporal branch only, merged into its backbone in place: `model` cannot be trained afterwards.
 
     >>> f = Forecaster.from_pretrained("runs/x")
     >>> f.predict_df(df, id_column="item_id", timestamp_column="timestamp", target="target")
 
-    Where a method takes `**columns`, these are `id_column`, `timestamp_column`, `target`, `freq` and `missing` of
-    `Panel.from_df`, by default those of the run; a `Panel` needs none.
+    `**columns` in a method stands for `id_column`, `timestamp_column`, `target`, `freq` and `missing`, as in
+    `Panel.from_df`; the run's are the default, and a `Panel` needs none.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Forecaster:
     ):
         self.model, self.info, self.settings = model.merge(), info, settings or {}
         self.calibration = calibration
-        # where the model lies as it was before it was merged
+        # location of the model as it was before merging
         self.source = source
 
     @classmethod
@@ -60,22 +60,25 @@ class Forecaster:
         device: str | torch.device | None = None,
         **settings: Any,
     ) -> "Forecaster":
-        """Train on a panel, calibrate on its validation windows and load the run.
+        """Train on a panel, calibrate on its validation windows, and load the run.
 
         Args:
-            prediction_length: H, steps to forecast; `context_length`: L, steps to see.
-            quantile_levels: of a quantile head; without, quantiles come from the calibration alone.
-            output_dir: the run's folder; by default a new one under runs.
-            **settings: any option of `train.py` by its name, `backbone` and `max_steps` among them.
+            prediction_length: H, time steps to forecast.
+            context_length: L, time steps of the lookback.
+            quantile_levels: levels of a quantile head; without one, quantiles come from the calibration alone.
+            output_dir: the run's folder; default: a new one under runs.
+            **settings: options of `train.py` by name, such as `backbone` and `max_steps`.
 
         Raises:
-            InputError: an unknown setting, a value outside its range, no item that can train, a folder with a run.
+            InputError: an unknown setting, a value out of range, no item long enough to train on, or a folder that
+                already holds a run.
         """
+        # importing it loads the Trainer, which forecasting does not need
         # it imports the Trainer, which a forecast does without
         from ..experiment import train_on_panel
 
         given = {"prediction_length": prediction_length, "context_length": context_length, "output_dir": output_dir}
-        # without them, an `init` brings its own
+        # if not given, an `init` run's quantile levels apply
         given |= ({} if quantile_levels is None else {"quantile_levels": list(quantile_levels)}) | settings
         if output_dir is not None:
             given["output_dir"] = str(output_dir)
@@ -85,18 +88,18 @@ class Forecaster:
     def from_pretrained(
         cls, source: str | Path, device: str | torch.device | None = None, backbone: str | None = None
     ) -> "Forecaster":
-        """Load a run, a folder of `save_pretrained` or a hub id; `device` defaults to the GPU where there is one.
+        """Load a run, a folder written by `save_pretrained`, or a hub id; `device` defaults to the GPU if there is one.
 
-        `backbone` says where the frozen base lies if it has moved.
+        `backbone` is the new location of the frozen base if it has moved.
 
         Raises:
-            InputError: no finished run, a damaged one, or its backbone is not to be had or another one.
+            InputError: not a finished run, or damaged; or its backbone is missing or a different one.
         """
         if not Path(source).exists() and _is_hub_id(str(source)):
             try:
                 source = snapshot_download(str(source))
             except (OSError, ValueError) as error:
-                raise InputError(f"no run at {source}: no such folder, nor on the hub ({error})") from None
+                raise InputError(f"no run at {source}: not a folder, and not on the hub ({error})") from None
         folder = RunFolder(source)
         folder.check_finished()
         info = folder.read_preprocessor()
@@ -104,7 +107,7 @@ class Forecaster:
             model = LlataForPrediction.from_pretrained(source, **({"backbone": backbone} if backbone else {}))
         except InputError:
             raise
-        # what transformers and safetensors make of damaged files
+        # transformers and safetensors raise these for damaged files
         except (OSError, ValueError) as error:
             raise InputError(f"{source} is damaged: {error}") from error
         calibration = Calibration.load(folder.calibration) if folder.calibration.is_file() else None
@@ -112,7 +115,7 @@ class Forecaster:
         return cls(model.to(device), info, calibration, folder.read_settings(), folder.path)
 
     def save_pretrained(self, folder: str | Path):
-        """Write a folder that `from_pretrained` loads, its backbone and calibration in it."""
+        """Write a folder that `from_pretrained` loads, with backbone and calibration included."""
         target = RunFolder(folder)
         target.path.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(target.path)
@@ -134,18 +137,19 @@ class Forecaster:
         nonnegative: bool = False,
         **columns: Any,
     ) -> pd.DataFrame:
-        """What follows each item of a long table or a `Panel`: id, timestamp, target_name, predictions, "0.1", ...
+        """Forecast what follows each item of a long table or `Panel`: id, timestamp, target_name, predictions, "0.1",
+        ...
 
         Args:
-            future_df: id, timestamp and known covariates of every item's next `prediction_length` steps, of a run that
-                has known covariates beside the calendar's. Past ones beyond the trained horizon are missing.
-            prediction_length: by default the run's; a longer one is unrolled, with a warning.
-            quantile_levels: by default those of the run's head; [] for none.
-            batch_size: items at a time, by default bounded by tokens; no result depends on it.
-            nonnegative: points and quantiles below 0 become 0, which keeps the quantiles' order.
+            future_df: id, timestamp and known covariates for each item's next `prediction_length` steps, if the run has
+                known covariates besides the calendar. Past covariates beyond the trained horizon count as missing.
+            prediction_length: default: the run's; a longer one is forecast recursively, with a warning.
+            quantile_levels: default: those of the run's head; [] for none.
+            batch_size: items per batch, by default bounded by tokens; results do not depend on it.
+            nonnegative: replace points and quantiles below 0 by 0, which keeps the quantiles' order.
 
         Raises:
-            InputError: names item, column and row of what cannot be forecast.
+            InputError: the message names the item, column and row that cannot be forecast.
         """
         tables = list(
             self.stream_df(
@@ -174,7 +178,7 @@ class Forecaster:
     ) -> Iterator[pd.DataFrame]:
         """`predict_df` batch by batch, in memory that does not grow with the number of items.
 
-        `share` (k, n) is every n-th batch from the k-th on, for n ranks that take turns.
+        `share` (k, n) selects every n-th batch, starting with batch k, for n ranks that divide the work.
         """
         levels, horizon = self._levels(quantile_levels), self._horizon(prediction_length)
         panel = self._panel_ahead(df, future_df, horizon, columns)
@@ -198,19 +202,17 @@ class Forecaster:
         quantile_levels: Sequence[float] | None = None,
         batch_size: int | None = None,
     ) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
-        """What follows each array [steps] or [steps, C], NaN for missing: points [H, C] and quantiles [H, C, Q].
+        """Forecast what follows each array [steps] or [steps, C], NaN for missing: points [H, C], quantiles [H, C, Q].
 
-        Quantiles are None where the run has none and none are asked for. Arguments as in `predict_df`.
+        Quantiles are None if the run has none and none are requested. Arguments as in `predict_df`.
 
         Raises:
-            InputError: arrays of different C, of no rows, or not of numbers.
+            InputError: arrays with different C, without rows, or not numeric.
         """
         if isinstance(arrays, (pd.DataFrame, Panel, TimeSeries)):
-            raise InputError(
-                "predict takes a list of arrays; for tables there is predict_df: predict_df(read_csv(path))"
-            )
+            raise InputError("predict takes a list of arrays; for tables use predict_df: predict_df(read_csv(path))")
         if self.info.covariates is not None:
-            raise InputError("this run was trained with covariates, which arrays have none of: predict_df takes tables")
+            raise InputError("this run was trained with covariates, which arrays lack: use predict_df with tables")
         panel = _panel_of_arrays(arrays, self.info)
         levels = self._levels(quantile_levels)
         points: list[np.ndarray] = []
@@ -232,11 +234,11 @@ class Forecaster:
         batch_size: int | None = None,
         **columns: Any,
     ) -> pd.DataFrame:
-        """Forecasts of the last `n_windows` windows of every item, `step_size` (default: the horizon) apart.
+        """Forecast the last `n_windows` windows of every item, `step_size` steps apart (default: the horizon).
 
-        A row holds id, timestamp, cutoff (the last timestamp seen), target_name, the value observed (under the target's
-        name; "target" where there are several), predictions and quantiles. `refit` trains anew before every window, by
-        the run's settings, on nothing but what lies before it.
+        A row has id, timestamp, cutoff (the last timestamp seen), target_name, the observed value (in a column named
+        after the target, or "target" if there are several), predictions and quantiles. `refit` trains again for each
+        window with the run's settings, only on the rows before it.
         """
         panel = self.panel_of(df, **columns)
         refitted = (lambda before: self._refitted(before)) if refit else None
@@ -256,14 +258,15 @@ class Forecaster:
         batch_size: int | None = None,
         **columns: Any,
     ) -> pd.DataFrame:
-        """Scores of the model and of baselines on the last `n_windows` windows: a row each, a column a metric.
+        """Scores of the model and of baselines on the last `n_windows` windows: one row each, one column per metric.
 
         Args:
-            metrics: of MASE, WQL, sMAPE, coverage (of the interval between the levels 0.1 and 0.9), MSE and MAE.
-            baselines: of seasonal_naive, linear and exponential_smoothing; by default those that can be had here.
+            metrics: any of MASE, WQL, sMAPE, coverage (of the interval between levels 0.1 and 0.9), MSE and MAE.
+            baselines: any of seasonal_naive, linear, exponential_smoothing and ridge_covariates; default: all
+            available.
 
         Raises:
-            InputError: an unknown metric, too few rows for the windows.
+            InputError: an unknown metric, or too few rows for the windows.
         """
         panel = self.panel_of(df, **columns)
         horizon = self._horizon(prediction_length)
@@ -272,9 +275,9 @@ class Forecaster:
         )
 
     def calibrate(self, df: Any, *, n_windows: int = 10, step_size: int | None = None, **columns: Any) -> "Forecaster":
-        """Calibrate quantiles on the last `n_windows` windows of every item, which the model was not trained on.
+        """Calibrate quantiles on the last `n_windows` windows of every item, which must not have been trained on.
 
-        Of all items and windows together, by horizon step and target; `save_pretrained` keeps it.
+        Errors of all items and windows are pooled, by horizon step and target; `save_pretrained` saves the result.
         """
         panel = self.panel_of(df, **columns)
         from .backtests import window_cuts
@@ -288,9 +291,9 @@ class Forecaster:
         return self
 
     def export_onnx(self, path: str | Path, quantile_levels: Sequence[float] | None = None) -> Path:
-        """Write points and calibrated quantiles as ONNX (`adapters.onnx_file.export_onnx`); returns the path.
+        """Export points and calibrated quantiles to ONNX (see `adapters.onnx_file.export_onnx`); returns the path.
 
-        The file of a run for any series takes windows of one channel.
+        If the run forecasts any series, the file takes windows of one channel.
         """
         from ..adapters.onnx_file import export_onnx
 
@@ -301,23 +304,23 @@ class Forecaster:
         """Write what training changed in the backbone as a PEFT adapter; returns its folder.
 
         Raises:
-            InputError: PEFT is not installed, or the run that this was loaded from holds no LoRA, or is gone.
+            InputError: PEFT is not installed, or the run that this was loaded from has no LoRA or no longer exists.
         """
         from ..adapters.peft_adapter import export_adapter
 
         if self.source is None:
-            raise InputError("only a forecaster that was loaded from a run is exported as an adapter: from_pretrained")
+            raise InputError("only a forecaster loaded from a run can be exported as an adapter: use from_pretrained")
         # the base may have moved
         model = LlataForPrediction.from_pretrained(self.source, backbone=self.model.config.backbone)
         return export_adapter(model, folder)
 
     @property
     def core(self) -> PanelForecaster:
-        """Model and calibration."""
+        """The model with its calibration."""
         return PanelForecaster(self.model, self.calibration, self.info.encoding)
 
     def _panel_ahead(self, df: Any, future_df: Any, horizon: int, columns: dict[str, Any]) -> Panel:
-        """The panel to forecast, its known covariates `horizon` steps ahead."""
+        """The panel to forecast, with known covariates for the next `horizon` steps."""
         panel, encoding = self.panel_of(df, **columns), self.info.encoding
         if encoding is None:
             if future_df is not None:
@@ -327,7 +330,7 @@ class Forecaster:
 
     @property
     def wide(self) -> WideForecaster:
-        """Forecasts of wide series, a column a channel."""
+        """Forecasts of wide series, with one column per channel."""
         return WideForecaster(self.model, self.info)
 
     def __call__(self, past_values: Tensor, observed: Tensor | None = None) -> Tensor:
@@ -335,9 +338,9 @@ class Forecaster:
         return self.wide(past_values, observed)
 
     def panel_of(self, df: Any, **columns: Any) -> Panel:
-        """The panel in a long table, by the run's columns where none are given; of the run's targets, and step.
+        """Read the panel in a long table, by default with the run's columns.
 
-        Raises InputError for targets, covariates, or a step between rows, that are not the run's.
+        Raises InputError if its targets, covariates or step differ from the run's.
         """
         if isinstance(df, TimeSeries):
             df = Panel.of_series(df)
@@ -366,7 +369,7 @@ class Forecaster:
                 item = int((panel.step_of == number).argmax())
                 raise InputError(
                     f"{panel.name}, item {quoted(panel.ids[item])}, column {panel.timestamp_column!r}: the step is "
-                    f"{step.alias(panel.origins[item])}, the run was trained on {self.info.frequency}"
+                    f"{step.alias(panel.origins[item])}, but the run was trained on {self.info.frequency}"
                 )
         return panel
 
@@ -376,7 +379,7 @@ class Forecaster:
             return panel.with_targets(expected)
         if len(panel.targets) != len(expected):
             raise InputError(
-                f"{panel.name} has {len(panel.targets)} targets ({', '.join(panel.targets)}), the run was trained on "
+                f"{panel.name} has {len(panel.targets)} targets ({', '.join(panel.targets)}), but the run has "
                 f"{len(expected)} ({', '.join(expected)})"
             )
         return panel
@@ -389,7 +392,7 @@ class Forecaster:
             raise InputError(f"prediction_length must be at least 1, got {given!r}")
         if given > trained:
             warnings.warn(
-                f"prediction_length {given} is longer than the run's {trained}: forecasts are made of forecasts",
+                f"prediction_length {given} is longer than the run's {trained}: later forecasts build on earlier ones",
                 InputWarning,
                 stacklevel=3,
             )
@@ -423,7 +426,7 @@ def _as_panel(panel: Any) -> Panel:
     if isinstance(panel, TimeSeries):
         return Panel.of_series(panel)
     if not isinstance(panel, Panel):
-        raise InputError(f"fit takes a Panel, got {type(panel).__name__}: Panel.from_df(df, ...) makes one")
+        raise InputError(f"fit takes a Panel, got {type(panel).__name__}: make one with Panel.from_df(df, ...)")
     return panel
 
 
@@ -436,7 +439,7 @@ def _alike(step: Step, known: Step) -> bool:
 
 
 def _panel_of_arrays(arrays: Sequence[Any], info: Preprocessor) -> Panel:
-    """Arrays as items that are counted from 0."""
+    """Arrays as items with timestamps 0, 1, ..."""
     values: list[np.ndarray] = []
     targets = tuple(info.columns)
     if not isinstance(arrays, Iterable):
@@ -445,11 +448,11 @@ def _panel_of_arrays(arrays: Sequence[Any], info: Preprocessor) -> Panel:
         item = _numbers(array, place)
         item = item[:, None] if item.ndim == 1 else item
         if not targets and item.ndim == 2:
-            # a pre-trained model takes any number of them
+            # a pre-trained model takes any number of channels
             targets = tuple(str(channel) for channel in range(item.shape[1]))
         if item.ndim != 2 or not len(item) or not targets or item.shape[1] != len(targets):
             raise InputError(
-                f"array {place} must be [steps] or [steps, {len(targets) or 'C'}] of one step at least, got "
+                f"array {place} must be [steps] or [steps, {len(targets) or 'C'}] with at least one step, got "
                 f"{list(np.shape(array))}"
             )
         if np.isinf(item).any():
@@ -487,7 +490,7 @@ def _numbers(array: Any, place: int) -> np.ndarray:
 
 
 def _without_negatives(table: pd.DataFrame) -> pd.DataFrame:
-    """The same forecasts, those below 0 as 0: points and quantiles alike."""
+    """The forecasts, points and quantiles, with values below 0 replaced by 0."""
     numbers = list(table.columns[table.columns.get_loc(POINTS) :])
     return table.assign(**{name: table[name].clip(lower=0) for name in numbers})
 
@@ -496,7 +499,7 @@ def _warn_of_unknown(panel: Panel, unknown: list):
     if unknown:
         names = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
         warnings.warn(
-            f"{panel.name}: {len(unknown)} items have no value in the context of a target, for which nothing is "
+            f"{panel.name}: {len(unknown)} items have no observed value of a target in the context, so it is not "
             f"forecast: {names}",
             InputWarning,
             stacklevel=4,

@@ -1,4 +1,4 @@
-"""Forecasts of a panel's items, in batches bounded by tokens, at any horizon: points, and quantiles where asked for."""
+"""Forecast a panel's items, in batches bounded by tokens, at any horizon: points, and quantiles on request."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ from .batches import windows_at_once
 from .calibration import Calibration, calibrated_quantiles
 
 PATH_LEVELS = tuple(round(0.05 + 0.1 * step, 2) for step in range(10))
-"""Beyond the trained horizon every one of these quantiles, a tenth of what may happen each, goes on as a past."""
+"""Beyond the trained horizon, forecasts continue from each of these quantiles, a tenth of the distribution each."""
 
 POINTS, TARGET_NAME = "predictions", "target_name"
 
 Ahead = Callable[[int], dict[str, Tensor]]
-"""Steps ahead -> the covariates of windows that begin to forecast there, by the names of the model's inputs."""
+"""Steps ahead -> covariates of windows that start forecasting there, by the names of the model's inputs."""
 
 
 @dataclass(frozen=True)
 class PanelForecaster:
-    """A model, what its quantiles are calibrated by, and how its covariates are written."""
+    """A model, its calibration, and the encoding of its covariates."""
 
     model: LlataForPrediction
     calibration: Calibration | None
@@ -54,9 +54,9 @@ class PanelForecaster:
     ) -> tuple[Tensor, Tensor | None]:
         """Points [B, horizon, C] and quantiles [B, horizon, C, levels] of windows [B, L, C], float64, NaN for missing.
 
-        `own` are level and deviation [B, 1, C] of each series' own rows, which a run that returns to a level measures
-        by. Beyond the trained horizon forecasts become the past: points go on from points, quantiles from each of
-        PATH_LEVELS, of whose outcomes they are the quantiles.
+        `own` are level and deviation [B, 1, C] of each series' own rows, which standardise a run that returns to a
+        level. Beyond the trained horizon, forecasts serve as the past: points continue from points, and quantiles from
+        each of PATH_LEVELS, over all of whose outcomes they are taken.
         """
         if own is not None:
             past = (past - own[0]) / own[1]
@@ -93,11 +93,11 @@ class PanelForecaster:
         return torch.cat(points, 1)[:, :horizon], torch.cat(quantiles, 1)[:, :horizon] if levels else None
 
     def outputs(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """The model's forecasts [B, H, C] and, where it has the head, quantiles [B, H, C, Q]."""
+        """The model's forecasts [B, H, C] and, with a quantile head, quantiles [B, H, C, Q]."""
         config, device = self.model.config, self.model.device
         moved = {name: value if value is None else value.to(device) for name, value in inputs.items()}
         count, _, channels = inputs["past_values"].shape
-        # the paths of a single window may be more than a batch
+        # the paths of a single window may exceed a batch
         at_once = max(1, TOKENS_AT_ONCE // config.tokens_per_window(channels))
         parts = []
         with torch.inference_mode():
@@ -127,11 +127,11 @@ def forecast_panel(
     batch_size: int | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
-    """(items [n], points [n, horizon, C], quantiles [n, horizon, C, levels] or None) of all items, in their order.
+    """(items [n], points [n, horizon, C], quantiles [n, horizon, C, levels] or None) for all items, in order.
 
-    Memory does not grow with the number of items. `share` (k, n) is every n-th batch from the k-th on; all shares have
-    as many, empty ones at the end among them. Raises InputError for quantiles of a run that has none, and for
-    covariates that are not the run's.
+    Memory does not grow with the number of items. `share` (k, n) selects every n-th batch, starting with batch k; all
+    shares have the same number of batches, if necessary with empty ones at the end. Raises InputError for quantiles of
+    a run without any, and for covariates that differ from the run's.
     """
     if levels and not forecaster.has_quantiles:
         raise InputError("this run has neither a quantile head nor a calibration: calibrate it on a panel first")
@@ -155,7 +155,7 @@ def forecast_panel(
 
 
 def _ahead(covariates: WindowCovariates | None, panel: Panel, items: np.ndarray, config: LlataConfig) -> Ahead:
-    """Covariates of what follows the last rows of `items`."""
+    """Covariates for the steps after the last rows of `items`."""
     if covariates is None:
         return lambda steps: {}
     places, ends = torch.from_numpy(items), torch.from_numpy(panel.lengths[items])
@@ -164,7 +164,7 @@ def _ahead(covariates: WindowCovariates | None, panel: Panel, items: np.ndarray,
 
 
 def last_rows(panel: Panel, items: np.ndarray, count: int) -> np.ndarray:
-    """The last `count` rows [items, count, C] of each item, NaN before its first one."""
+    """The last `count` rows [items, count, C] of each item, NaN before its first row."""
     rows = panel.offsets[items + 1][:, None] + np.arange(-count, 0)
     inside = rows >= panel.offsets[items][:, None]
     values = panel.values[np.maximum(rows, 0)]
@@ -172,9 +172,9 @@ def last_rows(panel: Panel, items: np.ndarray, count: int) -> np.ndarray:
 
 
 def own_levels(panel: Panel, items: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean and deviation [items, 1, C] of the first 70 percent of each item's rows, as `evaluate` standardises by.
+    """Mean and deviation [items, 1, C] of the first 70 percent of each item's rows, as in `evaluate`.
 
-    Where these have no value all rows count; what is constant has deviation 1.
+    If these have no value, all rows are used; a constant channel has deviation 1.
     """
     levels, scales = [], []
     for item in items:
@@ -192,7 +192,7 @@ def own_levels(panel: Panel, items: np.ndarray) -> tuple[Tensor, Tensor]:
 def long_frame(
     panel: Panel, items: np.ndarray, points: np.ndarray, quantiles: np.ndarray | None, levels: Sequence[float]
 ) -> pd.DataFrame:
-    """Forecasts as a long table under the caller's names: id, timestamp, target_name, predictions, "0.1", ..."""
+    """Forecasts as a long table with the caller's names: id, timestamp, target_name, predictions, "0.1", ..."""
     count, horizon, channels = points.shape
     rows = np.repeat(items, channels * horizon)
     steps = np.tile(np.arange(horizon), count * channels)

@@ -1,4 +1,4 @@
-"""Pictures of forecasts."""
+"""Plots of forecasts."""
 
 import importlib.util
 import warnings
@@ -14,7 +14,7 @@ _MAX_CHANNELS = 7
 
 
 def check_matplotlib():
-    """Raise InputError where matplotlib is not installed."""
+    """Raise InputError if matplotlib is not installed."""
     if not HAS_MATPLOTLIB:
         raise InputError("a picture needs matplotlib: pip install llata-fast[plot]")
 
@@ -28,16 +28,16 @@ def plot_forecast(
     fan: list[tuple[pd.DataFrame, pd.DataFrame]] | None = None,
     title: str = "",
 ) -> bool:
-    """One panel a channel: what came before, what was forecast, and what came where it is known.
+    """Draw one panel per channel: the history, the forecasts, and the truth if it is known.
 
     Args:
         path: PNG to write.
-        history, truth: indexed by date, a column a channel, in the units of the series.
-        forecasts: name -> forecast, like `truth`; the first is drawn strongest.
-        fan: intervals of the first forecast, each its lower and upper end like `truth`, the widest first.
+        history, truth: indexed by date, one column per channel, in the units of the series.
+        forecasts: name -> forecast, shaped like `truth`; the first one is emphasised.
+        fan: intervals of the first forecast as (lower, upper), each shaped like `truth`, the widest first.
 
     Returns:
-        Whether it was drawn. A picture that fails is a warning: it stands at the end of work that must not be lost.
+        Whether it was drawn. A failure is only a warning, as the work before it must not be lost.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -74,7 +74,7 @@ def _draw(
         for order, (name, forecast) in enumerate(forecasts.items()):
             axis.plot(forecast.index, forecast[column], label=name, color=f"C{order}", linewidth=1 if order else 1.8)
         axis.axvline(history.index[-1], color="0.8", linewidth=0.8, zorder=0)
-        # names are a user's text, and no mathematics
+        # a column's name may look like mathtext
         axis.set_ylabel(column, parse_math=False)
         axis.margins(x=0.01)
         axis.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""Tables that are written piece by piece, and appear under their name only when they are whole."""
+"""Write tables piece by piece; a file appears under its name only when it is complete."""
 
 import contextlib
 import gzip
@@ -16,22 +16,22 @@ _NOT_WRITTEN = (".bz2", ".xz", ".zip", ".zst", ".xls", ".xlsx", ".ods", ".json",
 
 
 def check_table_format(path: str | Path):
-    """Raise InputError where the file's ending asks for what is not written, or a package that is not installed."""
+    """Raise InputError for an unknown file extension, or if the package for it is not installed."""
     if Path(path).suffix.lower() in _NOT_WRITTEN:
-        raise InputError(f"cannot write {path}: give it the ending .csv, .csv.gz or .parquet")
+        raise InputError(f"cannot write {path}: give it the extension .csv, .csv.gz or .parquet")
     if Path(path).suffix == PARQUET and importlib.util.find_spec("pyarrow") is None:
         raise InputError(f"{path}: parquet needs pyarrow: pip install llata-fast[parquet], or write a .csv")
 
 
 @contextlib.contextmanager
 def open_table(path: str | Path, date_format: str | None = None) -> Iterator[Callable[[pd.DataFrame], None]]:
-    """`write(rows)` appends rows to the table at `path`: parquet or gzipped CSV by its ending, else CSV.
+    """`write(rows)` appends rows to the table at `path`: Parquet or gzipped CSV by its extension, else CSV.
 
-    `date_format` is that of every date in a CSV: settled once, since rows at midnight alone would lose their time of
-    day (`TimeSeries.date_format`). Dates with an offset from UTC are always written with time and offset.
+    `date_format` applies to every date in a CSV (`TimeSeries.date_format`): it is fixed once, since a chunk with only
+    midnights would lose its time of day. Dates with a UTC offset always include time and offset.
 
-    The rows go to a file beside it, which takes the name at the end; whatever interrupts leaves neither behind, and a
-    table that was there before stays as it was.
+    Rows go to a temporary file that is renamed at the end; an interruption leaves no partial file, and a table that was
+    there before stays unchanged.
     """
     path = Path(path)
     with replacing(path) as partial:
@@ -54,7 +54,7 @@ def _csv_writer(path: Path, compressed: bool, date_format: str | None) -> Iterat
 
 
 def _with_offset(dates: pd.Series, date_format: str | None) -> pd.Series:
-    """Dates of a zone as text, time and offset from UTC always with them."""
+    """Dates with a time zone as text, always with time and UTC offset."""
     if date_format is None or "%H" not in date_format:
         date_format = "%Y-%m-%d %H:%M:%S"
     text = dates.dt.strftime(f"{date_format}%z")

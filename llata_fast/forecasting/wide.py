@@ -1,4 +1,4 @@
-"""Forecasts of one wide series, by date and channel: what follows its last row, or every row of it."""
+"""Forecasts of one wide series, by date and channel: after its last row, or after each of its rows."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,19 +22,19 @@ ORIGIN = "origin"
 
 
 class WideForecaster:
-    """A run's model on series of its channels."""
+    """A run's model, for series with its channels."""
 
     def __init__(self, model: LlataForPrediction, info: Preprocessor):
         self.model, self.info = model, info
 
     def predict(self, series: TimeSeries) -> pd.DataFrame:
-        """The H rows after the last one of `series`, in its units: a date column and one column a channel.
+        """Forecast the H rows after the last row of `series`, in its units: a date column and one column per channel.
 
-        Channels are the run's by their names, in the run's order, whatever else the series has. A series without all
-        of these names must have as many channels, and they are taken in their order.
+        Channels are selected by the run's names, in the run's order; others are ignored. A series without all of these
+        names must have the same number of channels, which are then taken in order.
 
         Raises:
-            InputError: other channels than the run's, or fewer rows than its context.
+            InputError: the channels differ from the run's, or there are fewer rows than the context needs.
         """
         series = self._channels_of(series)
         windows = self._lookbacks(series)
@@ -45,19 +45,19 @@ class WideForecaster:
         return table
 
     def stream(self, series: TimeSeries, every: int = 1, batch_size: int | None = None) -> Iterator[pd.DataFrame]:
-        """Forecasts after every `every`-th row, the last row among them, as tables of up to `batch_size` forecasts.
+        """Forecast after every `every`-th row, including the last one, as tables of up to `batch_size` forecasts.
 
-        A table has H rows for each forecast, in order: "origin", the date of the last row seen, then what `predict`
-        gives. Memory does not grow with their number nor, as `windows_at_once` bounds a batch by its tokens, with that
-        of the channels. The next batch is computed while one is handed out.
+        A table has H rows per forecast, in order: "origin" (the date of the last row seen), then the columns of
+        `predict`. Memory does not grow with the number of forecasts nor, as `windows_at_once` bounds a batch by its
+        tokens, with that of channels. The next batch is computed while the caller handles the current one.
 
         Raises:
-            InputError: as `predict`; a channel that is called "origin".
+            InputError: as in `predict`, or if a channel is called "origin".
         """
         config = self.model.config
         series = self._channels_of(series)
         if ORIGIN in (*series.columns, series.date_column):
-            raise InputError(f"{series.name} has a column called {ORIGIN}, which is where the origin's date goes")
+            raise InputError(f"{series.name} has a column called {ORIGIN}, the name of the column of origin dates")
         windows = self._lookbacks(series)
         dates = series.dates.append(series.future_dates(config.prediction_length))
         steps = np.arange(1, config.prediction_length + 1)
@@ -76,12 +76,12 @@ class WideForecaster:
         _warn_of_empty(series, empty)
 
     def num_forecasts(self, series: TimeSeries, every: int = 1) -> int:
-        """How many forecasts `stream` makes."""
+        """Number of forecasts that `stream` makes."""
         return max(0, -(-(len(series) - self._first_origin) // every))
 
     @property
     def _first_origin(self) -> int:
-        """The first row that a forecast may follow."""
+        """The first row after which a forecast is possible."""
         return 0 if self.info.any_series else self.model.config.context_length - 1
 
     def _channels_of(self, series: TimeSeries) -> TimeSeries:
@@ -93,7 +93,7 @@ class WideForecaster:
         if len(series.columns) != len(expected):
             raise InputError(
                 f"{series.name} has {len(series.columns)} channels ({shortened(series.columns)}), "
-                f"the run was trained on {len(expected)} ({shortened(expected)})"
+                f"but the run was trained on {len(expected)} ({shortened(expected)})"
             )
         return series
 
@@ -106,9 +106,8 @@ class WideForecaster:
     def __call__(self, past_values: Tensor, observed: Tensor | None = None) -> Tensor:
         """Lookbacks [B, L, C] -> forecasts [B, H, C] in their units, float64, on the model's device.
 
-        `observed` [B, L, C], bool: which values are there; by default all of them.
-
-        Of any unit and level, unless the run returns to a level (`reads_level`): then standardised.
+        `observed` [B, L, C] (bool) marks the values that are present; default: all. Any unit and level is allowed,
+        except for a run that returns to a level (`reads_level`), which needs standardised values.
         """
         return forecast_windows(
             lambda inputs: self.model(**inputs).prediction_outputs,
@@ -119,16 +118,16 @@ class WideForecaster:
 
 
 def _warn_of_empty(series: TimeSeries, empty: np.ndarray):
-    """One warning that names the channels that are `empty` [C]."""
+    """Warn once, with the names of the channels that are `empty` [C]."""
     if empty.any():
         names = ", ".join(repr(column) for column, lacks in zip(series.columns, empty, strict=True) if lacks)
         warnings.warn(
-            f"{series.name}: no value in the context of {names}: nothing is forecast for it", InputWarning, stacklevel=3
+            f"{series.name}: no value in the context of {names}, so it is not forecast", InputWarning, stacklevel=3
         )
 
 
 class _Lookbacks:
-    """Every lookback of a series, one overlapping view of its values [rows, C] on a device, in units of `scaler`."""
+    """All lookbacks of a series in units of `scaler`: one overlapping view of its values [rows, C] on a device."""
 
     def __init__(
         self,
@@ -138,26 +137,26 @@ class _Lookbacks:
         device: torch.device,
         padded: bool = False,
     ):
-        """`padded`: what lies before the first row is missing, not an error."""
+        """With `padded`, rows before the first one count as missing instead of being an error."""
         before = context_length - 1 if padded else 0
         if len(series) + before < context_length:
-            raise InputError(f"{series.name} has {len(series)} rows, the context takes {context_length}")
+            raise InputError(f"{series.name} has {len(series)} rows, but the context needs {context_length}")
         self.scaler = scaler
-        # from a row to where its lookback begins
+        # offset from a row to the first row of its lookback
         self._shift = before - context_length + 1
         values = torch.from_numpy(scaler.transform(series.values)).to(device)
         values = torch.nn.functional.pad(values, (0, 0, before, 0), value=torch.nan)
         self.windows = values.unfold(0, context_length, 1)  # [rows - L + 1, C, L]
 
     def ending_at(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Lookbacks [B, L, C] whose last rows are `rows` [B], and which of their values are observed."""
+        """Lookbacks [B, L, C] whose last rows are `rows` [B], and their observed mask."""
         starts = torch.from_numpy(rows + self._shift).to(self.windows.device, non_blocking=True)
         past = self.windows.index_select(0, starts).transpose(1, 2).contiguous()
         return past, ~past.isnan()
 
 
 def _one_ahead(chunks: list, compute: Callable[[Any], Tensor]) -> Iterator[tuple[Any, Tensor]]:
-    """(chunk, its result on the host) for every chunk; a GPU is given the next one before one is waited for."""
+    """(chunk, its result on the host) for every chunk; a GPU gets the next chunk before the current one is awaited."""
     pending = None
     for chunk in chunks:
         result = compute(chunk)

@@ -1,1 +1,1 @@
-"""What a run looks like: one HTML page that needs nothing else, no network among it."""
+"""A run's report: one self-contained HTML page that needs no network."""

@@ -1,4 +1,4 @@
-"""The report's pictures as SVG text: inlined in the page, nothing fetched, no label parsed as markup."""
+"""The report's figures as SVG text, inlined in the page: nothing is fetched, and no label is parsed as markup."""
 
 import contextlib
 import io
@@ -9,13 +9,13 @@ import numpy as np
 
 from .measures import LEVELS, Errors, Example, Features, mean_of_known
 
-# inches: on a telephone the letters are nearly of their own size, on a desk those of the text
+# inches, chosen so that text has nearly its own size on a phone and that of the page on a desktop
 _WIDTH = 5.4
 _MAX_CHANNELS, _MAX_BARS, _MAX_DEPTHS = 8, 30, 4
 _FAN = {"80 %": (0.1, 0.9, 0.15), "50 %": (0.25, 0.75, 0.3)}
 _STYLE: Any = {
     "text.parse_math": False,
-    # letters stay letters: smaller, and found by a page's search
+    # text stays text: the file is smaller, and the page's search finds it
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -29,7 +29,7 @@ _STYLE: Any = {
 
 @contextlib.contextmanager
 def _figure(height: float, svg: list[str], width: float = _WIDTH) -> Iterator[Any]:
-    """A figure in inches, appended to `svg` as text at the end."""
+    """Yield a figure (size in inches), and append its SVG text to `svg` at the end."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -39,12 +39,12 @@ def _figure(height: float, svg: list[str], width: float = _WIDTH) -> Iterator[An
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    # what stands before belongs to a file of its own
+    # drop the XML header, which belongs only to stand-alone files
     svg.append(text[text.index("<svg") :])
 
 
 def losses(records: list[dict[str, Any]]) -> str | None:
-    """Loss terms over steps, and the validation's MSE; None where nothing was logged."""
+    """Loss terms and validation MSE over steps; None if nothing was logged."""
     names = {"loss": "loss"} | {f"{term}_loss": term for term in ("task", "quantile", "consistency", "alignment")}
     lines = {label: _points(records, name) for name, label in names.items()}
     lines["validation MSE"] = _points(records, "eval_mse")
@@ -59,9 +59,9 @@ def losses(records: list[dict[str, Any]]) -> str | None:
         for label, points in lines.items():
             mark = "o-" if label == "validation MSE" else "-"
             axis.plot(points[:, 0], points[:, 1], mark, label=label, linewidth=1.4, markersize=4)
-        # a term that is exactly 0 at first has no place on it
+        # a term that is exactly 0 at first cannot be drawn on a logarithmic axis
         axis.set_yscale("log", nonpositive="mask")
-        # the usual labels of such an axis are formulas, which this page has none of
+        # the default labels of such an axis are formulas, which this page does not render
         axis.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
         axis.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
         _whole_steps(axis)
@@ -76,7 +76,7 @@ def _points(records: list[dict[str, Any]], name: str) -> np.ndarray:
 
 
 def error_by_step(errors: Errors, columns: list[str]) -> str:
-    """Mean absolute error over the horizon, a line a channel and one for all."""
+    """Mean absolute error over the horizon: one line per channel, and one for all."""
     svg: list[str] = []
     with _figure(3.2, svg) as figure:
         axis = figure.subplots()
@@ -94,14 +94,14 @@ def error_by_step(errors: Errors, columns: list[str]) -> str:
 
 
 def _whole_steps(axis: Any):
-    """No tick between two steps."""
+    """Ticks only at whole steps."""
     from matplotlib.ticker import MaxNLocator
 
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def error_by_name(named: list[tuple[str, float]]) -> str:
-    """Mean absolute error of every channel or item, as they come; of many the first thirty."""
+    """Mean absolute error of each channel or item in the given order, at most thirty."""
     named = named[:_MAX_BARS]
     svg: list[str] = []
     with _figure(0.9 + 0.26 * len(named), svg) as figure:
@@ -122,16 +122,16 @@ def by_channel(errors: Errors, columns: list[str]) -> list[tuple[str, float]]:
 
 
 def _cut(name: str, longest: int = 40) -> str:
-    """A name that leaves room for what it names."""
+    """A name, cut so that it leaves room for the plot."""
     return name if len(name) <= longest else name[: longest - 3] + "..."
 
 
 def calibration(below: np.ndarray) -> str:
-    """How often the truth lay below each quantile, over its level: on the diagonal where intervals hold their word."""
+    """Share of true values below each quantile, against its level; well calibrated intervals lie on the diagonal."""
     svg: list[str] = []
     with _figure(4.4, svg, 4.4) as figure:
         axis = figure.subplots()
-        axis.plot((0, 1), (0, 1), color="0.6", linewidth=1, linestyle="--", label="as it says")
+        axis.plot((0, 1), (0, 1), color="0.6", linewidth=1, linestyle="--", label="ideal")
         axis.plot(LEVELS, below, "o-", color="#d1495b", markersize=4, linewidth=1.6, label="on these windows")
         axis.set(xlabel="level of the quantile", ylabel="share of the values below it", xlim=(0, 1), ylim=(0, 1))
         axis.set_aspect("equal")
@@ -140,7 +140,7 @@ def calibration(below: np.ndarray) -> str:
 
 
 def example(window: Example, columns: list[str]) -> str:
-    """A window's channels below one another: what was seen, what came, what was forecast and between what."""
+    """A window's channels below each other: lookback, truth, forecast and its interval."""
     shown = columns[:_MAX_CHANNELS]
     before = min(len(window.history), 3 * len(window.truth))
     past, ahead = np.arange(-before, 0), np.arange(len(window.truth))
@@ -156,7 +156,7 @@ def example(window: Example, columns: list[str]) -> str:
             axis.plot(ahead, window.truth[:, channel], color="0.1", linewidth=1.2, label="observed")
             axis.plot(ahead, window.forecast[:, channel], color="#d1495b", linewidth=1.8, label="forecast")
             axis.set_ylabel(_cut(name, 24))
-        axes[-1].set_xlabel("steps from the forecast's first")
+        axes[-1].set_xlabel("steps after the start of the forecast")
         _whole_steps(axes[-1])
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)
@@ -164,7 +164,7 @@ def example(window: Example, columns: list[str]) -> str:
 
 
 def distances(features: Features) -> str:
-    """How far apart both branches are at every depth, before training and after."""
+    """The distance between both branches at every depth, before and after training."""
     svg: list[str] = []
     with _figure(2.8, svg) as figure:
         axis = figure.subplots()
@@ -177,7 +177,7 @@ def distances(features: Features) -> str:
 
 
 def planes(features: Features) -> str:
-    """Both branches' tokens at some depths, the first and the last among them: a row before training, one after."""
+    """Both branches' tokens at several depths, from first to last: one row before training, one after."""
     count = len(features.planes["before"])
     depths = np.unique(np.linspace(0, count - 1, min(count, _MAX_DEPTHS)).round().astype(int))
     svg: list[str] = []

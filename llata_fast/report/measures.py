@@ -1,4 +1,4 @@
-"""What the report of a run shows, measured on its test windows: errors, intervals, features, prototypes."""
+"""What a run's report shows, measured on its test windows: errors, intervals, features and prototypes."""
 
 import copy
 from dataclasses import dataclass, field
@@ -22,11 +22,11 @@ from ..forecasting.panel_forecasts import POINTS
 from ..modeling import LlataForPrediction
 
 LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 20))
-"""Of the quantiles that are measured."""
+"""Levels of the quantiles."""
 
-# values of quantiles at a time
+# number of quantile values held at a time
 _AT_ONCE = 2**24
-# of the test split, evenly spaced: features and attention are means that a few hundred windows settle
+# evenly spaced test windows: enough for stable means of features and attention
 _SAMPLE = 64
 _TOP_PROTOTYPES, _TOP_WORDS = 3, 6
 
@@ -48,24 +48,24 @@ class Example:
     quantiles: np.ndarray | None
     """[H, C, LEVELS]"""
     item: str | None = None
-    """Of a panel, whose window it is."""
+    """The item of the window, in a panel."""
 
 
 @dataclass
 class Errors:
-    """Mean absolute errors over every test window, and how often the truth lay below each quantile."""
+    """Mean absolute errors over every test window, and the share of true values below each quantile."""
 
     unit: str
-    """Behind "mean absolute error"."""
+    """The unit, which follows "mean absolute error"."""
     by_step: np.ndarray
     """[H, C]"""
     windows: int
     examples: list[Example]
-    """The best window, the median one and the worst."""
+    """The best, the median and the worst window."""
     below: np.ndarray | None
-    """[LEVELS] share of the values below each quantile; None without quantiles."""
+    """[LEVELS]: share of the true values below each quantile; None without quantiles."""
     by_item: list[tuple[str, float]] = field(default_factory=list)
-    """Of a panel, the largest error first."""
+    """Items of a panel, the largest error first."""
 
 
 class _Sums:
@@ -85,7 +85,7 @@ class _Sums:
         self.known = self.known + known.sum(0)
         self.each.append(mean_of_known(miss.reshape(len(miss), -1)))
         if quantiles is not None:
-            # nothing is forecast of a channel without a value in the context
+            # a channel without a value in the context has no forecast
             seen = ~np.isnan(truth) & ~np.isnan(quantiles).any(-1)
             self.below = self.below + (truth[..., None] <= quantiles)[seen].sum(0)
             self.seen += int(seen.sum())
@@ -97,18 +97,18 @@ class _Sums:
 
     @property
     def shares_below(self) -> np.ndarray | None:
-        """[LEVELS] of the truth, below each quantile; None without quantiles."""
+        """[LEVELS]: share of the true values below each quantile; None without quantiles."""
         return self.below / self.seen if self.seen else None
 
     def chosen(self) -> dict[str, int]:
-        """Places of the best window, the median one and the worst."""
+        """Indices of the best, the median and the worst window."""
         each = np.concatenate(self.each)
         order = np.argsort(each)[: (~np.isnan(each)).sum()].tolist()
         return {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]} if order else {}
 
 
 def mean_of_known(values: np.ndarray) -> np.ndarray:
-    """Mean along the last axis of what is known, NaN where nothing is."""
+    """Mean along the last axis, ignoring NaN; NaN where all values are."""
     known = ~np.isnan(values)
     count = known.sum(-1)
     return np.where(count > 0, np.where(known, values, 0.0).sum(-1) / np.maximum(count, 1), np.nan)
@@ -190,14 +190,14 @@ def panel_errors(
 
 
 def _seasonal_change(values: np.ndarray, seasonality: int) -> np.ndarray:
-    """[C] mean absolute change of known rows [rows, C] from season to season; NaN where nothing changes."""
+    """[C]: mean absolute seasonal change of the known rows [rows, C]; NaN where nothing changes."""
     period = seasonality if len(values) > seasonality else 1
     change = mean_of_known(np.abs(values[period:] - values[:-period]).T)
     return np.where(change > 0, change, np.nan)
 
 
 def held_back_windows(task: PanelTask) -> int:
-    """Windows at the end of every item, one behind the other, that training has not seen; one at least."""
+    """Number of consecutive windows at the end of every item that training has not seen, at least one."""
     windows = task.splits.test
     _, cuts = np.unique(windows.items.cpu().numpy(), return_counts=True)
     return max(1, int((cuts.min() + windows.prediction_length - 1) // windows.prediction_length))
@@ -205,21 +205,21 @@ def held_back_windows(task: PanelTask) -> int:
 
 @dataclass
 class Features:
-    """How far apart both branches are, before training and after."""
+    """The distance between both branches, before and after training."""
 
     distance: dict[str, list[float]]
-    """"before" and "after" -> one number a depth: the mean distance of a token's features, by their mean length."""
+    """"before" and "after" -> one number per depth: mean distance of tokens' features, relative to their norm."""
     planes: dict[str, list[tuple[np.ndarray, np.ndarray]]]
-    """Likewise, time and text tokens [tokens, 2] of every depth on their two principal axes."""
+    """"before" and "after" -> time and text tokens [tokens, 2] of each depth, on their two principal axes."""
 
 
 def has_both_branches(model: LlataForPrediction) -> bool:
-    """Whether a textual branch was trained beside the temporal one, and is still there."""
+    """Whether a textual branch was trained, and is still part of the model."""
     return model.config.has_text_branch and not model.config.merged
 
 
 def branch_features(trained: LlataForPrediction, task: SeriesTask | PanelTask, seed: int) -> Features:
-    """Features of both branches over a sample of test windows, as the run of this seed began and as it ended."""
+    """Features of both branches on a sample of test windows, before training (rebuilt from the seed) and after."""
     torch.manual_seed(seed)
     models = {"before": LlataForPrediction.from_backbone(copy.deepcopy(trained.config)), "after": trained}
     inputs = _sample(task)
@@ -235,7 +235,7 @@ def branch_features(trained: LlataForPrediction, task: SeriesTask | PanelTask, s
 
 
 def _sample(task: SeriesTask | PanelTask) -> tuple[Tensor | None, ...]:
-    """Lookbacks in units of their own, what of them is observed, and covariates, as `time_tokens` takes them."""
+    """Lookbacks in their own units, their observed mask, and covariates, as `time_tokens` takes them."""
     windows = task.splits.test
     indices = np.unique(np.linspace(0, len(windows) - 1, _SAMPLE).astype(int))
     batches = [next(windows.batches(1, first=int(index))) for index in indices]
@@ -248,7 +248,7 @@ def _sample(task: SeriesTask | PanelTask) -> tuple[Tensor | None, ...]:
 
 @torch.no_grad()
 def _both_branches(model: LlataForPrediction, *inputs: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-    # the twin pass is that of training; chance has no part in it
+    # the twin pass exists only in training mode; dropout is switched off
     model.train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -272,21 +272,21 @@ def _plane(time: Tensor, text: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass
 class Attention:
-    """Which prototypes the tokens of a channel ask, most first."""
+    """The prototypes that each channel's tokens attend to, largest share first."""
 
     rows: list[tuple[str, list[tuple[int, float, list[str]]]]]
-    """(channel, [(prototype, share of the attention, the words nearest to it)])."""
+    """(channel, [(prototype, share of the attention, nearest words)])."""
 
 
 @torch.no_grad()
 def prototype_attention_of(model: LlataForPrediction, task: SeriesTask | PanelTask) -> Attention:
     """Mean attention of every channel to the word prototypes, over a sample of test windows."""
     time, _, _ = model.time_tokens(*_sample(task))
-    # covariates stand in front of the targets
+    # the covariates' tokens come before the targets'
     time = time[:, model.config.num_covariate_tokens :]
     shares = _attention_shares(model, time)  # [rows, T, V]
     channels = len(task.columns)
-    # variate tokens: a token a channel; patch tokens: a row a channel
+    # variate tokens: one token per channel; patch tokens: one row per channel
     by_channel = shares.mean(0) if model.config.variate_tokens else shares.mean(1).unflatten(0, (-1, channels)).mean(0)
     words = _nearest_words(model)
     rows = []
@@ -298,7 +298,7 @@ def prototype_attention_of(model: LlataForPrediction, task: SeriesTask | PanelTa
 
 
 def _attention_shares(model: LlataForPrediction, time: Tensor) -> Tensor:
-    """time [rows, T, D] -> softmax over the prototypes, mean over heads [rows, T, V]."""
+    """time [rows, T, D] -> attention over the prototypes, averaged over heads [rows, T, V]."""
     cross, D = model.cross_attention, time.shape[-1]
     heads, width = cross.num_heads, D // cross.num_heads
     q = cross.q_proj(time).unflatten(-1, (heads, width))  # [rows, T, A, E]
@@ -307,7 +307,7 @@ def _attention_shares(model: LlataForPrediction, time: Tensor) -> Tensor:
 
 
 def _nearest_words(model: LlataForPrediction):
-    """prototype -> the words whose embeddings point its way; nothing where the backbone has no tokenizer here."""
+    """prototype -> the words with the most similar embeddings; none if the backbone has no tokenizer here."""
     config = model.config
     tokenizer = read_tokenizer(config.backbone)
     embeddings = None

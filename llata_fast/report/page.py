@@ -1,4 +1,4 @@
-"""The report of a run as one HTML page: offline, self-contained, every name escaped."""
+"""A run's report as one HTML page: offline, self-contained, with every name escaped."""
 
 import importlib.util
 import platform
@@ -25,8 +25,8 @@ _PACKAGES = ("torch", "transformers", "triton", "deepspeed", "numpy", "pandas")
 def write_report(run: str | Path, output: str | Path) -> Path:
     """Write the page for a finished run; returns its path.
 
-    Its test windows are forecast again, so the dataset must be at hand; where it is not, the page says so and shows
-    what the run's own files tell.
+    Its test windows are forecast again, so the dataset must be available. If it is not, the page says so and shows only
+    what the run's own files contain.
 
     Raises:
         InputError: not a finished run, damaged files, or matplotlib is not installed.
@@ -70,9 +70,9 @@ def write_backtest_report(
     batch_size: int | None = None,
     name: str = "",
 ) -> Path:
-    """Write the page of a backtest, whose `scores` `Forecaster.evaluate` gave; returns its path.
+    """Write the page of a backtest, given the `scores` of `Forecaster.evaluate`; returns its path.
 
-    `name` is the run's. The windows are forecast again. Raises InputError where matplotlib is not installed.
+    `name` is the run's. The windows are forecast again. Raises InputError if matplotlib is not installed.
     """
     _check_matplotlib()
     panel = forecaster.panel_of(panel)
@@ -106,20 +106,20 @@ def _write(output: str | Path, **what: Any) -> Path:
 
 
 def _test_sections(folder: RunFolder, settings: dict[str, Any], scored_on: str) -> tuple[dict[str, Any], str | None]:
-    """What takes the test windows, and one line why it is missing."""
+    """The sections that need the test windows, and one line that says why they are missing."""
     from ..evaluation.panel_task import PanelTask
     from ..evaluation.tasks import SeriesTask, read_task
     from ..modeling import LlataForPrediction
     from . import figures
 
     if settings.get("corpus"):
-        return {}, "The windows of a pre-training are not shown: its scores are a mean over many series."
+        return {}, "The windows of a pre-training are not shown: its scores are means over many series."
     try:
         task = read_task(_settings(DataSettings, settings), _settings(ModelSettings, settings))
     except InputError as error:
         return {}, f"The test windows are not shown: {error}."
     if not isinstance(task, (SeriesTask, PanelTask)):
-        return {}, "The test windows are not shown: the competition's series have none."
+        return {}, "The test windows are not shown: M4's test values are not in windows."
     if isinstance(task, PanelTask) and scored_on == "validation":
         task = PanelTask(task.panel, _settings(ModelSettings, settings))
     model = LlataForPrediction.from_pretrained(folder.path)
@@ -128,7 +128,7 @@ def _test_sections(folder: RunFolder, settings: dict[str, Any], scored_on: str) 
         features = measures.branch_features(model, task, settings.get("seed", 0))
         sections["distances"], sections["planes"] = figures.distances(features), figures.planes(features)
         sections["attention"] = measures.prototype_attention_of(model, task)
-    # it merges the model: both branches are looked at before
+    # loading merges the model, so both branches are measured before
     forecaster = Forecaster.from_pretrained(folder.path)
     if isinstance(task, PanelTask):
         errors = measures.panel_errors(forecaster, task.panel, measures.held_back_windows(task))
@@ -138,7 +138,7 @@ def _test_sections(folder: RunFolder, settings: dict[str, Any], scored_on: str) 
 
 
 def _error_sections(errors: Errors, columns: list[str]) -> dict[str, Any]:
-    """Pictures of errors, intervals and single windows."""
+    """Plots of errors, intervals and single windows."""
     from . import figures
 
     return {
@@ -158,7 +158,7 @@ def _settings(kind: type, settings: dict[str, Any]) -> Any:
 
 
 def _scores(metrics: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Names of the errors, and a row for the model and every baseline."""
+    """Names of the errors, and one row for the model and for each baseline."""
     test = metrics["test"]
     names = [name for name, value in test.items() if isinstance(value, (int, float))]
     rows = {"llata": test} | metrics["baselines"]

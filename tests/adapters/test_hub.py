@@ -55,7 +55,7 @@ def test_card_shows_scores_beside_the_baselines(run):
     text = str(hub.model_card(run.path, "org/waves"))
     assert "| llata | 0.2500 | 0.3750 |" in text and "| linear | 0.5000 | 0.3750 |" in text
     assert 'Forecaster.from_pretrained("org/waves")' in text and "c0, c1, c2" in text and "seed 7" in text
-    assert "80 % intervals held 79.3 % of what came" in text and "(3 channels, frequency" in text
+    assert "80 % intervals covered 79.3 % of the true values" in text and "(3 channels, frequency" in text
     assert "# waves\n" in text and "its first 2 blocks" in text
     assert "license: apache-2.0" in text and "library_name: llata_fast" in text
 

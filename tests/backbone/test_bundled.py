@@ -88,7 +88,7 @@ def test_fewer_prototypes_are_the_first_ones(source, tmp_path, kept):
 
 
 def test_too_many_layers_are_refused(bundle):
-    with pytest.raises(InputError, match="has 2 layers, num_layers 3"):
+    with pytest.raises(InputError, match="has 2 layers: num_layers must be in 1..2, got 3"):
         LlataForPrediction.from_backbone(tiny_config(bundle, num_layers=3))
 
 
@@ -120,7 +120,7 @@ def test_command(tmp_path, capsys):
         assert before == {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
         return lines
 
-    assert "has 3 layers, num_layers 4" in refused("--num_layers", 4)
+    assert "has 3 layers: num_layers must be in 1..3, got 4" in refused("--num_layers", 4)
     assert f"allow 1 to {D - 1}" in refused("--num_prototypes", D)
     assert "neither a family" in refused("--backbone", "random:eliza")
     assert "it is a file" in refused("--output", tmp_path / "llama.json")

@@ -57,7 +57,7 @@ def test_another_scoring_adds_a_row(tmp_path):
 def test_refuses_another_table(tmp_path):
     path = tmp_path / "results.csv"
     path.write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match="no table of results"):
+    with pytest.raises(InputError, match="not a table of results"):
         Results(path)
 
 

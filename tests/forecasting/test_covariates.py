@@ -137,14 +137,14 @@ def test_no_window_sees_what_comes_after_its_cutoff(f, df):
     pd.testing.assert_frame_equal(*tables)
     # nor does a horizon longer than the trained one
     panels = [Panel.from_df(table, **ROLES, calendar="weekday").until(2 * H) for table in (df, spoiled)]
-    with pytest.warns(InputWarning, match="forecasts are made of forecasts"):
+    with pytest.warns(InputWarning, match="later forecasts build on earlier ones"):
         pd.testing.assert_frame_equal(*(f.predict_df(panel, prediction_length=2 * H) for panel in panels))
     known = df.assign(x=np.where(df["timestamp"] >= cut, 0.0, df["x"]))
     assert not f.cross_validation(known, n_windows=1)["predictions"].equals(tables[0]["predictions"])
 
 
 def test_a_longer_horizon_takes_a_longer_future(f, df):
-    with pytest.warns(InputWarning, match="forecasts are made of forecasts"):
+    with pytest.warns(InputWarning, match="later forecasts build on earlier ones"):
         out = f.predict_df(past(df), future_df=future(df, steps=2 * H), prediction_length=2 * H)
     truth = out.merge(df, on=["item_id", "timestamp"])
     assert len(truth) == 6 * H and (truth["predictions"] - truth["target"]).abs().mean() < 1.0
@@ -188,9 +188,9 @@ def test_missing_covariates_are_named_in_one_line(f, df, folder):
         with pytest.raises(InputError) as error:
             forecaster.predict_df(table, future_df=ahead)
         assert message in str(error.value) and "\n" not in str(error.value)
-    with pytest.raises(InputError, match="ridge_covariates is for a panel with covariates that move, and panel has"):
+    with pytest.raises(InputError, match="ridge_covariates needs covariates that vary over time, and panel has"):
         plain.evaluate(df, baselines=["ridge_covariates"])
-    with pytest.raises(InputError, match="trained with covariates, which arrays have none of: predict_df takes tables"):
+    with pytest.raises(InputError, match="trained with covariates, which arrays lack: use predict_df with tables"):
         f.predict([np.arange(30.0)])
     with pytest.raises(InputError, match="trained with covariates: past_covariates must be"):
         f(torch.zeros(1, L, 1))

@@ -162,7 +162,7 @@ def test_page_of_a_backtest(panel):
 
 def test_report_of_a_panel_shows_unseen_windows(panel):
     text = write_report(panel / "run", panel / "report.html").read_text(encoding="utf-8")
-    assert "nothing was held back for a test" in text and "Error by item" in text and "prototypes" in text
+    assert "no test split was held out" in text and "Error by item" in text and "prototypes" in text
 
 
 def test_errors_of_a_panel_by_hand(panel):
