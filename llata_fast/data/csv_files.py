@@ -185,7 +185,7 @@ def _has_date_name(line: str, names: Sequence[str] = (*DATE_COLUMNS, *PERIOD_COL
 def _check_header(path: Path, line: int, header: list[str]):
     counts = Counter(header)
     if doubled := [name for name in header if counts[name] > 1]:
-        raise InputError(f"{path}, line {line}: column {doubled[0]!r} is there twice")
+        raise InputError(f"{path}, line {line}: column {doubled[0]!r} appears twice")
     if len(header) == 1 and (separators := re.findall("[;\t|]", header[0])):
         raise InputError(
             f"{path}, line {line}: columns are separated by {separators[0]!r}; use commas between columns, and points "

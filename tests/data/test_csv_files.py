@@ -98,10 +98,10 @@ def test_missing_values_by_another_name(write):
 @pytest.mark.parametrize(
     ("cells", "warned"),
     [
-        ([*range(80, 120), -9999, -9999], "-9999 stands there 2 times"),
-        ([*range(80, 120), -9999], "-9999 stands there 1 times"),
-        ([*range(40), -99], "-99 stands there 1 times"),
-        ([*range(40), 1e20, 1e20, 1e20], "1e+20 stands there 3 times"),
+        ([*range(80, 120), -9999, -9999], "-9999 appears 2 times"),
+        ([*range(80, 120), -9999], "-9999 appears 1 times"),
+        ([*range(40), -99], "-99 appears 1 times"),
+        ([*range(40), 1e20, 1e20, 1e20], "1e+20 appears 3 times"),
         ([*range(40), 9000.5], None),
         ([*range(-40, 40), -99], None),
         ([0] * 30 + list(range(100, 112)), None),

@@ -157,7 +157,7 @@ def test_missing_policy_is_checked(write):
         ([*HOURS[:2], "", *HOURS[3:]], ["line 4", "the date is missing"]),
         (["10:00", "11:00", "12:00"], ["line 2", "'10:00' is not a date"]),
         (["1709251200.5", "1709254800.5", "1709258400.5"], ["line 2", "write Unix timestamps as dates"]),
-        (["2024-03-01 01:00+01:00", *HOURS[2:]], ["line 3", "no offset from UTC"]),
+        (["2024-03-01 01:00+01:00", *HOURS[2:]], ["line 3", "no UTC offset"]),
         ([*HOURS[:3], HOURS[1], *HOURS[4:]], ["line 5", "duplicate of line 3"]),
         ([HOURS[0], HOURS[2], HOURS[1], *HOURS[3:]], ["line 4", "not sorted"]),
         (HOURS[::-1], ["line 3", "not sorted"]),
