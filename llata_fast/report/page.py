@@ -41,10 +41,10 @@ def write_report(run: str | Path, output: str | Path) -> Path:
     with folder.as_written():
         where = "On the test split; training never saw it."
         if metrics.get("scored_on") == "validation":
-            where = "On the validation windows, by which the weights were chosen: nothing was held back for a test."
+            where = "On the validation windows, by which the weights were selected; no test split was held out."
         coverage = (metrics.get("intervals") or {}).get("coverage_80")
         if coverage is not None:
-            where += f" The 80 % intervals held {100 * coverage:.1f} % of what came."
+            where += f" The 80 % intervals covered {100 * coverage:.1f} % of the true values."
         return _write(
             output,
             title=f"{Path(metrics.get('dataset', 'run')).name}: {settings['prediction_length']} steps ahead",
