@@ -1,4 +1,4 @@
-"""A kernel by its assembly: registers, spills, waits, widths of loads, and how many programs a multiprocessor holds."""
+"""Facts from a kernel's assembly: registers, spills, waits, load widths, and resident programs per multiprocessor."""
 
 import math
 import pathlib
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import triton
 
-# what the target's tensor cores are called in its assembly: PTX (HMMA, HGMMA and UTCHMMA in SASS) or GCN
+# prefix of each target's matrix instructions, in PTX (HMMA, HGMMA and UTCHMMA in SASS) or GCN
 MATRIX_INSTRUCTION = {"sm_80": "mma.sync.", "sm_90": "wgmma.mma_async.", "sm_100": "tcgen05.mma.", "gfx942": "v_mfma_"}
 
 _COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global [^;]*?, (0x[0-9a-f]+|\d+)(?:, [^,;]+)?;")
@@ -21,18 +21,18 @@ _BRANCH = re.compile(r"\bbra(?:\.uni)?\s+\$(L__BB\d+_\d+)")
 
 @dataclass(frozen=True)
 class Multiprocessor:
-    """What the programs of one share."""
+    """Resources that the programs on one multiprocessor share."""
 
     registers: int = 65536
     shared_bytes: int = 228 * 1024
     threads: int = 2048
     programs: int = 32
     reserved_bytes: int = 1024
-    """of shared memory, for each program"""
+    """Bytes of shared memory reserved for every program."""
 
     def resident(self, registers: int, shared_bytes: int, num_warps: int) -> tuple[int, str]:
-        """Programs that fit at once, and what keeps the next one out."""
-        # a warp gets its registers in units of 256
+        """Number of programs that fit at once, and the resource that limits it."""
+        # registers are allocated to a warp in units of 256
         warp_registers = math.ceil(registers * 32 / 256) * 256
         limits = {
             "registers": self.registers // (warp_registers * num_warps),
@@ -57,7 +57,7 @@ def assembly_facts(kernel, target: str) -> dict[str, int | str]:
         text = kernel.asm["amdgcn"]
         field = lambda name: int(re.search(rf"\.{name}:\s+(\d+)", text)[1])
         registers = field("vgpr_count")
-        # private memory is the stack of one lane: spills, as in STACK below
+        # private memory is one lane's stack, that is spills, like STACK below
         spill_bytes = field("private_segment_fixed_size")
         loop = {"waits": "-", "in_flight": "-", "load_bytes": "-"}
     else:
@@ -75,11 +75,11 @@ def assembly_facts(kernel, target: str) -> dict[str, int | str]:
 
 
 def loop_facts(ptx: str, matrix_instruction: str) -> dict[str, str]:
-    """Of the loops whose matrix instructions read what is copied to shared memory beside them.
+    """Facts on loops that copy to shared memory and feed matrix instructions from it.
 
-    waits: instructions that wait for copies or for tensor cores; in_flight: the fewest groups of copies that such a
-    wait leaves under way, where 0 is to wait for what was issued last; load_bytes: narrowest to widest load of a thread
-    from global memory, in the whole kernel. "-" where there is none.
+    waits: number of instructions that wait for copies or tensor cores. in_flight: the smallest number of groups of
+    copies that a wait leaves in flight; 0 means that it waits for the copy issued last. load_bytes: narrowest to widest
+    load from global memory by a thread in the whole kernel. "-" means none.
     """
     lines = ptx.splitlines()
     loops = [lines[start:end] for start, end in _innermost(lines)]
@@ -99,7 +99,7 @@ def loop_facts(ptx: str, matrix_instruction: str) -> dict[str, str]:
 
 
 def _innermost(lines: list[str]) -> list[tuple[int, int]]:
-    """First and last line of every loop that holds no other one."""
+    """First and last line of every innermost loop."""
     labels = {match[1]: number for number, line in enumerate(lines) if (match := _LABEL.match(line))}
     loops = []
     for number, line in enumerate(lines):

@@ -1,11 +1,11 @@
-"""Compile every kernel with every default config for GPUs that are not here, and read what the compiler made of it.
+"""Compile every kernel with every default config for absent GPUs, and report the compiler's results.
 
     python tools/compile_only.py --targets sm_90 gfx942    # prints the table's rows for these targets
-    python tools/compile_only.py --sample                  # every kernel, but only its first shape class
+    python tools/compile_only.py --sample                  # only the first shape class of every kernel
     python tools/compile_only.py --write                   # kernels/RESOURCES.md, all targets
 
-The real launchers run on CPU tensors under a stub driver that names the target, so no signature is written twice.
-The interpreter must be off, hence a process of its own; results are kept in Triton's cache, by source hash.
+The real launchers run on CPU tensors under a stub driver for the target, so that no signature is written twice. The
+interpreter must be off, so this needs a separate process. Results are kept in Triton's cache, by source hash.
 """
 
 import argparse
@@ -36,9 +36,9 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-# bytes of shared memory that one program may use
+# shared memory that one program may use, in bytes
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
-# the GPU that waves are counted for: an H100 or H200
+# waves are counted for this GPU: an H100 or H200
 WAVES_TARGET, MULTIPROCESSORS = "sm_90", 132
 TABLE = configs.PATH.with_name("RESOURCES.md")
 
@@ -52,7 +52,7 @@ class Resources:
     variant: str
     target: str
     config: str
-    """Which row of the config table it is: the target's own or "any"."""
+    """Target of the config table's row: this target's own or "any"."""
     registers: int
     spill_bytes: int
     shared_bytes: int
@@ -62,7 +62,7 @@ class Resources:
     load_bytes: str
 
     def faults(self) -> list[str]:
-        """What a default config must not do."""
+        """Faults that a default config must not have."""
         faults = []
         if self.spill_bytes:
             faults.append(f"spills {self.spill_bytes} bytes")
@@ -80,7 +80,7 @@ class Resources:
 
 @dataclasses.dataclass(frozen=True)
 class Waves:
-    """One row of the second table: how a launch at a named shape fills the multiprocessors of a GPU."""
+    """One row of the waves table: how a launch at a named shape fills a GPU's multiprocessors."""
 
     kernel: str
     shape_class: str
@@ -88,9 +88,9 @@ class Waves:
     config: str
     programs: int
     resident: int
-    """Programs that one multiprocessor holds at once."""
+    """Programs that one multiprocessor runs at once."""
     limit: str
-    """What keeps the next one out."""
+    """The resource that limits them."""
 
     @property
     def waves(self) -> float:
@@ -98,7 +98,7 @@ class Waves:
 
     @property
     def efficiency(self) -> float:
-        """Share of the places that are taken, the last wave's empty ones counted."""
+        """Occupied share of all places for programs, including the last wave's empty ones."""
         return self.waves / math.ceil(self.waves)
 
     def line(self) -> str:
@@ -108,27 +108,29 @@ class Waves:
 
 HEADER = """# What the compiler makes of the kernels
 
-`make resources` writes this file: every kernel with every default config, compiled without a GPU by Triton {version}.
+`make resources` writes this file: all kernels with all default configs, compiled without a GPU by Triton {version}.
 
 Sources: `{digest}`
 
 ## Waves
 
-Of the launches at the shapes that matter, bf16, on an H100 or H200: 132 multiprocessors of 65,536 registers and 228
-KiB of shared memory, of which a program reserves 1 KiB. A warp of r registers a thread takes 32 r, rounded up to 256;
-as many programs are resident as fit, 32 at most and 64 warps. waves = programs / (132 resident), efficiency = waves /
-ceil(waves): below one wave it says how much of the GPU is taken, above it how much of the time of all waves is used.
+Launches at the named shapes, bf16, on an H100 or H200: 132 multiprocessors with 65,536 registers and 228 KiB of shared
+memory each, of which every program reserves 1 KiB. A warp with r registers per thread takes 32 r, rounded up to a
+multiple of 256. A multiprocessor runs as many programs as fit, at most 32 programs and 64 warps. waves = programs /
+(132 resident), efficiency = waves / ceil(waves): below one wave, the share of the GPU in use; above, the share of the
+time of all waves in use.
 
 {waves}
 
 ## Resources
 
-Spills are bytes of stack a thread, matrix instructions those of the tensor cores (HMMA, HGMMA, UTCHMMA, MFMA). Of the
-loops that copy to shared memory beside them: waits, and how many groups of copies the strictest of these leaves in
-flight; 0 would be to wait for what was issued last. Load bytes are the narrowest and the widest load of a thread. The
-32-bit classes multiply in exact fp32 on FMA units, except on gfx942, whose matrix cores can, and as tf32. Odd sizes are
-rows, prototypes and lengths of patches; widths that are no multiples of 16, which no language model has, are computed
-right but loaded 2 bytes at a time, and spill.
+Spills are bytes of stack per thread. Matrix instructions are those of the tensor cores (HMMA, HGMMA, UTCHMMA, MFMA).
+Waits are those in loops that copy to shared memory and feed matrix instructions; in flight is the number of groups of
+copies that the strictest wait leaves running, where 0 means waiting for the copy issued last. Load bytes are the
+narrowest and the widest load of a thread. The 32-bit classes multiply in exact fp32 on FMA units, except as tf32 and on
+gfx942, whose matrix cores support fp32. Odd sizes are numbers of rows and prototypes and lengths of patches. Widths
+that are not multiples of 16, which no language model has, give right results but are loaded 2 bytes at a time and
+spill.
 
 """
 WAVES_HEADING = "kernel | shape class | shape | config | programs | resident | limit | waves | efficiency"
@@ -164,7 +166,7 @@ def write_table(rows: list[Resources], waves: list[Waves]) -> None:
 
 
 def source_digest() -> str:
-    """Of everything that the table follows from, the compiler's version apart."""
+    """Hash of all sources that determine the table, except for the compiler's version."""
     tools = [
         pathlib.Path(__file__).with_name(name) for name in ("assembly.py", "compile_only.py", "kernel_launches.py")
     ]
@@ -188,7 +190,7 @@ class StubDriver:
 
 @contextlib.contextmanager
 def compile_only(target: GPUTarget):
-    """Yield a list that every launch is added to, as config, compiled kernel and grid, instead of being run."""
+    """Context that compiles launches instead of running them; yields a list of (config, compiled kernel, grid)."""
     built, looked_up = [], []
     run, launch_options, active = JITFunction.run, configs.Config.launch_options, driver._active
 
@@ -209,9 +211,9 @@ def compile_only(target: GPUTarget):
 
 
 def cached_facts(kernel, target: str) -> dict[str, int]:
-    """`assembly_facts`, kept beside the binary in Triton's cache, whose folder is a hash of sources and options."""
+    """`assembly_facts`, cached beside the binary in Triton's cache, whose folder is a hash of sources and options."""
     cache = get_cache_manager(kernel.hash)
-    # read by other code the same assembly has other facts
+    # another version of assembly.py may find other facts
     name = f"facts-{hashlib.sha256(pathlib.Path(assembly.__file__).read_bytes()).hexdigest()[:16]}.json"
     path = cache.get_file(name)
     if path is None:
@@ -220,7 +222,7 @@ def cached_facts(kernel, target: str) -> dict[str, int]:
 
 
 def worst(name: str, first, second):
-    """Of two launches' facts."""
+    """The worse of two launches' facts."""
     if name == "load_bytes":
         return max(first, second, key=lambda text: (text.count("-"), text))
     return min(first, second) if name in ("matrix_instructions", "in_flight") else max(first, second)
@@ -228,12 +230,12 @@ def worst(name: str, first, second):
 
 def resources(target: str, sample: bool = False) -> list[Resources]:
     rows, compiled = {}, set()
-    # fp16, tf32 and odd sizes: for the GPU that the waves are counted for
+    # fp16, tf32 and odd sizes only for the GPU that waves are counted for
     for variant, launch in launches(sample, variants=target == WAVES_TARGET):
         with compile_only(TARGETS[target]) as built:
             launch()
         for config, kernel, _ in built:
-            # a kernel that does not depend on the variant is listed once
+            # list a kernel that does not depend on the variant only once
             if (kernel.hash, config.shape_class) in compiled:
                 continue
             compiled.add((kernel.hash, config.shape_class))
@@ -246,7 +248,7 @@ def resources(target: str, sample: bool = False) -> list[Resources]:
 
 
 def waves() -> list[Waves]:
-    """Every launch at the named shapes, on a GPU of `WAVES_TARGET`."""
+    """All launches at the named shapes, on a GPU of `WAVES_TARGET`."""
     rows = []
     for shape, launch in named_launches():
         with compile_only(TARGETS[WAVES_TARGET]) as built:
@@ -278,8 +280,8 @@ def binaries(shape: str, windows: int) -> set[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)
-    parser.add_argument("--sample", action="store_true", help="every kernel, but only its first shape class")
-    parser.add_argument("--waves", action="store_true", help="the waves at the named shapes alone")
+    parser.add_argument("--sample", action="store_true", help="only the first shape class of every kernel")
+    parser.add_argument("--waves", action="store_true", help="only the waves at the named shapes")
     parser.add_argument("--write", action="store_true", help="write kernels/RESOURCES.md instead of printing")
     args = parser.parse_args()
     if args.waves:

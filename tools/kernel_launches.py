@@ -1,4 +1,4 @@
-"""Launches of every kernel on tensors that are never read: in each shape class and variant, and at the named shapes."""
+"""Launches of every kernel for all shape classes and variants, and at the named shapes, on tensors never read."""
 
 import dataclasses
 from functools import partial
@@ -14,7 +14,7 @@ from llata_fast.kernels.twin_norm import twin_norm_bwd, twin_norm_fwd
 
 
 def launches(sample: bool = False, variants: bool = True):
-    """(variant, launch) for every kernel and shape class; values are never read, so memory stays untouched."""
+    """(variant, launch) for every kernel and shape class; values are never read, so memory is never touched."""
     yield from _norm_launches(sample)
     yield from _loss_launches(sample)
     for dtype in (torch.bfloat16,) if sample else (torch.bfloat16, torch.float32):
@@ -29,7 +29,7 @@ def launches(sample: bool = False, variants: bool = True):
                     yield ", ".join(part for part in (what, variant) if part), allowed
 
 
-# beside bf16 and exact fp32, on the plainest inputs; odd: rows, prototypes and the length of a patch
+# in addition to bf16 and exact fp32, on the simplest inputs; odd: rows, prototypes and patch length
 VARIANTS = [(torch.float16, "fp16", 0), (torch.float32, "tf32", 0), (torch.bfloat16, "odd sizes", 1)]
 
 
@@ -39,7 +39,7 @@ def _with_tf32(launch):
 
 
 def _provided(provider: str, launch, *args):
-    """Launch by this provider, whatever the table says."""
+    """Launch with this provider, whatever the table says."""
     rows = {key: dataclasses.replace(row, provider=provider) for key, row in providers.TABLE.items()}
     with mock.patch.object(providers, "TABLE", rows):
         return launch(*args)
@@ -60,7 +60,7 @@ def _patch_launches(dtype: torch.dtype, sample: bool = False, plain: bool = Fals
             backward = empty(B, C, N, D), x, weight, *stats, mask, S
             yield variant, by_triton(patch_embed_fwd, x, weight, bias, mask, S, 1e-5)
             yield variant, by_triton(patch_embed_bwd, *backward)
-            # the library's product is for long windows; the sample has the short one alone
+            # the library's product is for long windows; the sample has only the short one
             if P != 96 - odd:
                 yield variant, by_library(_normalise, x, weight, mask, S, 1e-5, stats, False)
                 yield variant, by_library(_normalise, x, weight, mask, S, 1e-5, stats, True)
@@ -82,7 +82,7 @@ def _alignment_launches(dtype: torch.dtype, sample: bool = False, plain: bool = 
         M += odd
         weight, loss, slope = empty(G, D, D), empty(1, dtype=torch.float32), empty(G, M, D)
         slope = empty(0) if dtype == torch.float32 else slope
-        # a residual stream is fp32 under autocast, too
+        # under autocast the residual stream can also be fp32
         for features_dtype in (dtype,) if sample or plain else dict.fromkeys((dtype, torch.float32)):
             features = [empty(2 * M, D, dtype=features_dtype)] * G
             variant = "" if features_dtype == dtype else ", fp32 features"
@@ -94,7 +94,7 @@ def _alignment_launches(dtype: torch.dtype, sample: bool = False, plain: bool = 
 
 
 def _loss_launches(sample: bool):
-    """(variant, launch) of the forecasts' losses, of a head in bf16 and in fp32."""
+    """(variant, launch) for the forecast losses, with a head in bf16 and in fp32."""
     cases = [(torch.bfloat16, 7, KINDS), (torch.bfloat16, 321, ("l1",)), (torch.float32, 321, ("mse",))]
     for dtype, C, kinds in [(torch.bfloat16, 7, ("l1",))] if sample else cases:
         target, units = torch.empty(32, 96, C), torch.empty(32, C)
@@ -109,7 +109,7 @@ def _loss_launches(sample: bool):
 
 
 def _norm_launches(sample: bool):
-    """(variant, launch) of the norms: an fp32 stream with a bf16 update, as under autocast, and bf16 throughout."""
+    """(variant, launch) for the norms: an fp32 stream with a bf16 update, as under autocast, and bf16 throughout."""
     for D in (768,) if sample else (128, 768, 4096, 8192):
         weight, rows = torch.empty(D), torch.empty(64, dtype=torch.float32)
         streams = (torch.float32,) if sample else (torch.float32, torch.bfloat16)
@@ -125,7 +125,7 @@ def _norm_launches(sample: bool):
                 yield variant, partial(twin_norm_bwd, *backward)
 
 
-# B, C, L, P, S, D, A, V of the shapes that matter
+# B, C, L, P, S, D, A, V of the named shapes
 NAMED = {
     "ETT": (256, 7, 96, 96, 96, 768, 12, 500),
     "Weather": (64, 21, 96, 96, 96, 768, 12, 500),
@@ -138,7 +138,7 @@ NAMED = {
 
 
 def named_launches(sizes: dict[str, tuple[int, ...]] = NAMED):
-    """(shape, launch) of a training step's kernels: bf16 products, a residual stream and series in fp32."""
+    """(shape, launch) for a training step's kernels: bf16 products, residual stream and series in fp32."""
     half = partial(torch.empty, dtype=torch.bfloat16)
     for shape, (B, C, L, P, S, D, A, V) in sizes.items():
         N = (L - P) // S + 1
@@ -146,20 +146,20 @@ def named_launches(sizes: dict[str, tuple[int, ...]] = NAMED):
         x, weight, bias = torch.empty(B, L, C), half(D, P), half(D)
         stats = [torch.empty(B, C)] * 3
         if N == 1 and P > 256:
-            # the library's product is not launched: on a CPU it would be computed
+            # do not launch the library's product: a CPU would compute it
             yield shape, partial(_normalise, x, weight, None, S, 1e-5, stats, False)
             yield shape, partial(_normalise, x, weight, None, S, 1e-5, stats, True)
         else:
             yield shape, partial(patch_embed_fwd, x, weight, bias, None, S, 1e-5)
             yield shape, partial(patch_embed_bwd, half(B, C, N, D), x, weight, *stats, None, S)
         if L > 512:
-            # its tokens are as many as Traffic's
+            # it has as many tokens as Traffic
             continue
         q, k, lse = half(M, A, D // A), half(V, A, D // A), torch.empty(A, M)
         yield shape, partial(prototype_attention_fwd, q, k, k, 0.1)
         yield shape, partial(prototype_attention_bwd, q, q, k, k, q, lse, 0.1)
         if N > 1:
-            # the gradients of seven depths of so many tokens are more memory than there is here
+            # gradients of seven depths with so many tokens need more memory than there is here
             continue
         loss, stream, weights = torch.empty(()), torch.empty(2 * M, D), half(7, D, D)
         inputs = [stream] * 7, [], weights, weights
