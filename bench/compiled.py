@@ -1,12 +1,12 @@
-"""Whether torch.compile pays: training steps eager and compiled, and what compiling costs, by the size of a batch.
+"""Find the batch sizes for which torch.compile pays: time training steps eager and compiled, and the compilation.
 
     python bench/compiled.py            # measure
-    python bench/compiled.py --write    # and let a run compile by default where it pays
+    python bench/compiled.py --write    # also set the batch size up to which runs compile by default
 
-On a GPU a step of few windows is bound by launches, which CUDA graphs take away; compiling takes its time once. A batch
-pays if a training of STEPS steps ends sooner compiled. `--write` puts the batch up to which all pay into
-llata_fast/training/arguments.py, as COMPILED_BELOW. The model is the train-step benchmark's: GPT-2, 6 layers, C 7,
-bf16. The last line on stdout is one JSON object.
+On a GPU, kernel launches limit a step with few windows; CUDA graphs remove them, but compiling takes time once. It pays
+for a batch size if a training of STEPS steps ends sooner compiled. `--write` sets COMPILED_BELOW in
+llata_fast/training/arguments.py so that all smaller batches pay. The model is that of train_step.py: GPT-2, 6 layers,
+C 7, bf16. The last line on stdout is one JSON object.
 """
 
 # must come first; llata_fast/__init__.py says why
@@ -27,20 +27,20 @@ from train_step import parse_options as parse_model
 ROOT = Path(__file__).resolve().parent.parent
 ARGUMENTS = ROOT / "llata_fast" / "training" / "arguments.py"
 BATCHES = (32, 128, 512)
-# of a training that compiling must not delay
+# steps of a training that compiling must not delay
 STEPS = 2000
 REPEATS = 15
 
 
 def measure(windows: int, dry_run: bool) -> dict:
-    """Milliseconds of a step either way, the seconds until it is compiled, and the steps that win them back."""
+    """Milliseconds per step eager and compiled, seconds to compile, and the steps that make up for them."""
     settings = parse_model(["--batch", str(windows), "--num_layers", "1" if dry_run else "6"])
     precision = "bf16" if settings.device == "cuda" else "fp32"
-    # a dry run has no time to compile
+    # compiling takes too long for a dry run
     eager, compiled = (Provider(settings, "llata_fast", precision, flag and not dry_run) for flag in (False, True))
     inputs = batch(settings)
     start = time.perf_counter()
-    # records its graphs at the second call
+    # the second call records the graphs
     for _ in range(3):
         compiled.train(*inputs)
     if settings.device == "cuda":
@@ -60,7 +60,7 @@ def measure(windows: int, dry_run: bool) -> dict:
 
 
 def compiled_below(rows: list[dict]) -> int:
-    """One window more than the largest batch up to which all pay; rows are in the order of their sizes."""
+    """One more than the largest batch size up to which all pay; rows are sorted by batch size."""
     below = 0
     for row in rows:
         if row["steps_to_pay"] is None or row["steps_to_pay"] > STEPS:
@@ -78,7 +78,7 @@ def write(below: int, path: Path = ARGUMENTS):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="COMPILED_BELOW, as measured here")
+    parser.add_argument("--write", action="store_true", help="set COMPILED_BELOW to the measured value")
     parser.add_argument("--dry-run", action="store_true", help="one small batch, nothing compiled, nothing written")
     options = parser.parse_args()
     on_gpu = torch.cuda.is_available()

@@ -1,4 +1,4 @@
-"""Products of frozen weights through oneDNN are those of F.linear, and everything else stays F.linear's."""
+"""Products of frozen weights with oneDNN equal F.linear's, and everything else still uses F.linear."""
 
 import copy
 
@@ -24,7 +24,7 @@ def always_onednn(monkeypatch):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The shapes of the inputs that oneDNN was called with."""
+    """A list of the input shapes of all calls to oneDNN."""
     shapes, onednn = [], products._ONEDNN
 
     def counted(x, *args):
@@ -48,7 +48,7 @@ def test_any_layout():
 
 
 def pair(kind):
-    """A frozen linear layer as it is, and one of the same weights that may take oneDNN."""
+    """A plain frozen linear layer, and one with the same weights that may use oneDNN."""
     plain = nn.ModuleList([nn.Linear(12, 20) if kind is nn.Linear else Conv1D(20, 12)]).requires_grad_(False)
     replaced = copy.deepcopy(plain)
     products.replace_products(replaced)
@@ -56,7 +56,7 @@ def pair(kind):
 
 
 @pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
-def test_layer_and_gradient_are_those_of_the_plain_one(kind, calls):
+def test_layer_and_gradient_match_the_plain_layer(kind, calls):
     plain, replaced = pair(kind)
     x, dy = torch.randn(2, 3, 12, requires_grad=True), torch.randn(2, 3, 20)
     exact = copy.deepcopy(plain).double()(x.double())
@@ -69,7 +69,7 @@ def test_layer_and_gradient_are_those_of_the_plain_one(kind, calls):
 
 
 @pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
-def test_what_is_not_frozen_fp32_on_a_cpu_is_computed_as_ever(kind, calls):
+def test_other_layers_still_use_f_linear(kind, calls):
     plain, replaced = pair(kind)
     x = torch.randn(5, 12)
     replaced.requires_grad_(True)
@@ -83,11 +83,11 @@ def test_what_is_not_frozen_fp32_on_a_cpu_is_computed_as_ever(kind, calls):
     assert not calls
 
 
-def test_weights_keep_their_names_and_layers_their_kinds():
+def test_weights_keep_their_names_and_layers_their_types():
     for kind in (nn.Linear, Conv1D):
         plain, replaced = pair(kind)
         assert isinstance(replaced, kind) and list(replaced.state_dict()) == list(plain.state_dict())
-        # as a copy and a file do
+        # a copy has the same type, too
         assert type(copy.deepcopy(replaced)) is type(replaced)
 
 

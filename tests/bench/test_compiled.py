@@ -1,4 +1,4 @@
-"""Steps are compiled by default up to the batch whose trainings end sooner for it, and no further."""
+"""Steps are compiled by default only up to the batch size for which trainings end sooner."""
 
 import importlib
 import re
@@ -19,13 +19,13 @@ def rows(*steps):
     return [{"windows": 10 * 2**k, "steps_to_pay": number} for k, number in enumerate(steps)]
 
 
-def test_up_to_the_last_batch_before_one_does_not_pay(compiled):
+def test_compiled_up_to_the_last_batch_before_one_does_not_pay(compiled):
     assert compiled.compiled_below(rows(300.0, 1999.0, 2001.0, 5.0)) == 21
     assert compiled.compiled_below(rows(300.0, None)) == 11
     assert compiled.compiled_below(rows(None, 300.0)) == compiled.compiled_below(rows(9999.0)) == 0
 
 
-def test_the_one_number_is_written(compiled, tmp_path):
+def test_only_the_one_number_is_changed(compiled, tmp_path):
     source = Path(arguments.__file__).read_text()
     path = tmp_path / "arguments.py"
     path.write_text(source)
