@@ -282,3 +282,16 @@ def test_a_replaced_preprocessor_is_another_run(folder):
     assert find_damage(folder.path) is not None
     folder.finish()
     assert folder.read_preprocessor().dataset == "Metro" and find_damage(folder.path) is None
+
+
+def test_settings_and_scores_that_no_training_wrote_end_in_one_line(tmp_path):
+    folder = RunFolder(tmp_path)
+    for use in (lambda: {}["num_layers"], lambda: "0".items(), lambda: f"{'x':,}", lambda: 100 * None):
+        with (
+            pytest.raises(InputError, match=r"run\.yaml.*metrics\.json is not as a training writes it"),
+            folder.as_written(),
+        ):
+            use()
+    # where the result goes is another matter
+    with pytest.raises(OSError, match="full"), folder.as_written():
+        raise OSError("full")

@@ -6,13 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import SafetensorError
 from tiny import random_backbone, write_series
+from torch.distributed import DistError
 from training.distributed_cases import train
 
 from llata_fast.durable import write_manifest
-from llata_fast.errors import InputError
+from llata_fast.errors import InputError, RankInputError
 from llata_fast.training.arguments import parse_arguments
-from llata_fast.training.resuming import begin, claimed_run
+from llata_fast.training.resuming import begin, claimed_run, reading
 
 
 def settled(*argv):
@@ -121,3 +124,20 @@ def test_an_overwritten_run_leaves_nothing(tmp_path, plain_ops):
 
     assert checkpoints() == ["checkpoint-1"]
     assert checkpoints(overwrite_output_dir=True, save_strategy="no") == []
+
+
+@pytest.mark.parametrize("kind", [KeyError, TypeError, ZeroDivisionError, RuntimeError, SafetensorError, EOFError])
+def test_what_no_training_has_written_ends_in_one_line(kind):
+    """Who hands you a checkpoint writes its manifest, too."""
+    with pytest.raises(RankInputError, match=f"checkpoint-1 cannot be resumed from.*{kind.__name__}: .?what"):
+        with reading("checkpoint-1", trust=False):
+            raise kind("what")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), DistError("lost"), KeyboardInterrupt()])
+def test_what_is_not_the_checkpoints_fault_is_not_laid_at_its_door(error):
+    with pytest.raises(type(error)), reading("checkpoint-1", trust=False):
+        raise error
+    # nor anything where none is resumed
+    with pytest.raises(KeyError), reading(None, trust=False):
+        raise KeyError("what")
