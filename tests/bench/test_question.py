@@ -4,6 +4,7 @@ import importlib.util
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -89,6 +90,66 @@ def test_a_row_is_made_once(bench, tmp_path):
     table.add([{"model": "llata", "change": "", "seed": 0, "mase": 1.0}])
     again = bench["question"].Table(tmp_path / "rows.csv", ("model", "change", "seed"))
     assert again.holds(("llata", "", 0)) and not again.holds(("llata", "no LoRA", 0))
+
+
+def test_rows_whose_weights_are_gone_are_made_anew(bench, target, tmp_path, monkeypatch):
+    """Whatever is missing of a study is made, with the pre-training where its weights are needed, and nothing twice."""
+    question, made, scored = bench["question"], [], []
+    run = question.Run("main", "no_llm", 0, 32)
+
+    def pretrain(run, corpora, folder):
+        made.append(run.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "whole").touch()
+        return dict(zip(question.KEY, run.key, strict=True))
+
+    def score_run(run, folder, goals, work, table, shares):
+        assert (folder / "whole").exists()
+        for percent in shares:
+            if not table.holds(run.key, percent, "waves"):
+                scored.append(percent)
+                row = dict(zip(question.KEY, run.key, strict=True))
+                table.add([row | {"percent": percent, "target": "waves", "horizon": horizon} for horizon in (8, 16)])
+
+    stand_ins = {"pretrain": pretrain, "score_run": score_run, "is_whole": lambda folder: (folder / "whole").exists()}
+    stand_ins |= {"targets": lambda *_: [target], "build_corpora": lambda *_: None, "runs": lambda *_: [run]}
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(question, name, stand_in)
+    options = SimpleNamespace(out=tmp_path / "out", work=tmp_path / "work", parts=["main"], data_dir="", retail=None)
+    question.study(options)
+    assert len(made) == 1 and scored == [0.0, 1.0, 5.0, 10.0]
+    question.study(options)
+    assert len(made) == 1 and len(scored) == 4
+    rows = pd.read_csv(options.out / "scores.csv")
+    rows[rows.percent != 5].to_csv(options.out / "scores.csv", index=False)
+    shutil.rmtree(options.work)
+    question.study(options)
+    assert len(made) == 2 and scored[4:] == [5.0]
+    assert len(pd.read_csv(options.out / "pretrainings.csv")) == 1
+    assert len(pd.read_csv(options.out / "scores.csv")) == 8
+
+
+def test_few_rows_are_trained_on_where_those_held_back_gain(bench, target, tmp_path, monkeypatch):
+    """What is kept is the best on held-back rows, be it no step at all; and its steps and rate are what is told."""
+    question = bench["question"]
+    settings = question.model_settings(question.Run("main", "no_llm", 0, 32)) | {"intermediate_size": 64}
+    model = question.LlataForPrediction.from_backbone(
+        question.LlataConfig(**settings, num_channels=1, backbone=random_backbone(tmp_path, "llama"))
+    )
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    errors = []
+    measure = question.validation_error
+    monkeypatch.setattr(question, "validation_error", lambda *of: errors.append(measure(*of)) or errors[-1])
+    kept, steps, rate = question.tuned(model, target, 100, tmp_path, 0)
+    assert len(errors) == 1 + len(question.FEW_RATES) * (len(question.FEW_STEPS) - 1)
+    # waves that a model of random weights does not know
+    assert steps in question.FEW_STEPS[1:] and rate in question.FEW_RATES and min(errors) < errors[0]
+    held_back = question.held_back_windows(target, 100, tmp_path, 0)[1]
+    assert measure(kept, held_back) == pytest.approx(min(errors), rel=1e-3)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    monkeypatch.setattr(question, "FEW_RATES", (1e3,))
+    same, steps, rate = question.tuned(model, target, 100, tmp_path, 0)
+    assert (steps, rate) == (0, 0.0) and same is model
 
 
 def test_backbones_are_changed_in_one_respect(bench, tmp_path):
