@@ -19,12 +19,14 @@ from llata_fast.data.corpus_builder import build_corpus
 from llata_fast.data.corpus_sources import SourceOptions
 from llata_fast.data.corpus_writer import CorpusLayout, CorpusSeries, new_corpus, write_shards
 from llata_fast.data.m4 import read_m4
+from llata_fast.data.mixture import WindowSizes
 from llata_fast.data.panel import Panel, read_panel
 from llata_fast.data.synthetic import SyntheticSettings, synthesize
 from llata_fast.evaluation.relative_scores import naive_errors, seasonal_naive_windows
 from llata_fast.linear import LeastSquares
 
-CONTEXT = 512
+CONTEXT, HORIZON, PATCH = 512, 96, 64
+SIZES = WindowSizes(CONTEXT, HORIZON, shortest_context=PATCH)
 SHARES = (0.0, 1.0, 5.0, 10.0)
 """Percentages of a target's rows that a model is trained on before it is scored; 0: none."""
 

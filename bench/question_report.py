@@ -1,5 +1,6 @@
 """The table, the picture and the intervals of `question.py`, from its rows."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,35 +20,46 @@ def write_report(folder: Path):
     """README.md and question.png beside the rows."""
     pretrainings = pd.read_csv(folder / "pretrainings.csv", dtype={"change": str}).fillna({"change": ""})
     scores = pd.read_csv(folder / "scores.csv", dtype={"change": str}).fillna({"change": ""})
+    windows = main_windows(pretrainings)
     scores = by_change(scores)
     relative = over_naive(scores)
+    plain, more = (relative[relative.windows.isin([0, budget])] for budget in (windows, 2 * windows))
     parts = [
         "# Does the language model help generalisation?\n",
         "Made from [pretrainings.csv](pretrainings.csv) and [scores.csv](scores.csv) by `python bench/question.py "
         "--plot`; what was asked and found: [docs/question.md](../../../docs/question.md).\n",
-        "## MASE over seasonal naive's\n",
-        "Rows are models and what of a target's rows they were trained on, means over seeds; the last column is the "
-        "geometric mean over targets. ETTh1 is the mean over its horizons.\n",
-        _markdown(main_table(relative)),
+        f"## MASE over seasonal naive's, {windows:,} windows\n",
+        "Rows are models and what of a target's rows their heads were fitted to, means over seeds; the last column is "
+        "the geometric mean over targets. ETTh1 is the mean over its horizons.\n",
+        _markdown(main_table(plain)),
         "\n## llata less another, paired by seed\n",
         "Difference of the logarithm of the geometric mean, in percent (below 0: llata is better), with its 95 % "
         "interval by Student's t over the seeds that both have.\n",
-        _markdown(differences(relative)),
+        _markdown(differences(plain)),
         "\nThe same on what validates, where quantiles are scored, too: last windows of the sets that are trained on, "
         "and made-up series that are not.\n",
         _markdown(validation_differences(pretrainings)),
+        f"\n## Twice the windows, {2 * windows:,}\n",
+        _markdown(main_table(more[more.windows > 0])),
+        "",
+        _markdown(differences(more)),
         "\n## ETTh1 by horizon, standardised\n",
-        _markdown(ett_table(scores)),
+        _markdown(ett_table(scores[scores.windows.isin([0, windows])])),
         "\n## One factor at a time\n",
-        "Half the windows, seed 0, on what validates: MASE and WQL over seasonal naive's, geometric means over the "
-        "sets, and by how many percent they differ from the same model unchanged. Behind it stand its other seeds.\n",
+        f"{windows // 2:,} windows, seed 0, on what validates: MASE and WQL over seasonal naive's, geometric means "
+        "over the sets, and by how many percent they differ from the same model unchanged, whose seeds are given.\n",
         _markdown(factor_table(pretrainings)),
         "\n## Scaling\n",
         *scaling_lines(pretrainings),
         "\n![](question.png)\n",
     ]
     (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
-    draw(relative, pretrainings, folder / "question.png")
+    draw(plain, pretrainings, folder / "question.png")
+
+
+def main_windows(pretrainings: pd.DataFrame) -> int:
+    """The windows that all models of the comparison have seen."""
+    return int(pretrainings[pretrainings.part == "main"].windows.max())
 
 
 def by_change(rows: pd.DataFrame) -> pd.DataFrame:
@@ -106,13 +118,14 @@ def differences(relative: pd.DataFrame) -> pd.DataFrame:
 
 def validation_differences(pretrainings: pd.DataFrame) -> pd.DataFrame:
     """llata less each other model over the seeds that both have, on what validates."""
-    main = by_change(pretrainings[pretrainings.part == "main"]).set_index(["model", "seed"])
-    logs, rows = np.log(main[["relative_mase", "relative_wql"]]), []
-    for other in MODELS[1:]:
-        if other not in logs.index.get_level_values("model"):
+    compared = by_change(pretrainings[pretrainings.part.isin(["main", "twice"])])
+    logs = np.log(compared.set_index(["windows", "model", "seed"])[["relative_mase", "relative_wql"]]).sort_index()
+    rows = []
+    for windows, other in itertools.product(sorted(compared.windows.unique()), MODELS[1:]):
+        if not {(windows, "llata"), (windows, other)} <= {key[:2] for key in logs.index}:
             continue
-        pair = (logs.loc["llata"] - logs.loc[other]).dropna()
-        row = {"llata less": other, "seeds": len(pair)}
+        pair = (logs.loc[(windows, "llata")] - logs.loc[(windows, other)]).dropna()
+        row = {"llata less": other, "windows": f"{windows:,}", "seeds": len(pair)}
         rows.append(row | {name: interval(100 * pair[name].to_numpy()) for name in pair})
     return pd.DataFrame(rows)
 
@@ -145,8 +158,8 @@ def ett_table(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def factor_table(pretrainings: pd.DataFrame) -> pd.DataFrame:
-    """A row for each change that was made with half of the largest number of windows."""
-    same = pretrainings[pretrainings.windows == pretrainings.windows.max() // 2]
+    """A row for each change, all made with half the windows."""
+    same = pretrainings[pretrainings.windows == main_windows(pretrainings) // 2]
     rows = []
     for model, own in same.groupby("model", sort=False):
         plain = own[(own.change == "") & (own.num_layers == 2)]
@@ -191,7 +204,7 @@ def scaling_lines(pretrainings: pd.DataFrame) -> list[str]:
                 f"[{fit.slope - fit.half:.3f}, {fit.slope + fit.half:.3f}], R2 {fit.r2:.2f}, {len(rows)} runs from "
                 f"{rows.windows.min():,} to {rows.windows.max():,} windows: {points}"
             )
-    half = pretrainings.windows.max() // 2
+    half = main_windows(pretrainings) // 2
     sizes = pretrainings[(pretrainings.windows == half) & (pretrainings.model == "llata") & (pretrainings.seed == 0)]
     sizes = sizes[sizes.change.isin(["", "random weights"])]
     for change, rows in sizes.groupby("change"):
