@@ -1,25 +1,25 @@
-"""Shares of forecasts in a mixture: as good as can be, against one of them, where the mixture does worst.
+"""Shares of forecasts in a mixture, chosen to minimise its worst ratio to one of them.
 
-Letters: F forecasts, M errors of each behind an origin.
+Letters: F forecasts, M errors of each at an origin.
 """
 
 import torch
 from torch import Tensor
 
-# the worst ratio is approached through soft ones, a step of descent at each softness; a baseline is hardly ever beaten
-# everywhere, so that the last still trades a few tenths of a percent of the worst for the others
+# the maximum is approached by soft maxima, with a descent step at each softness; a baseline is hardly ever beaten at
+# every origin, so the last softness still trades a few tenths of a percent of the worst ratio for the others
 _SOFTNESSES = torch.logspace(-1, -2.7, 300).tolist()
 _RATE = 0.1
 
-# what a log would round to nothing is nothing
+# a share that the log would round to 0 becomes 0
 _LEAST_SHARE = 0.005
 
 
 def mixture(scored: list[Tensor], yardstick: int) -> Tensor:
-    """Shares [F], none negative and 1 in sum, of forecasts with errors [F, M] behind several origins.
+    """Shares [F], non-negative with sum 1, of forecasts with errors [F, M] at several origins.
 
-    They make the worst ratio to forecast `yardstick`, of squared and of absolute errors behind every origin, softly the
-    least there is: a convex problem. With six origins none is above 1.005, the soft worst of the yardstick alone.
+    They minimise a soft maximum of the ratios to forecast `yardstick`, of squared and absolute errors at every origin:
+    a convex problem. With six origins no ratio exceeds 1.005, the soft maximum for the yardstick alone.
     """
     alone = torch.eye(len(scored[0]), dtype=torch.float64)[yardstick]
     scored = [errors for errors in scored if errors.shape[1]]
@@ -43,15 +43,15 @@ def mixture(scored: list[Tensor], yardstick: int) -> Tensor:
 
 
 def worst_ratio(shares: Tensor, scored: list[Tensor], yardstick: int = 0) -> float:
-    """The largest of `relative_errors` behind any origin."""
+    """The largest of `relative_errors` at any origin."""
     return max(relative_errors(shares, errors, yardstick).max().item() for errors in scored)
 
 
 def relative_errors(shares: Tensor, errors: Tensor, yardstick: int = 0) -> Tensor:
-    """Of a mixture of forecasts with errors [F, M], in those of one of them: mean squared and absolute error, [2]."""
+    """Mean squared and mean absolute error of a mixture, relative to one forecast's: [2]; errors are [F, M]."""
     return _sizes(shares @ errors) / _sizes(errors[yardstick])
 
 
 def _sizes(errors: Tensor) -> Tensor:
-    """Mean squared and absolute error [2] of errors [M], never 0."""
+    """Mean squared and mean absolute error [2] of errors [M], never 0."""
     return torch.stack((errors.square().mean(), errors.abs().mean())).clamp(min=1e-12)

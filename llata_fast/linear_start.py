@@ -1,14 +1,14 @@
 """Choose the linear part of a forecaster: forms fitted in closed form, mixed by their errors at several origins.
 
 A linear forecast of a lookback is its mean plus a map of [lookback - mean, mean, 1]. The forms differ in three ways:
-one map for all channels or one for each, whether the level stays or returns to that of the training rows, and how much
-is penalised. Repeating the last season is one more, and so are the linear baselines, the same maps by plain least
-squares. None is best everywhere: a return to the level halves the error of one series and doubles that of another, and
-one split of validation rows does not tell which. So every form is fitted on what lies before several origins in the
-training rows and scored on what follows each; the training rows as a whole are scored on the validation rows. The
-baseline that is best in validation is what the choice is held against: of the mixtures of forms it takes the one whose
-worst ratio to that baseline, in squared and in absolute error behind every origin, is least. So it leaves the baseline
-for what is nowhere worse, by more than half a percent, and no further. A mixture of linear maps is a linear map.
+one map for all channels or one per channel, whether the level stays or returns to that of the training rows, and the
+size of the penalty. Further forms repeat the last season, or are the linear baselines: the same maps by plain least
+squares. None is best everywhere: returning to the level halves the error on one series and doubles it on another, and
+a single validation split cannot tell which. So each form is fitted on the rows before several origins in the training
+rows and scored on the rows after each; a fit on all training rows is scored on the validation rows. The reference is
+the baseline that is best in validation. The mixture chosen is the one whose worst ratio to it, in squared and absolute
+error at every origin, is least, so it departs from the baseline only if no ratio gets worse by more than half a
+percent. A mixture of linear maps is again a linear map.
 
 Letters: B windows, L lookback, H horizon, C channels, F forms.
 """
@@ -31,7 +31,7 @@ SHARED_RETURN, OWN_RETURN = "one map, level returns", "own maps, level returns"
 SEASON = "last season repeated"
 
 BASELINES = {SHARED: "linear", OWN: "linear_per_channel", SHARED_RETURN: "dlinear"}
-"""Forms that plain least squares makes baselines, and what `evaluation.baselines` calls these."""
+"""Form fitted by plain least squares -> its name as a baseline in `evaluation.baselines`."""
 
 _OF_CHANNELS = (OWN, OWN_RETURN, BASELINES[OWN])
 
@@ -39,17 +39,17 @@ ORIGINS = (0.5, 0.6, 0.7, 0.8, 0.9)
 """Origins, as shares of the training rows that lie before them."""
 
 RIDGES = (1e3, 1.0)
-"""Penalties on what a map does beyond keeping the level, and on what a channel's map does beyond the shared one.
+"""Penalties on a map's deviation from keeping the level, and on a channel's deviation from the shared map.
 
-The last is the baselines' as well.
+The last one is also the baselines'.
 """
 
 # at most this many windows for a fit, windows and steps for a score; neighbouring windows hardly differ
 _FITTED, _SCORED, _STEPS, _ERRORS = 16384, 160, 24, 4096
 _BATCH = 256
-# windows of validation that baselines are compared on
+# number of validation windows on which the baselines are compared
 _PICKED = 1024
-# squares let a few wild windows rule: each weighs by the inverse of its error, found in so many rounds
+# squared errors let a few wild windows dominate: each window is weighted by its inverse error, in this many rounds
 _ROUNDS = 3
 
 
@@ -59,7 +59,7 @@ class Origin(NamedTuple):
     name: str
     windows: int
     error: float
-    """Of the mixture, relative to `LinearStart.yardstick`: the larger ratio of mean squared and absolute error."""
+    """Worst ratio to `LinearStart.yardstick`, over mean squared and mean absolute error."""
 
 
 class Behind(NamedTuple):
@@ -85,7 +85,7 @@ class LinearStart:
     """Share of each form, summed over its penalties."""
     origins: list[Origin] = field(default_factory=list)
     yardstick: str = ""
-    """The baseline that is best in validation."""
+    """The baseline that is best in validation; errors are relative to its."""
     seasonality: int = 1
     fitted_behind: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
     """For each origin in the training rows: windows after it, map [C or 1, L + 2, S] of the rows before it, steps."""
@@ -110,12 +110,12 @@ class LinearStart:
         return {"mixture": self.mixture, "origins": {origin.name: origin.error for origin in self.origins}}
 
     def lines(self) -> list[str]:
-        """What was chosen and by which scores, for a log."""
+        """Log lines that describe the choice and its scores."""
         parts = (f"{share:.2f} x {form}" for form, share in self.mixture.items() if share)
         errors = (f"{origin.name} {origin.error:.3f}" for origin in self.origins)
         return [
             f"linear start: {' + '.join(parts)}",
-            f"its error relative to {self.yardstick}, which validation picks, by origin: {', '.join(errors)}",
+            f"its error relative to {self.yardstick}, the best baseline in validation, by origin: {', '.join(errors)}",
         ]
 
 
@@ -143,18 +143,18 @@ def choose_start(
 
 
 class Measured(NamedTuple):
-    """The forms, those with a map with each of `RIDGES`, the baselines, and how all did."""
+    """The forms (those with a map with each of `RIDGES`), the baselines, and the errors of all."""
 
     forms: list[str]
-    """F names."""
+    """F names, one for each form and penalty."""
     maps: list[Tensor]
     """Fitted on all training rows: [C or 1, L + 2, H], float64."""
     origins: list[tuple[str, int]]
     """Name and number of scored windows, validation last."""
     scored: list[Tensor]
-    """Errors [F, M] behind each origin."""
+    """Errors [F, M] after each origin."""
     yardstick: int
-    """The place of the baseline that is best in validation, in squared error."""
+    """Index of the baseline with the least squared error in validation."""
     before: list[tuple[Tensor, list[Tensor]]]
     """For each origin but the last: windows after it, and the maps fitted before it for `_STEPS` steps."""
 
@@ -186,7 +186,7 @@ def measure_forms(
 
 
 def choose_of(measured: Measured, weigh: Callable[[list[str], list[Tensor], int], Tensor] | None = None) -> LinearStart:
-    """Mix what was measured by `weigh(forms, errors behind origins, yardstick)`, by default `mixture`."""
+    """Mix the measured forms with `weigh(forms, errors by origin, yardstick)`, by default `mixture`."""
     names, maps, named, scored, yardstick, before = measured
     shares = weigh(names, scored, yardstick) if weigh else mixture(scored, yardstick)
     parts = dict.fromkeys(names, 0.0)
@@ -337,14 +337,14 @@ class _Forms:
         return maps
 
     def errors(self, maps: list[Tensor], windows: Any, indices: Tensor) -> Tensor:
-        """Errors [F, M] at `_STEPS` steps of the windows `indices`, what is missing left out."""
+        """Errors [F, M] at `_STEPS` steps of the windows `indices`, without missing values."""
         errors = torch.cat(list(self._errors(maps, windows, indices)), 1)
         if not errors.shape[1]:
             return errors
         return errors[:, _spread(range(errors.shape[1]), _ERRORS)].double()
 
     def squared_errors(self, maps: list[Tensor], windows: Any, indices: Tensor) -> Tensor:
-        """Sums [F] of the squares of all such errors."""
+        """Sums [F] of the squares of all these errors."""
         return torch.stack([part.double().square().sum(1) for part in self._errors(maps, windows, indices)]).sum(0)
 
     def _errors(self, maps: list[Tensor], windows: Any, indices: Tensor) -> Iterator[Tensor]:

@@ -342,7 +342,7 @@ class LlataForPrediction(PreTrainedModel):
             config = _stored_config(folder, kwargs) if config is None else config
             held = config.merged or config.includes_backbone or not config.has_frozen_base
             if held and config.base_precision != "auto":
-                raise InputError(f"{folder} holds its backbone itself, which base_precision cannot quantise any more")
+                raise InputError(f"{folder} includes its backbone, so base_precision cannot be applied to it")
             _check_shapes(cls, config, folder)
             model = cls(config, None if held else load_base(config)[0])
             missing, unexpected = load_torch_model(model, folder)

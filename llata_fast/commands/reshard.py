@@ -22,7 +22,7 @@ def run(options: argparse.Namespace):
     _check_undamaged(options.checkpoint)
     best = _best_checkpoint(options.checkpoint)
     _reshard(options.checkpoint, options.trust_checkpoint)
-    # at the end of training its weights are loaded again, by the ranks of then
+    # its weights are loaded again when training ends, by the new number of ranks
     if best is not None and not is_universal(best):
         _check_undamaged(best)
         _reshard(best, options.trust_checkpoint)
@@ -51,6 +51,6 @@ def _best_checkpoint(checkpoint: str) -> str | None:
 
     there = Path(checkpoint, TRAINER_STATE).is_file()
     name = read_state(Path(checkpoint))["stateful_callbacks"].get(BEST_CHECKPOINT) if there else None
-    # beside this one, wherever the run lay when it was written
+    # beside this one, even if the run was moved after it was written
     best = Path(checkpoint).resolve().parent / name if name else None
     return str(best) if best and best.is_dir() and best != Path(checkpoint).resolve() else None

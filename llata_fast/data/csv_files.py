@@ -28,9 +28,9 @@ PERIOD_COLUMNS = ("year", "quarter", "month", "week", "period")
 # lines above the header that can be recognised: comments, and the separator declaration for spreadsheets
 _ABOVE_HEADER = re.compile(r"#.*|sep=.|\s*")
 _HEAD = 50
-# the most that these formats pack into a byte; others pack any number
+# largest compression ratio of these formats; others have no limit
 _MOST_PACKED = {"gzip": 1032, "zip": 1032, None: 1}
-# what logs write where there is no value
+# values that logs write for "no value"
 _SENTINELS = (-9999, -999, -99, 9999, 99999, 999999)
 
 
@@ -146,8 +146,8 @@ def read_table(
         raise InputError(f"{path}, line {line}: no value column beside {date_column!r}")
     if len({date_column, *columns}) < len(columns) + 1:
         raise InputError(f"{path}: columns {shortened(columns)} repeat a name or the date column {date_column!r}")
-    # no usecols: with it pandas lets rows pass that are longer than the header. Blank lines stay in until here, so that
-    # the index counts lines
+    # without usecols, so that pandas reports rows longer than the header; blank lines are kept so that the index counts
+    # lines
     cells = load(
         path,
         skiprows=above,
@@ -238,7 +238,7 @@ def read_headerless(path: Path, spec: DatasetSpec, date_column: str | None, colu
 def shortened(names: Sequence[str], limit: int = 12) -> str:
     """Names for a message, those beyond `limit` counted."""
     rest = f", ... ({len(names)} in all)" if len(names) > limit else ""
-    # a quote that is never closed makes several lines one name
+    # an unclosed quote turns several lines into one name
     return " ".join(", ".join(map(str, names[:limit])).split()) + rest
 
 

@@ -34,7 +34,7 @@ def parquet_frame(path: str | os.PathLike) -> pd.DataFrame:
         raise InputError(f"{path}: parquet needs pyarrow: pip install llata-fast[parquet]") from None
     except InputError:
         raise
-    except Exception as error:  # a damaged file raises whatever its readers trip over
+    except Exception as error:  # reading a damaged file can raise anything
         raise InputError(f"{path} can't be read as Parquet: {in_one_line(error)}") from None
 
 

@@ -26,8 +26,8 @@ from .pretraining import PRETRAINING
 _CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
 
 
-# windows of a GPU's step below which launches bound it, and it is compiled unless told otherwise: `bench/compiled.py
-# --write` measures it on a GPU; 0 is nowhere
+# windows of a GPU step below which launches dominate, so it is compiled by default; `bench/compiled.py --write`
+# measures it on a GPU; 0 means never
 COMPILED_BELOW = 0
 
 

@@ -84,7 +84,7 @@ def find_best(folder: RunFolder, resume: Path, training: ForecastTrainingArgumen
     If the criterion has changed, the best is chosen anew among the remaining checkpoints.
 
     Raises:
-        InputError: the one that was the best is missing or damaged, or `resume` does not say which one it was.
+        InputError: the best checkpoint is missing or damaged, or `resume` does not name it.
     """
     state = read_state(resume)
     stored, ours = state["stateful_callbacks"], measure(training)

@@ -105,7 +105,7 @@ def reshard(checkpoint: str | Path, trust: bool = False) -> Path:
         InputError: the folder holds no DeepSpeed checkpoint, an already universal one, or a damaged one.
     """
     if is_universal(checkpoint):
-        raise InputError(f"{checkpoint} is resharded already: resume from it with any number of ranks")
+        raise InputError(f"{checkpoint} is already resharded: resume from it with any number of ranks")
     source = _states_of(Path(checkpoint))
     if source is None or not any(source.glob("*_optim_states.pt")):
         raise InputError(

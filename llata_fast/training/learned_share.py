@@ -69,9 +69,9 @@ class LearnedShare:
 def weigh_learned_part(trainer: ForecastTrainer, seconds: float) -> LearnedShare | None:
     """Keep the share of what `trainer` learned (in `seconds`) that validation supports; every rank calls it.
 
-    The share is the one whose worst stretch of validation windows, of `BLOCKS`, gains most over the linear start, in
-    squared and in absolute error: none where no share gains in both in all of them. None where the model has no linear
-    skip.
+    For each share, take the least gain over the linear start among `BLOCKS` blocks of validation windows, in squared
+    and in absolute error. The share with the largest such gain is kept, or none if it is never a gain. Returns None if
+    the model has no linear skip.
     """
     model = trainer.model
     if model.skip is None:

@@ -25,7 +25,7 @@ from .best_checkpoint import Best, find_best, read_state
 from .deepspeed_state import restricted_unpickling
 
 _LAST = ("last", "true", "True")
-# what reading raises of files that a manifest vouches for, and that no training has written
+# errors from reading files that match their manifest but were not written by a training
 _ODD = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError),
     SafetensorError,
@@ -33,18 +33,18 @@ _ODD = (
 
 
 class Claim(NamedTuple):
-    """A run's folder, and what it goes on from."""
+    """A run's folder, and what it resumes from."""
 
     folder: RunFolder
     lines: list[str]
-    """About what it goes on from."""
+    """Log lines on what it resumes from."""
     best: Path | None
-    """The best checkpoint so far, there or beside the one that is resumed."""
+    """The best checkpoint so far, in the folder or beside the checkpoint to resume from."""
 
 
 @contextlib.contextmanager
 def claimed_run(model: ModelSettings, data: DataSettings, training: ForecastTrainingArguments) -> Iterator[Claim]:
-    """The run's folder, held until the end; the same on every rank.
+    """The run's folder, locked until the end; the same on every rank.
 
     Sets `training.output_dir` (default: a new folder) and `training.resume_from_checkpoint`.
 
