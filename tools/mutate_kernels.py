@@ -78,7 +78,6 @@ MUTANTS = [
     ("alignment_loss", "slope beyond F is stored", "mask=in_m[:, None] & in_f[None, :])", "mask=in_m[:, None])"),
     ("alignment_loss", "whole derivative of mse kept in fp16", "        slope = d\n", "        slope = 2 * d\n"),
     ("alignment_loss", "mean over rows only", "inverse_count=1 / (M * F)", "inverse_count=1 / M"),
-    ("alignment_loss", "strides of the features swapped", "_pick(text_ptrs, depth) + offs_m * stride_xm", "_pick(text_ptrs, depth) + offs_m * stride_tm"),
     ("alignment_loss", "text's gradient without its sign", "dtext * -factor", "dtext * factor"),
     ("alignment_loss", "gradient not scaled by the loss's gradient", "_pick(factors, depth) * tl.load(dloss_ptr)", "_pick(factors, depth)"),
     ("alignment_loss", "parts of the rows are not summed", "if ACCUMULATE:", "if False:"),
@@ -109,7 +108,6 @@ MUTANTS = [
     ("forecast_losses", "missing targets have a gradient", "tl.where(target == target, slope, 0.0)", "slope"),
     ("forecast_losses", "level left out for one branch", "* scale + loc\n    text", "* scale\n    text"),
     ("forecast_losses", "both branches read the same forecast", "normalised_ptr + textual + offs, mask", "normalised_ptr + offs, mask"),
-    ("forecast_losses", "steps beyond the horizon count", "target = tl.load(target_ptrs, mask=mask, other=float(\"nan\"))", "target = tl.load(target_ptrs, mask=mask, other=0.0)"),
     ("forecast_losses", "target's strides swapped", "h.to(tl.int64) * stride_th + c.to(tl.int64) * stride_tc", "h.to(tl.int64) * stride_tc + c.to(tl.int64) * stride_th"),
     ("forecast_losses", "smooth_l1 without its offset", "tl.abs(d) - 0.5", "tl.abs(d)"),
     ("forecast_losses", "smooth_l1 without its kink", "tl.where(tl.abs(d) < 1, d, sign)", "d"),
@@ -125,7 +123,6 @@ MUTANTS = [
     ("forecast_losses", "sum instead of the mean", "num_partials=grid[0], inverse_count=1 / target.numel()", "num_partials=grid[0], inverse_count=1.0"),
     ("_reduce", "only the first split is summed", "        partial_ptr += size\n", ""),
     ("_reduce", "second gradient is not stored", "    tl.store(second_ptr", "    0 and tl.store(second_ptr"),
-    ("_launch", "one split more than fits", "wanted // max(programs, 1)", "-(-wanted // max(programs, 1))"),
     ("_launch", "Triton's default precision", '"tf32" if _allows_tf32() else "ieee"', '"tf32"'),
     ("_launch", "LLATA_KERNELS is ignored", "(ENABLED and (x.is_cuda or INTERPRET))", "(x.is_cuda or INTERPRET)"),
 ]  # fmt: skip
