@@ -1,8 +1,9 @@
 """`python -m llata_fast COMMAND`: every command except training (`commands/`)."""
 
 import argparse
+from importlib import import_module
 
-from .cli import Parser, one_line_errors, show_log, show_warnings_in_one_line
+from .cli import Parser, importing, one_line_errors, show_log, show_warnings_in_one_line
 from .commands import COMMANDS, command, summary
 
 _NAME = "llata_fast"
@@ -32,11 +33,16 @@ def main(argv: list[str] | None = None):
     options = command_parser(chosen.command).parse_args(chosen.rest)
     show_warnings_in_one_line()
     show_log()
-    # --help has ended the program by here, so it never imports torch
-    from .ranks import leaving_in_order
+    module = command(chosen.command)
+    with one_line_errors(f"{_NAME} {chosen.command}"):
+        # --help has ended the program by here, so it never imports torch
+        with importing():
+            from .ranks import leaving_in_order
 
-    with one_line_errors(f"{_NAME} {chosen.command}"), leaving_in_order():
-        command(chosen.command).run(options)
+            for name in getattr(module, "IMPORTS", ()):
+                import_module(f".{name}", __package__)
+        with leaving_in_order():
+            module.run(options)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Start-up: quick commands load neither torch nor transformers nor pandas; the public names."""
 
+import gc
+import importlib.util
 import json
 import subprocess
 import sys
@@ -8,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import llata_fast
-from llata_fast.commands import COMMANDS
+from llata_fast.cli import importing
+from llata_fast.commands import COMMANDS, command
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "transformers", "pandas", "deepspeed", "accelerate", "transformers.trainer")
@@ -36,9 +39,9 @@ def run_module(*argv):
     return started("sys.argv[0] = 'llata_fast'; runpy.run_module('llata_fast', run_name='__main__')", *argv)
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=lambda words: "".join(words) or "none")
-def test_help_loads_nothing_heavy(command):
-    assert run_module(*command, "--help")[0] == []
+@pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS)], ids=lambda words: "".join(words) or "none")
+def test_help_loads_nothing_heavy(words):
+    assert run_module(*words, "--help")[0] == []
 
 
 def test_import_loads_nothing_heavy():
@@ -53,11 +56,45 @@ def test_help_of_training_loads_nothing_heavy():
     assert loaded == [] and seconds < 2
 
 
+PREDICT = """
+import gc
+from llata_fast import __main__, commands
+
+def run(options):
+    # thousands otherwise
+    assert len(searches) < 20 and gc.isenabled() and gc.get_freeze_count(), len(searches)
+    import llata_fast.data, llata_fast.forecasting.pictures, llata_fast.forecasting.table_files
+
+searches = []
+gc.callbacks.append(lambda phase, info: searches.append(phase))
+commands.command("predict").run = run
+searches.clear()
+__main__.main(["predict", "run", "--input", "a.csv", "--output", "b.csv"])
+"""
+
+
 def test_forecasting_does_not_import_the_trainer():
-    """Everything that predict imports before it reads the run."""
-    parts = ("forecasting.forecaster", "forecasting.pictures", "forecasting.table_files", "commands.predict", "data")
-    loaded, _ = started("".join(f"import llata_fast.{part}\n" for part in parts))
+    """Nor is what predict imports before it reads the run searched for garbage."""
+    loaded, _ = started(PREDICT)
     assert "torch" in loaded and not {"transformers.trainer", "deepspeed"} & set(loaded)
+
+
+def test_commands_name_what_they_import():
+    for name in COMMANDS:
+        for module in getattr(command(name), "IMPORTS", ()):
+            assert importlib.util.find_spec(f"llata_fast.{module}"), f"{name}: no module {module}"
+
+
+def test_importing_leaves_the_collector_as_it_was():
+    for enabled in (True, False):
+        (gc.enable if enabled else gc.disable)()
+        try:
+            with pytest.raises(ImportError), importing():
+                assert not gc.isenabled()
+                raise ImportError
+            assert gc.isenabled() is enabled
+        finally:
+            gc.enable()
 
 
 def test_public_names():

@@ -13,6 +13,8 @@ from .inputs import (
     panel_columns,
 )
 
+IMPORTS = ("forecasting.forecaster",)
+
 
 def add_arguments(parser: argparse.ArgumentParser):
     add_run_arguments(parser)

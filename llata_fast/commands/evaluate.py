@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ..data.m4 import M4Set
     from ..forecasting.forecaster import Forecaster
 
+IMPORTS = ("forecasting.forecaster",)
+
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("run", help="folder of a finished run")

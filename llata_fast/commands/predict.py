@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ..forecasting.forecaster import Forecaster
     from ..run_folder import Preprocessor
 
+IMPORTS = ("forecasting.forecaster",)
+
 
 def add_arguments(parser: argparse.ArgumentParser):
     add_run_arguments(parser)
