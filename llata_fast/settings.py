@@ -447,6 +447,9 @@ class TrainingSettings:
             raise InputError(f"metric_for_best_model must be one of {', '.join(METRICS)}, got {metric!r}")
 
 
+DECILES = tuple(round(0.1 * step, 1) for step in range(1, 10))
+"""The nine quantile levels that benchmarks score."""
+
 RENAMED = {"skip_channels": "linear_skip"}
 """Option or field of the previous version -> its name here."""
 

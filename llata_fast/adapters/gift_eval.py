@@ -22,13 +22,14 @@ from tqdm import tqdm
 
 from ..durable import write_text
 from ..errors import InputError
+from ..settings import DECILES
 from .gluonts import Entry, QuantileForecast
 
 RESULTS, CONFIG = "all_results.csv", "config.json"
 TERMS = {"short": 1, "medium": 10, "long": 15}
 """Multiplier of the frequency's own horizon for each term."""
 
-LEVELS = tuple(round(0.1 * step, 1) for step in range(1, 10))
+LEVELS = DECILES
 METRICS = (
     *("MSE[mean]", "MSE[0.5]", "MAE[0.5]", "MASE[0.5]", "MAPE[0.5]", "sMAPE[0.5]", "MSIS"),
     *("RMSE[mean]", "NRMSE[mean]", "ND[0.5]", "mean_weighted_sum_quantile_loss"),

@@ -16,9 +16,10 @@ import torch
 from ..errors import InputError
 from ..forecasting.calibration import between_levels
 from ..forecasting.forecaster import Forecaster
+from ..settings import DECILES
 from .arrays import forecast_arrays
 
-LEVELS = (0.025, *(round(0.1 * step, 1) for step in range(1, 10)), 0.975)
+LEVELS = (0.025, *DECILES, 0.975)
 """The levels that GIFT-Eval's metrics use."""
 
 Entry = Mapping[str, Any]

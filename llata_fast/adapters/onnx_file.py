@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..forecasting.calibration import Calibration, between_levels
 from ..modeling import LlataForPrediction
+from ..settings import DECILES
 
-_LEVELS = tuple(round(0.1 * step, 1) for step in range(1, 10))
 INPUTS = ("past_values", "past_observed_mask")
 _PACKAGES = ("onnx", "onnxscript")
 # the exporter would treat a batch of one as a constant
@@ -98,7 +98,7 @@ def export_onnx(
     has_quantiles = calibration is not None or bool(model.config.quantile_levels)
     if quantile_levels and not has_quantiles:
         raise InputError("this model has neither a quantile head nor a calibration, so it has no quantiles to export")
-    levels = list(quantile_levels or model.config.quantile_levels or _LEVELS) if has_quantiles else []
+    levels = list(quantile_levels or model.config.quantile_levels or DECILES) if has_quantiles else []
     forecast = _Quantiles(model, calibration, levels, num_channels) if has_quantiles else _Points(model)
     past = torch.randn(_EXAMPLE_WINDOWS, model.config.context_length, num_channels, device=model.device)
     shapes = model.covariate_shapes

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..data.corpus_windows import LastWindows
 from ..data.units import WindowUnits
+from ..settings import DECILES
 from .baselines import seasonal_naive
 
-LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+LEVELS = DECILES
 """Levels that WQL averages over."""
 
 Predict = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]

@@ -20,13 +20,14 @@ from ..data.units import run_windows
 from ..errors import InputError
 from ..linear import LeastSquares
 from ..linear_covariates import RIDGE_BASELINE, RidgeOnResiduals
+from ..settings import DECILES
 from .calibration import Calibration, calibrated_quantiles
 from .panel_forecasts import PanelForecaster, forecast_panel, last_rows, long_frame
 
 CUTOFF = "cutoff"
 METRICS = ("MASE", "WQL", "sMAPE", "coverage", "MSE", "MAE")
 BASELINES = ("seasonal_naive", "linear", "exponential_smoothing", RIDGE_BASELINE)
-LEVELS = tuple(round(0.1 * step, 1) for step in range(1, 10))
+LEVELS = DECILES
 """Levels of WQL; the first and last are the interval of coverage."""
 
 # a longer season would need one parameter per row

@@ -26,6 +26,7 @@ from ..data.memory import free_memory
 from ..data.units import Outputs, WindowUnits, run_windows
 from ..errors import InputError, in_one_line
 from ..linear_start import Behind
+from ..settings import DECILES
 
 LEVELS = (0.005, 0.01, 0.025, *(round(0.05 * step, 2) for step in range(1, 20)), 0.975, 0.99, 0.995)
 """Calibrated levels; offsets in between are interpolated."""
@@ -249,7 +250,7 @@ def interval_scores(
 
     The interval score (Gneiting and Raftery 2007) is on standardised data; WQL covers the levels 0.1 to 0.9.
     """
-    levels = [round(0.1 * step, 1) for step in range(1, 10)]
+    levels = list(DECILES)
     sums: Any = 0.0
     for past, future, covariates in evenly_spaced(windows, batch_size):
         units, outputs = run_windows(model, past, ~past.isnan(), reads_level=reads_level, covariates=covariates)

@@ -1,11 +1,13 @@
 """The recipe of `--corpus`: its length is in steps, since a mixture has no epochs."""
 
+from ..settings import DECILES
+
 PRETRAINING = {
     "context_length": 512,
     "prediction_length": 96,
     "patch_length": 32,
     "patch_stride": 32,
-    "quantile_levels": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
+    "quantile_levels": list(DECILES),
     "num_layers": 6,
     "intermediate_size": 1024,
     # the linear part of a window is fitted before the first step
