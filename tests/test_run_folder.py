@@ -292,6 +292,6 @@ def test_settings_and_scores_that_no_training_wrote_end_in_one_line(tmp_path):
             folder.as_written(),
         ):
             use()
-    # where the result goes is another matter
+    # errors in writing the result are not the run's
     with pytest.raises(OSError, match="full"), folder.as_written():
         raise OSError("full")

@@ -1,4 +1,4 @@
-"""The study of the question: what it is scored on, what it makes equal, and what it makes of its rows."""
+"""The study of the language model's use: its targets, its equally large models, and its report."""
 
 import importlib.util
 import shutil
@@ -20,7 +20,7 @@ BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 @pytest.fixture(scope="module")
 def bench():
-    """Its modules by their names."""
+    """The study's modules by name."""
     names = ("question_data", "question_forecasts", "question_backbones", "question", "question_report")
     modules = {}
     for name in names:
@@ -34,7 +34,7 @@ def bench():
 
 @pytest.fixture
 def target(bench):
-    """Two waves of 8 steps, one of them ten times as large, forecast twice each."""
+    """Two waves with a period of 8 steps, one ten times as large as the other, with two windows each."""
     steps = np.arange(2000)
     waves = np.stack([np.sin(steps * 2 * np.pi / 8), 10 * np.sin(steps * 2 * np.pi / 8 + 1)])
     past = np.concatenate([waves[:, 800:1312], waves[:, 900:1412]])
@@ -48,7 +48,7 @@ def test_a_season_that_returns_is_forecast_without_error(bench, target):
     for predict in (data.seasonal_naive(target), data.linear_map(target.few_rows(100), 64, 16)):
         rows = target.scores(lambda past, horizon, predict=predict: predict(past, horizon) + 0.5)
         assert [row["horizon"] for row in rows] == [8, 16]
-        # half of a unit on waves of deviations 1 and 10
+        # errors of half a unit on waves with deviations 1 and 10
         assert rows[0]["mae"] == pytest.approx((0.5 + 0.05) / 2, rel=0.05)
         assert rows[1]["mse"] == pytest.approx((0.25 + 0.0025) / 2, rel=0.1)
 
@@ -62,7 +62,7 @@ def test_few_rows_are_a_share(bench, target):
 
 
 def test_no_row_of_a_target_is_tested_and_trained_on(bench, tmp_path):
-    """A wide series: windows lie in the test rows, whatever may be trained on before them."""
+    """In a wide series, windows lie in the test rows and training rows lie before them."""
     rng = np.random.default_rng(0)
     rows = 5000
     dates = pd.date_range("2020-01-01", periods=rows, freq="h")
@@ -81,7 +81,7 @@ def test_models_train_as_many_parameters_as_they_can(bench):
     }
     for model in ("no_llm", "no_text_branch", "random_prototypes"):
         assert counts[model] == pytest.approx(counts["llata"], rel=1e-3)
-    # its blocks alone are more than what llata trains beside them
+    # its blocks alone have more parameters than llata trains
     assert counts["llata"] < counts["random_init"] < 1.2 * counts["llata"]
 
 
@@ -94,7 +94,7 @@ def test_a_row_is_made_once(bench, tmp_path):
 
 
 def test_rows_whose_weights_are_gone_are_made_anew(bench, target, tmp_path, monkeypatch):
-    """Whatever is missing of a study is made, with the pre-training where its weights are needed, and nothing twice."""
+    """Missing rows are computed, with their pre-training if its weights are needed, and nothing twice."""
     question, made, scored = bench["question"], [], []
     run = question.Run("main", "no_llm", 0, 32)
 
@@ -131,7 +131,7 @@ def test_rows_whose_weights_are_gone_are_made_anew(bench, target, tmp_path, monk
 
 
 def test_few_rows_are_trained_on_where_those_held_back_gain(bench, target, tmp_path, monkeypatch):
-    """What is kept is what held-back rows prefer, be it no change; the model itself stays as it is."""
+    """The held-out rows choose the penalty, or no change at all; the original model is not modified."""
     data, few = bench["question_data"], bench["question_forecasts"]
     # hundreds of windows: the interpreter would take minutes
     monkeypatch.setattr("llata_fast.kernels._launch.ENABLED", False)

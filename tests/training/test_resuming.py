@@ -128,16 +128,16 @@ def test_an_overwritten_run_leaves_nothing(tmp_path, plain_ops):
 
 @pytest.mark.parametrize("kind", [KeyError, TypeError, ZeroDivisionError, RuntimeError, SafetensorError, EOFError])
 def test_what_no_training_has_written_ends_in_one_line(kind):
-    """Who hands you a checkpoint writes its manifest, too."""
+    """Whoever made the checkpoint also wrote its manifest."""
     with pytest.raises(RankInputError, match=f"checkpoint-1 cannot be resumed from.*{kind.__name__}: .?what"):
         with reading("checkpoint-1", trust=False):
             raise kind("what")
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), DistError("lost"), KeyboardInterrupt()])
-def test_what_is_not_the_checkpoints_fault_is_not_laid_at_its_door(error):
+def test_other_errors_are_not_blamed_on_the_checkpoint(error):
     with pytest.raises(type(error)), reading("checkpoint-1", trust=False):
         raise error
-    # nor anything where none is resumed
+    # errors without a checkpoint are not caught either
     with pytest.raises(KeyError), reading(None, trust=False):
         raise KeyError("what")
