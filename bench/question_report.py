@@ -261,7 +261,7 @@ def draw(relative: pd.DataFrame, pretrainings: pd.DataFrame, path: Path):
             )
     left.set_xticks(range(4), ["none", "1 %", "5 %", "10 %"])
     left.set_xlabel("share of the target's rows that the head is fitted to")
-    left.set_ylabel("MASE relative to seasonal naive's, geometric mean")
+    left.set_ylabel("MASE / seasonal naive's, geometric mean")
     left.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
     for model, rows in by_windows(pretrainings):
         means = np.exp(np.log(rows.relative_mase).groupby(rows.windows).mean())
@@ -271,7 +271,7 @@ def draw(relative: pd.DataFrame, pretrainings: pd.DataFrame, path: Path):
     seen = sorted({int(windows) for _, rows in by_windows(pretrainings) for windows in rows.windows})
     right.set_xticks(seen, [f"{windows:,}" for windows in seen])
     right.minorticks_off()
-    right.set(xlabel="windows seen in pre-training", ylabel="MASE relative to seasonal naive's, validation")
+    right.set(xlabel="windows seen in pre-training", ylabel="MASE / seasonal naive's, validation")
     right.legend(fontsize="small")
     figure.savefig(path, dpi=110)
     plt.close(figure)
