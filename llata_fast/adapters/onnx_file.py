@@ -38,6 +38,11 @@ def _output(model: LlataForPrediction, past: Tensor, observed: Tensor, covariate
 class _Quantiles(nn.Module):
     """Points [B, H, C], and quantiles [B, H, C, Q] that increase with their level."""
 
+    offsets: Tensor | None
+    """[H, C, Q]"""
+    weights: Tensor | None
+    """[head's levels, Q]"""
+
     def __init__(
         self, model: LlataForPrediction, calibration: Calibration | None, levels: Sequence[float], num_channels: int
     ):
@@ -45,7 +50,7 @@ class _Quantiles(nn.Module):
         self.model, self.calibration, self.num_levels = model, calibration, len(levels)
         head_levels = model.config.quantile_levels
         offsets = None if calibration is None else calibration.at(levels, num_channels).float()
-        self.register_buffer("offsets", offsets)  # [H, C, Q]
+        self.register_buffer("offsets", offsets)
         self.register_buffer("weights", between_levels(head_levels, levels).float() if head_levels else None)
 
     def forward(self, past_values: Tensor, past_observed_mask: Tensor, *covariates: Tensor) -> tuple[Tensor, Tensor]:

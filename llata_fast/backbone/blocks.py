@@ -44,10 +44,11 @@ def run_blocks(model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, ...]:
     options: dict[str, Any] = {"attention_mask": None}
     stream = tokens
     if names is _GPT2:
-        stream = model.drop(tokens)
+        stream = model.drop(tokens)  # type: ignore[operator]
     else:
         position_ids = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        options["position_embeddings"] = model.rotary_emb(tokens, position_ids=position_ids)
+        rotary = model.rotary_emb(tokens, position_ids=position_ids)  # type: ignore[operator]
+        options["position_embeddings"] = rotary
     features, update = [], None
     for block in getattr(model, names.blocks):
         normed, stream = getattr(block, names.first_norm).add(stream, update)

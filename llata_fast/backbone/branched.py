@@ -49,7 +49,7 @@ class LoraLinear(_Branched):
         """The frozen projection with the update folded in (in place)."""
         update = (self.lora_b.weight @ self.lora_a.weight) * self.scale
         with torch.no_grad():
-            self.base.weight += update.T if isinstance(self.base, Conv1D) else update
+            self.base.weight += update.T if isinstance(self.base, Conv1D) else update  # type: ignore[operator]
         return self.base
 
 
@@ -84,7 +84,7 @@ class _TwinLinear(torch.autograd.Function):
         if ctx.dropped:
             dlow = (dhidden @ a).mul_(ctx.scale).view_as(rows) if needs_low else None
         elif needs_x:
-            dx[: ctx.time_rows].flatten(0, 1).addmm_(dhidden, a, alpha=ctx.scale)
+            dx[: ctx.time_rows].flatten(0, 1).addmm_(dhidden, a, alpha=ctx.scale)  # type: ignore[index]
         return dx, dlow, None, None, da, db, None, None
 
 
@@ -108,7 +108,7 @@ class TwinNorm(_Branched):
     def add(self, x: Tensor, update: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x, update [rows, ..., D] -> the norm of x + update, and x + update."""
         rows = self.num_time_rows(x)
-        if self.form is None or not _is_whole(self.base.weight):
+        if self.form is None or not _is_whole(self.base.weight):  # type: ignore[arg-type]
             total = x if update is None else x + update
             y = self.tuned(total)
             if rows < len(x):
@@ -200,4 +200,4 @@ def _features(projection: nn.Module) -> tuple[int, int]:
     # not from the weight's shape, as ZeRO-3 may have partitioned it
     if isinstance(projection, Conv1D):
         return projection.nx, projection.nf
-    return projection.in_features, projection.out_features
+    return projection.in_features, projection.out_features  # type: ignore[return-value]

@@ -24,7 +24,7 @@ class Placed(NamedTuple):
     """[items]"""
     origins: np.ndarray
     """[items]"""
-    index: np.ndarray
+    index: np.ndarray  # type: ignore[assignment]
     """[rows]: position in the item's grid."""
     offsets: np.ndarray
     """[items + 1]: offsets of the concatenated grids."""

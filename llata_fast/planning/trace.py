@@ -115,7 +115,7 @@ def _trace(config: LlataConfig, workload: Workload) -> Trace:
 
 def _prepared(model: LlataForPrediction, workload: Workload) -> LlataForPrediction:
     if workload.precision == "bf16":
-        model.to(torch.bfloat16)
+        model.to(torch.bfloat16)  # type: ignore[arg-type]
     elif workload.precision == "autocast":
         store_frozen(model.backbone, torch.bfloat16)
     if workload.checkpointing:
@@ -152,7 +152,7 @@ def make_fake(model: nn.Module):
                     fake = torch.zeros(tensor.shape, dtype=tensor.dtype)
                     parameter = isinstance(tensor, nn.Parameter)
                     replaced[tensor] = nn.Parameter(fake, tensor.requires_grad) if parameter else fake
-                tensors[name] = replaced[tensor]
+                tensors[name] = replaced[tensor]  # type: ignore[assignment]
 
 
 class LiveMemory(TorchDispatchMode):
@@ -166,7 +166,7 @@ class LiveMemory(TorchDispatchMode):
         self.collect_every, self.calls = collect_every, 0
         self.live = self.peak = self.gradients = self.operations = 0
         self.peak_beside_gradients = self.gradients_then = 0
-        self.seen = weakref.WeakSet()
+        self.seen: weakref.WeakSet = weakref.WeakSet()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.calls += 1
@@ -188,7 +188,7 @@ class LiveMemory(TorchDispatchMode):
         return output
 
     def note_gradient(self, parameter: nn.Parameter):
-        self.gradients += parameter.grad.nbytes
+        self.gradients += parameter.grad.nbytes  # type: ignore[union-attr]
 
     def _forget(self, size: int):
         self.live -= size
