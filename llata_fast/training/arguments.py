@@ -5,12 +5,14 @@ import json
 import math
 import os
 from dataclasses import asdict, dataclass, fields
+from datetime import timedelta
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import torch
 import yaml
+from accelerate import PartialState
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations, is_tensorboard_available
 
@@ -72,6 +74,9 @@ class ForecastTrainingArguments(TrainingSettings, TrainingArguments):  # type: i
         if self.ddp_find_unused_parameters is None:
             # every trained weight takes part in every loss, and the search for others walks the graph in each step
             self.ddp_find_unused_parameters = False
+        if self.use_cpu and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            # TrainingArguments passes ddp_timeout to the ranks of GPUs only; it finds this group
+            PartialState(cpu=True, backend=self.ddp_backend, timeout=timedelta(seconds=self.ddp_timeout))
         TrainingArguments.__post_init__(self)
         self._settle_checkpointing()
         # launchers start one process per GPU; torch's DataParallel would split the batch a second time

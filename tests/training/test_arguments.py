@@ -2,11 +2,14 @@
 
 import os
 from dataclasses import fields
+from datetime import timedelta
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
+from accelerate.state import AcceleratorState
 from transformers import TrainingArguments
 
 from llata_fast.cli import report_and_exit
@@ -340,3 +343,23 @@ def test_our_option_names():
         "trust_checkpoint",
         "trust_rows",
     ]
+
+
+def test_cpu_ranks_wait_for_each_other_as_long_as_asked(monkeypatch):
+    """TrainingArguments alone leaves CPU ranks torch's half hour, whatever ddp_timeout says."""
+
+    class Met(Exception):
+        pass
+
+    def meet(**kwargs):
+        raise Met(kwargs["timeout"])
+
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setattr(torch.distributed, "init_process_group", meet)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(Met) as met:
+        parse_arguments(["--use_cpu", "true", "--ddp_timeout", "20"])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert met.value.args == (timedelta(seconds=20),)
