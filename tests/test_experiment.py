@@ -160,8 +160,8 @@ def test_training_without_validation(tmp_path):
     "settings, words",
     [
         ({"dataset": "M4-Yearly", "prediction_length": 7}, "prediction_length of M4-Yearly is 6, not 7"),
-        ({"dataset": "M4-Yearly", "columns": ["Y1"]}, "columns is not for M4-Yearly"),
-        ({"dataset": "M4-Yearly", "few_shot_percent": 5.0}, "few_shot_percent is not for M4-Yearly"),
+        ({"dataset": "M4-Yearly", "columns": ["Y1"]}, "columns does not apply to M4-Yearly"),
+        ({"dataset": "M4-Yearly", "few_shot_percent": 5.0}, "few_shot_percent does not apply to M4-Yearly"),
         ({"dataset": "M4-Secondly"}, "unknown dataset 'M4-Secondly'"),
         ({"dataset": "M4-Yearly", "bacth_size": 3}, "unknown option bacth_size: did you mean batch_size"),
         ({"dataset": "M4-Yearly", "batch_size": 0}, "batch_size must be at least 1"),

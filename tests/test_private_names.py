@@ -81,6 +81,8 @@ def test_overrides_of_private_methods_are_still_called():
         "_prepare_for_training",
         "_load_optimizer_and_scheduler",
         "_load_rng_state",
+        "_init_training_state",
+        "_load_from_checkpoint",
         "_load_best_model",
         "_prepare_input",
     }

@@ -499,8 +499,8 @@ def _warn_of_unknown(panel: Panel, unknown: list):
     if unknown:
         names = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
         warnings.warn(
-            f"{panel.name}: {len(unknown)} items have no observed value of a target in the context, so it is not "
-            f"forecast: {names}",
+            f"{panel.name}: no forecast for {len(unknown)} item{'s' if len(unknown) > 1 else ''}, because the context "
+            f"has no observed value of a target: {names}",
             InputWarning,
             stacklevel=4,
         )

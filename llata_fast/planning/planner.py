@@ -146,7 +146,7 @@ def make_plan(
     choices = (False, True) if request.checkpointing is None else (request.checkpointing,)
     if not config.has_language_model:
         if request.checkpointing:
-            raise InputError(f"gradient_checkpointing: ablation {config.ablation} has no blocks to recompute")
+            raise InputError(f"gradient_checkpointing: ablation {config.ablation} has no backbone blocks to checkpoint")
         choices = (False,)
     traces = {
         (mode, checkpointing): trace(

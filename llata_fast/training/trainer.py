@@ -226,9 +226,11 @@ class ForecastTrainer(Trainer):
         with reading(resume_from_checkpoint, self.args.trust_checkpoint):
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
-    def _init_training_state(self, max_steps, updates_per_epoch, epochs, resume_from_checkpoint, trial):
+    def _init_training_state(
+        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+    ):
         with reading(resume_from_checkpoint, self.args.trust_checkpoint):
-            arguments = (max_steps, updates_per_epoch, epochs, resume_from_checkpoint, trial)
+            arguments = (max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial)
             return super()._init_training_state(*arguments)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None):

@@ -116,7 +116,11 @@ def test_an_encoding_is_read_as_written():
             "trained with 'visits' as one of its past_covariates, but it is missing here",
         ),
         (ROLES, {}, "trained with the calendar's weekday: give calendar"),
-        (ROLES | {"calendar": "weekday"}, {"price": "dear"}, "'price': the run was trained with numbers, here are cat"),
+        (
+            ROLES | {"calendar": "weekday"},
+            {"price": "dear"},
+            "the run was trained with numbers, but here are cat",
+        ),
     ],
 )
 def test_other_covariates_are_refused(roles, change, message):

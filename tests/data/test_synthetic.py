@@ -133,7 +133,7 @@ def test_a_series_shorter_than_asked_for_ends_in_missing_values(real):
         ({"num_series": 0}, "num_series must be at least 1"),
         ({"num_series": 1, "length": 1}, "length must be at least 2"),
         ({"num_series": 1, "seed": -1}, "seed must be at least 0"),
-        ({"num_series": 1, "kinds": ("waves",)}, "called 'waves'"),
+        ({"num_series": 1, "kinds": ("waves",)}, "series 'waves'"),
         ({"num_series": 1, "kinds": ()}, "at least one kind"),
         ({"num_series": 1, "kinds": ("mixup",)}, "give --mix"),
     ],

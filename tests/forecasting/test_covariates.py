@@ -181,7 +181,7 @@ def test_missing_covariates_are_named_in_one_line(f, df, folder):
         (f, before, known.drop(columns="promo"), "future_df: no column 'promo' (known_covariates) among"),
         (f, before, known[known["item_id"] != "i2"], "future_df lacks rows of item 'i2'"),
         (f, Panel.from_df(before), known, "trained with 'x' as one of its known_covariates, but it is missing here"),
-        (f, before.assign(promo=1), known, "'promo': the run was trained with categories, here are numbers"),
+        (f, before.assign(promo=1), known, "'promo': the run was trained with categories, but here are numbers"),
         (plain, before, known, "future_df: this run was trained without known covariates and cannot use it"),
     ]
     for forecaster, table, ahead, message in cases:

@@ -204,13 +204,13 @@ def test_another_frequency_than_the_runs_is_refused(f, df):
     days = df.assign(
         timestamp=df.groupby("item_id").cumcount().map(lambda day: pd.Timestamp("2024-01-01") + pd.Timedelta(days=day))
     )
-    with pytest.raises(InputError, match="item 'Weekly Minnesota.*the step is D, the run was trained on W-FRI"):
+    with pytest.raises(InputError, match="item 'Weekly Minnesota.*the step is D, but the run was trained on W-FRI"):
         f.predict_df(days)
 
 
 def test_an_item_without_values_stays_empty(f, df):
     name = df["item_id"].iloc[0]
-    with pytest.warns(InputWarning, match="1 items have no value in the context.*Minnesota"):
+    with pytest.warns(InputWarning, match="no forecast for 1 item, because.*Minnesota"):
         out = f.predict_df(df.assign(target=df["target"].where(df["item_id"] != name)))
     empty = out["item_id"] == name
     assert out.loc[empty, OUTPUT[3:]].isna().all(axis=None) and out.loc[~empty, OUTPUT[3:]].notna().all(axis=None)

@@ -262,7 +262,7 @@ def test_command(tmp_path, launch, capsys):
     assert plan["trained_parameters"] == weights.trained
     main(["plan", *map(str, options), "--stage", "zero3_offload", "--gradient_checkpointing"])
     text = capsys.readouterr().out
-    assert f"{weights.frozen:,}" in text and "Take zero3_offload with --gradient_checkpointing" in text
+    assert f"{weights.frozen:,}" in text and "Use zero3_offload with --gradient_checkpointing" in text
 
 
 COVARIATES = ("--known_covariates", "price", "week=7", "--past_covariates", "visits", "--static_covariates", "store=9")
@@ -301,7 +301,7 @@ def test_one_stage_on_one_gpu(tmp_path, capsys, stage):
     """The stage that was asked for is planned, although there is no other rank to share with."""
     backbone = random_backbone(tmp_path, "llama")
     main(["plan", "--backbone", backbone, "--num_layers", "1", "--num_prototypes", "9", "--stage", stage])
-    assert f"Take {stage}: " in capsys.readouterr().out
+    assert f"Use {stage}: " in capsys.readouterr().out
 
 
 def test_without_a_language_model(tmp_path, capsys):
@@ -323,7 +323,7 @@ def test_without_a_language_model(tmp_path, capsys):
         (["--backbone", "no/such/place"], "no such file or folder"),
         (["--known_covariates", "week=seven"], "'week=seven' must be NAME, or NAME=N"),
         (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps must be at least 1"),
-        (["--ablation", "no_llm", "--gradient_checkpointing"], "ablation no_llm has no blocks"),
+        (["--ablation", "no_llm", "--gradient_checkpointing"], "ablation no_llm has no backbone blocks"),
     ],
 )
 def test_bad_input_is_one_line(options, message, capsys):

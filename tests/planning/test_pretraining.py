@@ -26,7 +26,7 @@ def test_a_pass_forecasts_every_step_once(capsys):
 def test_in_words(capsys):
     main([*PLAN, "--corpus_steps", "27e9"])
     assert (
-        "A pass over 27,000,000,000 steps of corpora: 281,250,000 windows, 4,500,000,000 tokens"
+        "A pass over 27,000,000,000 time steps of corpora: 281,250,000 windows, 4,500,000,000 tokens"
         in capsys.readouterr().out
     )
     main(PLAN)

@@ -238,4 +238,4 @@ def test_another_metric_needs_no_best_checkpoint_of_the_first(settings, whole, t
     _, _, best = whole
     moved = copied(whole, tmp_path, "model.safetensors", *(f"checkpoint-{step}" for step in (1, 2, 3)))
     run(settings, moved, resume_from_checkpoint="last", greater_is_better=False)
-    assert f"by the lowest mse is checkpoint-4; by the highest mse it was checkpoint-{best}" in capfd.readouterr().out
+    assert f"by lowest mse is checkpoint-4; by highest mse it was checkpoint-{best}" in capfd.readouterr().out

@@ -183,7 +183,7 @@ def test_a_resumed_run_keeps_its_mixture(single, folder, settings, capsys):
     synthesize(SyntheticSettings(20, 200, seed=2), other / "made")
     weights = folder / "weights.yaml"
     weights.write_text((folder / "mixture.yaml").read_text().replace("weight: 2", "weight: 3"))
-    for corpus, names in ((weights, "not on made as it is"), (other / "mixture.yaml", "not on made as it is")):
+    for corpus, names in ((weights, "another state of made"), (other / "mixture.yaml", "another state of made")):
         run = folder / "resumed elsewhere"
         shutil.copytree(single, run, dirs_exist_ok=True)
         written = yaml.safe_load((run / "run.yaml").read_text()) | {"corpus": str(corpus)}
