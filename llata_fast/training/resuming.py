@@ -159,8 +159,9 @@ def check_resumes(config: LlataConfig, data: DataSettings, checkpoint: str | Pat
     path = Path(checkpoint, CONFIG)
     try:
         theirs = LlataConfig.from_dict(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the checkpoint's settings {path}: {error}") from None
+    except Exception as error:
+        # values of wrong types make LlataConfig and transformers raise anything
+        raise InputError(f"cannot read the checkpoint's settings {path}: {in_one_line(error)[:300]}") from None
     run = RunFolder(Path(checkpoint).parent)
     # a checkpoint may have been copied here without its run
     settings = run.read_settings() if (run / SETTINGS).is_file() else {}

@@ -1,5 +1,6 @@
 """Every setting that is changed on resume is refused by name, applied, or has no effect on the results."""
 
+import json
 import shutil
 from dataclasses import asdict
 
@@ -195,6 +196,25 @@ def test_changes_that_the_weights_depend_on_are_refused(settings, name):
         config.backbone_fingerprint = None
     with pytest.raises(InputError, match=f"checkpoint-1 was trained with {name} .*, not "):
         check_resumes(config, data, checkpoint)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda fields: fields["backbone_config"].update(rms_norm_eps="1e-06"),
+        lambda fields: fields.update(backbone_config=7),
+        lambda fields: fields.update(num_layers=[1]),
+    ],
+)
+def test_settings_of_wrong_types_are_refused_in_one_line(settings, tmp_path, damage):
+    checkpoint = settings["resume_from_checkpoint"]
+    config, data = LlataConfig.from_pretrained(checkpoint), DataSettings(dataset=settings["dataset"])
+    fields = json.loads((checkpoint / "config.json").read_text())
+    damage(fields)
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(InputError) as refused:
+        check_resumes(config, data, tmp_path)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", TRAINED)
