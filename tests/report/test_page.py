@@ -82,7 +82,7 @@ def test_page_has_every_section(page):
         "Calibration",
         "Forecasts",
         "How far apart",
-        "prototypes",
+        "Prototypes",
         "Cost",
     ]
     headings = " ".join(re.findall(r"<h2>(.*?)</h2>", page))
