@@ -1,7 +1,7 @@
 """Atomic files (written under a temporary name, synced, renamed) and a manifest that vouches for a folder.
 
 A folder's `manifest.json` is written last, once its files are on disk. It lists every file's size and SHA-256, so a
-folder that a kill, a full disk or a copy left incomplete can be told from a complete one.
+folder that a kill, a full disk or a copy left incomplete can be told from a complete one, and contains its own SHA-256.
 """
 
 import contextlib
@@ -19,6 +19,9 @@ from .errors import InputError
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
 """Suffix of a file or folder that is being written or deleted; its name also starts with a dot."""
+
+# what the messages of a failed torch.save contain
+_TORCH_WRITES = ("inline_container", "iostream error")
 
 
 def partial_name(path: str | Path) -> Path:
@@ -57,7 +60,8 @@ def writing(partial: Path) -> Iterator[None]:
         raise InputError(f"cannot write {where}: {error.strerror or error}") from error
     except Exception as error:
         # safetensors and torch raise their own exceptions for a failed write
-        if type(error).__name__ != "SafetensorError" and "inline_container" not in str(error):
+        known = type(error).__name__ == "SafetensorError" or any(mark in str(error) for mark in _TORCH_WRITES)
+        if not known:
             raise
         delete_tree(partial)
         raise InputError(f"cannot write into {partial.parent}: {error}") from error
@@ -94,21 +98,27 @@ def write_manifest(folder: str | Path, names: Iterable[str] | None = None, writt
         entries[name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
     for parent in {(folder / name).parent for name in entries}:
         sync(parent)
-    manifest = {"version": 1, "written": time.time() if written is None else written, "files": entries}
-    write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    manifest = {"version": 1, "written": float(time.time() if written is None else written), "files": entries}
+    write_text(folder / MANIFEST, json.dumps(manifest | {"sha256": _digest_of(manifest)}, indent=1) + "\n")
 
 
 def read_manifest(folder: str | Path) -> dict | None:
-    """{"version", "written" (seconds since 1970), "files": {name: {"bytes", "sha256"}}}; None if absent or invalid."""
+    """{"version", "written" (seconds since 1970), "files": {name: {"bytes", "sha256"}}}; None if absent or damaged."""
     try:
         manifest = json.loads(Path(folder, MANIFEST).read_text(encoding="utf-8"))
         files = {
             str(name): {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])}
             for name, entry in manifest["files"].items()
         }
-        return {"version": int(manifest["version"]), "written": float(manifest["written"]), "files": files}
+        content = {"version": int(manifest["version"]), "written": float(manifest["written"]), "files": files}
+        # manifests of older runs do not vouch for themselves
+        return content if manifest.get("sha256", _digest_of(content)) == _digest_of(content) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
+
+
+def _digest_of(manifest: dict) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def find_damage(folder: str | Path, names: Container[str] | None = None) -> str | None:

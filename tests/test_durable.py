@@ -19,6 +19,7 @@ from llata_fast.durable import (
     settle_folder,
     write_manifest,
 )
+from llata_fast.errors import InputError
 
 
 @pytest.fixture
@@ -28,6 +29,12 @@ def folder(tmp_path):
     (tmp_path / "sub" / "b.txt").write_text("words")
     write_manifest(tmp_path)
     return tmp_path
+
+
+def changed_time(path):
+    """By its time, `last` tells the newest checkpoint."""
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"written": manifest["written"] - 1}))
 
 
 def test_an_interrupted_write_leaves_the_previous_file(tmp_path):
@@ -73,8 +80,9 @@ def test_the_manifest_is_written_last(tmp_path, monkeypatch):
         (lambda folder: (folder / "manifest.json").write_text("[]"), "its manifest.json is damaged"),
         (lambda folder: (folder / "manifest.json").write_bytes(b"\xff"), "its manifest.json is damaged"),
         (lambda folder: (folder / "manifest.json").write_text('{"files": {"a.bin": 3}}'), "damaged"),
+        (lambda folder: changed_time(folder / "manifest.json"), "its manifest.json is damaged"),
     ],
-    ids=["missing", "cut", "changed", "no manifest", "list", "bytes", "types"],
+    ids=["missing", "cut", "changed", "no manifest", "list", "bytes", "types", "time"],
 )
 def test_damage_is_named(folder, harm, words):
     harm(folder)
@@ -140,3 +148,17 @@ def test_a_link_is_deleted_and_not_what_it_leads_to(tmp_path):
     delete_tree(run / "nothing")
     assert not list(run.iterdir())
     assert (mine / "deep" / "file").read_text() == "kept"
+
+
+def test_manifests_of_older_runs_are_read(folder):
+    """They do not contain their own checksum."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["sha256"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert find_damage(folder) is None
+
+
+@pytest.mark.parametrize("message", ["[enforce fail at inline_container.cc:664]", "basic_ios::clear: iostream error"])
+def test_a_failed_torch_save_is_one_line(tmp_path, message):
+    with pytest.raises(InputError, match="cannot write into"), durable.writing(tmp_path / ".x.partial"):
+        raise RuntimeError(message)
