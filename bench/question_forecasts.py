@@ -14,9 +14,9 @@ from llata_fast.modeling import LlataForPrediction
 from llata_fast.training.arguments import has_bf16
 
 FEW_WINDOWS = 256
-"""Of a target's few rows."""
+"""Number of windows from a target's few rows."""
 PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001)
-"""On what a head becomes beyond itself, in units of what is known of it; the rows held back choose, be it no change."""
+"""On the head's change, relative to its inputs' mean square; held-out windows select one, or no change."""
 
 
 def reduced_precision(device: str) -> torch.autocast:
@@ -45,15 +45,16 @@ def held_back_windows(target: Target, percent: float, work: Path, seed: int) -> 
 def tuned(
     model: LlataForPrediction, target: Target, percent: float, work: Path, seed: int
 ) -> tuple[LlataForPrediction, float]:
-    """A copy of `model` whose head is fitted to so many percent of a target's rows, and the penalty that was chosen.
+    """A copy of `model` with its head fitted to `percent` percent of a target's rows, and the selected penalty.
 
-    Ridge regression of what its forecasts lack on its last features, as they are: what windows do not show stays as it
-    was pre-trained. Windows that lie behind those rows choose; `model` itself and inf where they prefer no change.
+    A ridge regression of the forecasts' residuals on the head's inputs, so the head keeps its pre-trained values where
+    the windows say nothing. Windows after those rows select the penalty; if they prefer no change, returns `model` and
+    inf.
     """
     mixture, held_back = held_back_windows(target, percent, work, seed)
     features, lacking = known_of(model, in_own_units(mixture.batch(0, FEW_WINDOWS)))
     others, left = known_of(model, held_back.__getitems__(range(len(held_back))))
-    # change nothing beyond a series' end, where nothing is known
+    # residuals beyond the end of a series are unknown: count them as 0
     lacking = lacking.nan_to_num()
     gram = features @ features.T
     changes = {math.inf: torch.zeros(features.shape[1], lacking.shape[1], dtype=features.dtype)}

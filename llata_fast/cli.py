@@ -97,23 +97,23 @@ def report_and_exit(
 
 
 def _unfreeze():
-    # what stayed frozen Triton would report as leaked; of the interpreter's searches at its end the last one is enough
+    # Triton would report objects that stay frozen as leaks; the collection at interpreter exit is enough
     gc.disable()
     gc.unfreeze()
 
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """Import what takes long in here, where Python does not look for garbage.
+    """Import slow modules in this block, with garbage collection off.
 
-    Modules make many objects and keep them: to search them again and again is a sixth of the CPU time of a forecast.
+    Modules create many objects that stay alive; scanning them repeatedly takes a sixth of a forecast's CPU time.
     """
     collected = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        # once a process: it would keep the garbage of a caller who goes on
+        # once per process, as freezing again would also keep the garbage of a longer-lived caller
         if not gc.get_freeze_count():
             gc.freeze()
             atexit.register(_unfreeze)

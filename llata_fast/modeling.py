@@ -619,14 +619,14 @@ class LlataForPrediction(PreTrainedModel):
 
 @contextlib.contextmanager
 def _describing_a_model(folder: Path) -> Iterator[None]:
-    """Turn what a configuration raises that no model can be built from, or whose weights are others, into one line."""
+    """Turn any error from building the model that a damaged folder describes into one line."""
     try:
         yield
     except (InputError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         what = f"{type(error).__name__}: {in_one_line(error)[:300]}"
-        raise InputError(f"{folder} is damaged, its config.json and weights make no model: {what}") from error
+        raise InputError(f"{folder} is damaged: its config.json and weights do not form a model: {what}") from error
 
 
 def _stored_config(folder: Path, given: dict) -> LlataConfig:
@@ -637,7 +637,7 @@ def _stored_config(folder: Path, given: dict) -> LlataConfig:
 
 
 def _check_shapes(cls: type[LlataForPrediction], config: LlataConfig, folder: Path):
-    """Raise ValueError where stored weights are not of the shapes that `config` says, before it takes any memory."""
+    """Raise ValueError if stored weights differ in shape from what `config` describes; allocates no memory."""
     stored: dict[str, list[int]] = {}
     for path in sorted(folder.glob("model*.safetensors")):
         with safe_open(path, framework="pt") as weights:
@@ -646,7 +646,7 @@ def _check_shapes(cls: type[LlataForPrediction], config: LlataConfig, folder: Pa
         built = cls(config)
     for name, weight in built.state_dict().items():
         if name in stored and stored[name] != list(weight.shape):
-            raise ValueError(f"{name} is {stored[name]}, its config says {list(weight.shape)}")
+            raise ValueError(f"{name} is {stored[name]}, but its config describes {list(weight.shape)}")
 
 
 AutoModelForTimeSeriesPrediction.register(LlataConfig, LlataForPrediction)

@@ -101,10 +101,10 @@ class Preprocessor:
         if not isinstance(self.columns, list) or not all(isinstance(name, str) for name in self.columns):
             raise InputError("columns must be a list of names")
         if len(set(self.columns)) < len(self.columns):
-            raise InputError("columns must be names that differ")
+            raise InputError("columns must have distinct names")
         others = self.other_frequencies
         if not isinstance(others, list) or not all(isinstance(name, str) for name in others):
-            raise InputError("other_frequencies must be a list of texts")
+            raise InputError("other_frequencies must be a list of strings")
         if not _is_number(self.seasonality) or self.seasonality != int(self.seasonality) or self.seasonality < 1:
             raise InputError("seasonality must be a whole number of at least 1")
         for name in ("mean", "scale"):

@@ -121,8 +121,8 @@ def build_backbone(
 
     The slot of the word embedding holds None, which keeps it out of parameters and checkpoints in every family.
     Parameters take torch's default dtype and device, meta included; `config` itself stays as it is. A family without
-    an SDPA path (Gemma 2 caps its attention scores) gets eager attention for "sdpa". Without `draw_words` no memory is
-    taken for a word embedding on the way, nor random numbers.
+    an SDPA path (Gemma 2 caps its attention scores) gets eager attention for "sdpa". Without `draw_words`, no word
+    embedding is allocated or initialised on the way.
     """
     if attn_implementation == "sdpa" and not decoder_class(config)._supports_sdpa:
         attn_implementation = "eager"

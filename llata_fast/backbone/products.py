@@ -1,8 +1,8 @@
-"""Products with frozen weights on a CPU, by oneDNN where PyTorch's choice is the slower.
+"""Matrix products with frozen weights on a CPU, by oneDNN where it is faster than PyTorch's default.
 
-PyTorch gives fp32 products to MKL, which keeps to kernels for AVX2 on a CPU that is not Intel's; those of oneDNN, which
-every build for x86 brings, too, take AVX-512: 4 to 25 % faster at the sizes of GPT-2 and SmolLM2, 16 to 448 rows, one
-thread of an AMD EPYC. Elsewhere nothing is replaced.
+PyTorch passes fp32 products to MKL, which uses only AVX2 on CPUs not made by Intel. oneDNN, part of every x86 build,
+uses AVX-512: 4 to 25 % faster at the sizes of GPT-2 and SmolLM2, 16 to 448 rows, on one thread of an AMD EPYC. On other
+machines nothing is replaced.
 """
 
 import functools
@@ -17,7 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 from transformers.pytorch_utils import Conv1D
 
 _CPU_INFO = Path("/proc/cpuinfo")
-# what Inductor's code calls, too: no public function reaches oneDNN with fp32
+# private, but Inductor's code calls it, too; no public function passes fp32 products to oneDNN
 _ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
@@ -30,9 +30,9 @@ def onednn_is_faster() -> bool:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [..., in] @ weight [out, in]^T + bias [out] -> [..., out]; through oneDNN nothing is differentiated."""
+    """x [..., in] @ weight [out, in]^T + bias [out] -> [..., out]; not differentiable through oneDNN."""
     if _takes_onednn(x, weight):
-        # of a bias it reads the memory, whatever its strides say
+        # it ignores the strides of the bias
         return _ONEDNN(x, weight, bias if bias is None else bias.contiguous(), "none", [], "")
     return F.linear(x, weight, bias)
 
@@ -40,7 +40,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
     if torch.compiler.is_compiling() or x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32:
         return False
-    # one row is bound by reading the weight, and oneDNN is slow at it across rows
+    # with one row, reading the weight takes most of the time, and oneDNN reads it more slowly
     return onednn_is_faster() and not torch.is_autocast_enabled("cpu") and x.numel() > x.shape[-1]
 
 
@@ -71,12 +71,12 @@ class _Conv1D(Conv1D):
 
 
 def _is_frozen_and_whole(weight: Tensor) -> bool:
-    # ZeRO-3 gathers a weight for its own module's call alone
+    # ZeRO-3 gathers a weight only while its own module runs
     return not hasattr(weight, "ds_id") and not (weight.requires_grad and torch.is_grad_enabled())
 
 
 def replace_products(model: nn.Module):
-    """Let the linear layers of `model` take oneDNN while they are frozen, in place: the same modules and weights."""
+    """Make the linear layers of `model` use oneDNN while frozen; in place, with the same modules and weights."""
     if not onednn_is_faster():
         return
     for module in model.modules():

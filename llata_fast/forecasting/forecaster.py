@@ -477,7 +477,7 @@ def _panel_of_arrays(arrays: Sequence[Any], info: Preprocessor) -> Panel:
 
 
 def _numbers(array: Any, place: int) -> np.ndarray:
-    """An array of any kind as float64; what is masked is missing."""
+    """An array of any kind as float64, NaN where masked."""
     try:
         if isinstance(array, Tensor):
             # numpy has no bf16
@@ -485,7 +485,7 @@ def _numbers(array: Any, place: int) -> np.ndarray:
         if np.iscomplexobj(array):
             raise TypeError("complex")
         return np.ma.filled(np.ma.asarray(array, dtype=np.float64), np.nan)
-    except (TypeError, ValueError, NotImplementedError):
+    except (TypeError, ValueError, NotImplementedError):  # the last by tensors on the meta device
         raise InputError(f"array {place} does not hold numbers") from None
 
 

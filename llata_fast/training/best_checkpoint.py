@@ -28,14 +28,14 @@ class Best(NamedTuple):
     step: int
 
 
-# of a checkpoint beside this one, and of nothing elsewhere
+# the name of a folder beside this checkpoint, never a path
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _COUNTS = ("global_step", "max_steps", "best_global_step", "train_batch_size", "num_train_epochs")
 _NUMBERS = ("epoch", "best_metric", "total_flos", "logging_steps", "eval_steps", "save_steps")
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What the Trainer keeps of its state in a checkpoint; raises InputError where that is missing or no such thing."""
+    """Read the Trainer's state from a checkpoint; raises InputError if it is missing or invalid."""
     path = checkpoint / TRAINER_STATE
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
@@ -47,24 +47,24 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def _problem(state: Any) -> str | None:
-    """Why this is no Trainer's state."""
+    """Why this is not a Trainer's state, or None."""
     if not isinstance(state, dict):
-        return "it is no mapping"
+        return "it is not a mapping"
     if unknown := state.keys() - {item.name for item in fields(TrainerState)}:
-        return f"it holds {min(unknown)!r}, which is none of a Trainer's"
+        return f"it has the unknown field {min(unknown)!r}"
     for names, kinds in ((_COUNTS, int), (_NUMBERS, (int, float))):
         for name in names:
             value = state.get(name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or not abs(value) < 1e20):
-                return f"{name} is no {'whole ' if kinds is int else ''}number: {str(value)[:40]!r}"
+                return f"{name} must be {'an integer' if kinds is int else 'a number'}, got {str(value)[:40]!r}"
     log, stored = state.get("log_history", []), state.get("stateful_callbacks")
     if not isinstance(log, list) or not all(isinstance(entry, dict) and _is_step(entry.get("step")) for entry in log):
-        return "log_history is no list of records with a step"
+        return "log_history must be a list of records with a step"
     if not isinstance(stored, dict):
-        return "stateful_callbacks is no mapping"
+        return "stateful_callbacks must be a mapping"
     best = stored.get(BEST_CHECKPOINT)
     if best is not None and not (isinstance(best, str) and _CHECKPOINT.fullmatch(best)):
-        return f"the best checkpoint is called {str(best)[:40]!r}"
+        return f"the best checkpoint must be named checkpoint-<step>, got {str(best)[:40]!r}"
     return None
 
 

@@ -126,16 +126,16 @@ def _claim_free(stem: Path, held: contextlib.ExitStack) -> RunFolder:
 
 @contextlib.contextmanager
 def reading(checkpoint: str | Path | None, trust: bool) -> Iterator[None]:
-    """What is read inside is a checkpoint's, under `restricted_unpickling`.
+    """Read files of a checkpoint in this block, under `restricted_unpickling`.
 
     Raises:
-        RankInputError: it holds more than tensors and plain values, or what no training has written.
+        RankInputError: a file holds more than tensors and plain values, or values that no training writes.
     """
     try:
         with restricted_unpickling(trust):
             yield
     except InputError as error:
-        # under ZeRO every rank reads a file of its own
+        # under ZeRO, each rank reads its own file
         raise RankInputError(str(error)) from None
     except (DistError, torch.OutOfMemoryError):
         raise
@@ -144,7 +144,7 @@ def reading(checkpoint: str | Path | None, trust: bool) -> Iterator[None]:
             raise
         what = f"{type(error).__name__}: {in_one_line(error)}"
         raise RankInputError(
-            f"{checkpoint} cannot be resumed from, its files are not what they should be: {what}"
+            f"cannot resume from {checkpoint}, because its files have unexpected content: {what}"
         ) from error
 
 

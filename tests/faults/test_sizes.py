@@ -161,7 +161,7 @@ def test_a_parquet_file_of_more_rows_than_memory_is_not_read(tmp_path, monkeypat
 )
 def test_a_best_checkpoint_that_lies_elsewhere(name, tmp_path):
     (tmp_path / "trainer_state.json").write_text(json.dumps({"stateful_callbacks": {"best_checkpoint": name}}))
-    with pytest.raises(InputError, match="the best checkpoint is called"):
+    with pytest.raises(InputError, match="the best checkpoint must be named"):
         read_state(tmp_path)
 
 
