@@ -10,15 +10,12 @@ forecasts. Letters: B windows, L lookback, H horizon, C channels, N patches, T t
 V prototypes.
 """
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import load_torch_model, snapshot_download
-from safetensors import safe_open
+from huggingface_hub import load_torch_model
 from torch import Tensor, nn
 from transformers import AutoModelForTimeSeriesPrediction, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -28,13 +25,12 @@ from .ablations import AttentionBlock, StandIn
 from .backbone.attention import choose_attention
 from .backbone.base import load_base
 from .backbone.loading import build_backbone, max_tokens, read_backbone_config, settled_source
-from .backbone.placing import whole_models
 from .backbone.prototypes import backbone_prototypes
 from .backbone.quantised import quantised_modules
 from .backbone.twin import PlainBackbone, TwinBackbone
 from .config import LlataConfig
 from .covariate_tokens import INPUTS, CovariateTokens, input_shapes
-from .errors import InputError, in_one_line
+from .errors import InputError
 from .kernels import deep_alignment_loss, forecast_losses, patch_embed, prototype_attention, twin_norm
 from .linear import LinearSkip
 from .linear_covariates import LinearCovariates
@@ -43,8 +39,7 @@ from .masters import cast_masters
 from .quantiles import QuantileHead, in_order, pinball_loss
 from .ranks import from_first_rank
 from .settings import ModelSettings
-
-_HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
+from .stored_model import HUB_OPTIONS, check_shapes, describing_a_model, find_model, stored_config
 
 
 @dataclass
@@ -327,23 +322,16 @@ class LlataForPrediction(PreTrainedModel):
         # transformers' auto classes pass these; a checkpoint's code is never run
         for name in ("adapter_kwargs", "trust_remote_code"):
             kwargs.pop(name, None)
-        hub = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
+        hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         if unknown := kwargs.keys() - {item.name for item in fields(ModelSettings)}:
             raise InputError(f"from_pretrained: the configuration has no field {min(unknown)!r} to override")
-        folder = Path(source)
-        if not folder.is_dir():
-            try:
-                folder = Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"], **hub))
-            except (OSError, ValueError) as error:
-                raise InputError(f"no trained model at {source}: not a folder, and not on the hub ({error})") from None
-        if not (folder / "config.json").is_file() or not any(folder.glob("model*.safetensors")):
-            raise InputError(f"{folder} holds no config.json and model.safetensors: not the folder of a trained model")
-        with _describing_a_model(folder):
-            config = _stored_config(folder, kwargs) if config is None else config
+        folder = find_model(source, **hub)
+        with describing_a_model(folder):
+            config = stored_config(folder, **kwargs) if config is None else config
             held = config.merged or config.includes_backbone or not config.has_frozen_base
             if held and config.base_precision != "auto":
                 raise InputError(f"{folder} includes its backbone, so base_precision cannot be applied to it")
-            _check_shapes(cls, config, folder)
+            check_shapes(cls, config, folder)
             model = cls(config, None if held else load_base(config)[0])
             missing, unexpected = load_torch_model(model, folder)
         absent = model.backbone.shared_keys("backbone.") if held else model._keys_to_ignore_on_save
@@ -615,38 +603,6 @@ class LlataForPrediction(PreTrainedModel):
                 f"{num_tokens} tokens per sequence, but {self.config.backbone} has only {self.max_tokens} positions: "
                 "use fewer channels, longer patches or a backbone without learned positions"
             )
-
-
-@contextlib.contextmanager
-def _describing_a_model(folder: Path) -> Iterator[None]:
-    """Turn any error from building the model that a damaged folder describes into one line."""
-    try:
-        yield
-    except (InputError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        what = f"{type(error).__name__}: {in_one_line(error)[:300]}"
-        raise InputError(f"{folder} is damaged: its config.json and weights do not form a model: {what}") from error
-
-
-def _stored_config(folder: Path, given: dict) -> LlataConfig:
-    try:
-        return LlataConfig.from_pretrained(folder, **given)
-    except InputError as error:
-        raise error if given else InputError(f"{folder / 'config.json'}: {error}") from None
-
-
-def _check_shapes(cls: type[LlataForPrediction], config: LlataConfig, folder: Path):
-    """Raise ValueError if stored weights differ in shape from what `config` describes; allocates no memory."""
-    stored: dict[str, list[int]] = {}
-    for path in sorted(folder.glob("model*.safetensors")):
-        with safe_open(path, framework="pt") as weights:
-            stored |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}
-    with torch.device("meta"), whole_models():
-        built = cls(config)
-    for name, weight in built.state_dict().items():
-        if name in stored and stored[name] != list(weight.shape):
-            raise ValueError(f"{name} is {stored[name]}, but its config describes {list(weight.shape)}")
 
 
 AutoModelForTimeSeriesPrediction.register(LlataConfig, LlataForPrediction)

@@ -4,7 +4,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import load_torch_model, snapshot_download
+from huggingface_hub import load_torch_model
 
 from ..config import LlataConfig
 from ..durable import MANIFEST, find_damage
@@ -12,6 +12,7 @@ from ..errors import InputError, in_one_line
 from ..modeling import LlataForPrediction
 from ..ranks import from_first_rank
 from ..settings import ModelSettings, check_agreement
+from ..stored_model import find_model
 
 # settings that the new training chooses for itself
 _OWN = ("machine", "training")
@@ -55,17 +56,10 @@ def load_initial(model: LlataForPrediction, source: str):
 
 def _folder_of(source: str) -> Path:
     folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
-    try:
-        return Path(from_first_rank(lambda: snapshot_download(source, allow_patterns=["*.json", "*.safetensors"])))
-    except (OSError, ValueError) as error:
-        raise InputError(f"no trained model at {source}: not a folder, and not on the hub ({error})") from None
+    return find_model(folder) if folder.is_dir() else from_first_rank(lambda: find_model(source))
 
 
 def _config_of(folder: Path) -> LlataConfig:
-    if not (folder / "config.json").is_file() or not any(folder.glob("model*.safetensors")):
-        raise InputError(f"{folder} holds no config.json and model.safetensors: not the folder of a trained model")
     if (folder / MANIFEST).exists() and (damage := find_damage(folder)):
         raise InputError(f"{folder} is damaged: {damage}")
     try:
