@@ -14,12 +14,12 @@ TOKENS_AT_ONCE = 8192
 """Limit on tokens in one call of the backbone in a forecast, unless a single sequence is longer."""
 
 MOST_LAYERS = 1000
-"""Blocks of a decoder; a configuration that says more is damaged, and building it would take for ever."""
+"""Limit on a decoder's blocks: a configuration with more is damaged, and building it would never end."""
 _DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 
 
 def check_depth(stored: Any, where: str):
-    """Raise InputError where a decoder's stored configuration, a multimodal model's too, says more than MOST_LAYERS."""
+    """Raise InputError if a stored configuration, or one nested in it, has a decoder of more than MOST_LAYERS blocks."""
     if not isinstance(stored, dict):
         return
     for name, value in stored.items():

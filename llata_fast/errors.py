@@ -6,7 +6,7 @@ class InputError(ValueError):
 
 
 class RankInputError(InputError):
-    """An InputError that one rank alone may know of, which then has to say so itself."""
+    """An InputError that may occur on a single rank, which must then report it itself."""
 
 
 class InputWarning(UserWarning):

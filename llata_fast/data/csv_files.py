@@ -76,13 +76,13 @@ def load(path: Path, **options) -> pd.DataFrame:
 
 
 def check_memory(path: Path):
-    """Raise InputError where a table, unpacked, is larger than the memory that is free: pandas would take it all."""
+    """Raise InputError if a table is larger, once unpacked, than free memory: pandas would use it all up."""
     free, status = free_memory(), path.stat()
     packing = infer_compression(path, "infer")
     if status.st_size * _MOST_PACKED.get(packing, free) <= free:
         return
     if packing is None or not _unpacks_within(path, free, status.st_size, status.st_mtime_ns):
-        raise InputError(f"{path} can't be read: it holds more than the {free / 2**30:.1f} GiB of memory that are free")
+        raise InputError(f"{path} can't be read: unpacked, it is larger than the {free / 2**30:.1f} GiB of free memory")
 
 
 @functools.lru_cache(maxsize=8)

@@ -134,12 +134,12 @@ def reshard(checkpoint: str | Path, trust: bool = False) -> Path:
 
 
 def _states_of(checkpoint: Path) -> Path | None:
-    """The folder that DeepSpeed's `latest` names, of the checkpoint's own."""
+    """The folder of states that DeepSpeed's `latest` names, if it is inside the checkpoint."""
     try:
         name = (checkpoint / "latest").read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
         return None
-    # another checkpoint's would be written into
+    # a path could lead to another checkpoint, which would then be overwritten
     return checkpoint / name if re.fullmatch(r"[\w.-]{0,200}\w", name) else None
 
 
