@@ -19,7 +19,7 @@ _DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 
 
 def check_depth(stored: Any, where: str):
-    """Raise InputError if a stored configuration, or one nested in it, has a decoder of more than MOST_LAYERS blocks."""
+    """Raise InputError if a stored configuration, or one nested in it, has more than MOST_LAYERS blocks."""
     if not isinstance(stored, dict):
         return
     for name, value in stored.items():

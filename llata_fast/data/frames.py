@@ -39,14 +39,14 @@ def parquet_frame(path: str | os.PathLike) -> pd.DataFrame:
 
 
 def _check_rows(path: str | os.PathLike):
-    """Raise InputError where the rows that a Parquet file counts do not fit into memory; a few bytes may hold many."""
+    """Raise InputError if a Parquet file's rows do not fit into free memory; a few bytes may hold many rows."""
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(path) as file:
         needed = 8 * file.metadata.num_rows * file.metadata.num_columns
     free = free_memory()
     if needed > free:
-        gib = f"{needed / 2**30:.1f} GiB at least, more than the {free / 2**30:.1f} GiB of memory that are free"
+        gib = f"at least {needed / 2**30:.1f} GiB, more than the {free / 2**30:.1f} GiB of free memory"
         raise InputError(f"{path} can't be read as Parquet: it takes {gib}")
 
 

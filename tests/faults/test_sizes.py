@@ -144,7 +144,7 @@ def test_a_table_larger_than_memory_is_not_unpacked(packing, tmp_path, monkeypat
         path.write_bytes(pack(text))
     with pytest.raises(InputError, match="unpacked, it is larger than the 0.0 GiB of free memory"):
         read_csv(path)
-    with pytest.raises(InputError, match="of memory that are free"):
+    with pytest.raises(InputError, match="of free memory"):
         file_frame(path)
 
 
