@@ -11,6 +11,7 @@ V prototypes.
 """
 
 from dataclasses import dataclass, fields
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -88,7 +89,8 @@ class PatchEmbedding(nn.Module):
 class _SumNorm(nn.LayerNorm):
     """Norm of x + update [..., D], in `dtype` or else in x's dtype."""
 
-    def forward(self, x: Tensor, update: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    # unlike other layer norms, of two tensors
+    def forward(self, x: Tensor, update: Tensor, dtype: torch.dtype | None = None) -> Tensor:  # type: ignore[override]
         weights = self.weight, self.bias, self.weight, self.bias
         rows = x.flatten(0, -2)
         y, _ = twin_norm(
@@ -204,6 +206,7 @@ class LlataForPrediction(PreTrainedModel):
     config_class = LlataConfig
     config: LlataConfig
     backbone: TwinBackbone | PlainBackbone | StandIn
+    alignment: FeatureAlignment | None
     channel_weights: Tensor | None
     prototypes: Tensor
     _keys_to_ignore_on_save: set[str]
@@ -234,9 +237,9 @@ class LlataForPrediction(PreTrainedModel):
         if config.quantile_levels:
             self.quantile_head = QuantileHead(self.head.in_features, config.prediction_length, config.quantile_levels)
         self.skip = LinearSkip(*lengths, config.num_own_maps) if config.linear_skip else None
-        if self.skip is not None and config.num_covariate_tokens:
-            sizes = (config.covariates, config.prediction_length, config.num_channels or 1)
-            self.skip.covariates = LinearCovariates(*sizes)
+        if self.skip is not None and config.covariates is not None and config.num_covariate_tokens:
+            channels = config.num_channels or 1
+            self.skip.covariates = LinearCovariates(config.covariates, config.prediction_length, channels)
         two_branches = config.has_text_branch and not config.merged
         if two_branches:
             self.cross_attention = CrossAttention(D, config.num_heads)
@@ -253,7 +256,7 @@ class LlataForPrediction(PreTrainedModel):
             # a checkpoint names the frozen base instead of storing a copy
             self._keys_to_ignore_on_save = self.backbone.frozen_keys("backbone.")
 
-    def _build_backbone(self, backbone: PreTrainedModel | None) -> nn.Module:
+    def _build_backbone(self, backbone: PreTrainedModel | None) -> TwinBackbone | PlainBackbone | StandIn:
         """The module that the tokens pass through, built around `backbone` or around random weights."""
         config = self.config
         D = config.hidden_size
@@ -308,7 +311,7 @@ class LlataForPrediction(PreTrainedModel):
         return model
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, **kwargs) -> "LlataForPrediction":
+    def from_pretrained(cls, source: str | Path, **kwargs) -> "LlataForPrediction":  # type: ignore[override]
         """Load the trained forecaster that `save_pretrained` wrote to a folder or hub id, in evaluation mode.
 
         The frozen base comes from the checkpoint if it holds one, else from `config.backbone`. Keywords override fields
@@ -341,7 +344,7 @@ class LlataForPrediction(PreTrainedModel):
             raise InputError(f"the checkpoint {folder} does not fit its configuration: it {problem}")
         return model.eval()
 
-    def save_pretrained(self, save_directory: str | Path, *, include_backbone: bool = False, **kwargs):
+    def save_pretrained(self, save_directory: str | PathLike[str], *args, include_backbone: bool = False, **kwargs):
         """Write config.json and model.safetensors; the frozen base only if requested or merged.
 
         Raises:
@@ -354,7 +357,7 @@ class LlataForPrediction(PreTrainedModel):
             self._keys_to_ignore_on_save = self.backbone.shared_keys("backbone.")
         self.config.includes_backbone = include_backbone
         try:
-            super().save_pretrained(save_directory, **kwargs)
+            super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             self._keys_to_ignore_on_save = ignored
 
@@ -430,6 +433,7 @@ class LlataForPrediction(PreTrainedModel):
     ) -> ForecastOutput:
         """`forward` with validated inputs."""
         two_branches = self.training and self.config.has_text_branch
+        learned: Tensor | None
         if two_branches:
             time, loc, scale = self.time_tokens(past_values, past_observed_mask, *covariates)
             features = self.backbone(torch.cat((time, self.cross_attention(time, self.prototypes))))
@@ -442,6 +446,7 @@ class LlataForPrediction(PreTrainedModel):
             level = units[0] if window_level is None else window_level + units[0]
             skipped = self.skip(past_values, past_observed_mask, loc, scale, level, units[1], *covariates[:2])
         if two_branches and future_values is not None:
+            assert learned is not None, "training runs the backbone"
             output = self._training_output(features, learned, units, skipped, future_values, insample_scale)
         elif two_branches:
             prediction, text = self._forecasts(learned, *units, skipped).chunk(2)
@@ -473,9 +478,9 @@ class LlataForPrediction(PreTrainedModel):
             parts.append((*self._heads(self.backbone(time)[-1], loc), loc, scale))
         if len(parts) == 1:
             return parts[0]
-        learned, spread, loc, scale = zip(*parts, strict=True)
-        joined = (None if values[0] is None else torch.cat(values, 1) for values in (learned, spread))
-        return *joined, torch.cat(loc, 1), torch.cat(scale, 1)
+        *outputs, locs, scales = zip(*parts, strict=True)
+        learned, spread = (None if values[0] is None else torch.cat(values, 1) for values in outputs)
+        return learned, spread, torch.cat(locs, 1), torch.cat(scales, 1)
 
     def _heads(self, last: Tensor, loc: Tensor) -> tuple[Tensor, Tensor | None]:
         """Last features of one or both branches -> the head's [B or 2B, C, H], temporal quantiles [B, C, H, Q].
@@ -510,7 +515,7 @@ class LlataForPrediction(PreTrainedModel):
             tokens = self.covariates.add_static(tokens, covariates[2])
         num_channels = tokens.shape[1]
         tokens = tokens.squeeze(2) if self.config.variate_tokens else tokens.flatten(0, 1)
-        if self.config.num_covariate_tokens:
+        if self.covariates is not None and self.config.num_covariate_tokens:
             own = self.covariates(*covariates[:2]).to(tokens.dtype)
             # each channel's patches are a separate sequence
             own = own if self.config.variate_tokens else own.repeat_interleave(num_channels, 0)
@@ -523,24 +528,27 @@ class LlataForPrediction(PreTrainedModel):
         loc and scale are [B, C]; `skipped` [B, C, H] is added to the normalised forecasts.
         """
         if learned is None:
+            assert skipped is not None
             return (skipped * scale[..., None] + loc[..., None]).transpose(1, 2)
         branches = self._normalised(learned, loc, skipped).float().unflatten(0, (-1, loc.shape[0]))
         return (branches * scale[..., None] + loc[..., None]).flatten(0, 1).transpose(1, 2)
 
     def _normalised(self, learned: Tensor, loc: Tensor, skipped: Tensor | None) -> Tensor:
         """The head's output for one or both branches -> normalised forecasts [B or 2B, C, H]."""
-        if skipped is None:
+        if self.skip is None or skipped is None:
             return learned
         branches = learned.float().unflatten(0, (-1, loc.shape[0]))
         return (branches * self.skip.learned_share + skipped).flatten(0, 1)
 
     def _add_quantiles(self, output: ForecastOutput, spread: Tensor, scale: Tensor, target: Tensor | None):
         """Give `output` quantiles `spread` [B, C, H, Q], normalised, from its points, and in training their loss."""
+        points, levels = output.prediction_outputs, self.config.quantile_levels
+        assert points is not None and levels is not None
         spread = (spread * scale[..., None, None]).transpose(1, 2)
         # the quantile loss must not move the point forecast
-        output.quantile_outputs = in_order(output.prediction_outputs.detach()[..., None] + spread)
+        output.quantile_outputs = in_order(points.detach()[..., None] + spread)
         if self.training and target is not None:
-            levels = self.config.quantile_levels
+            assert output.loss is not None, "targets give a loss"
             output.quantile_loss = pinball_loss(output.quantile_outputs, target, levels)
             output.loss = output.loss + output.quantile_loss
 
@@ -568,9 +576,9 @@ class LlataForPrediction(PreTrainedModel):
         )
         prediction, text = forecasts.chunk(2)
         output = ForecastOutput(loss, prediction, None, text, task_loss, None, consistency_loss)
-        if config.ablation != "no_alignment":
-            output.alignment_loss = self.alignment(features)
-            output.loss = output.loss + config.alignment_weight * output.alignment_loss
+        if self.alignment is not None:
+            distance = self.alignment(features)
+            output.alignment_loss, output.loss = distance, loss + config.alignment_weight * distance
         return output
 
     @property

@@ -15,13 +15,11 @@ from .placing import fill_decoder
 from .quantised import bitsandbytes_for
 
 
-def load_base(
-    config: LlataConfig, dtype: torch.dtype = torch.float32
-) -> tuple[PreTrainedModel, BackboneWeights | None]:
+def load_base(config: LlataConfig, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, BackboneWeights]:
     """Load the pre-trained decoder that `config` names, without word embedding; also returns the source's weights.
 
     Projections are stored in `dtype`, or quantised according to `config.base_precision`. Under ZeRO-3 only rank 0
-    reads the source; the others get None for its weights. The base's fingerprint is taken, or compared with `config`'s.
+    reads the source; the others get no tensors. The base's fingerprint is taken, or compared with `config`'s.
 
     Raises:
         InputError: the source cannot be read or quantised here, or its weights do not match the fingerprint.
@@ -46,5 +44,7 @@ def load_base(
         return weights
 
     weights = on_first_rank(read) if is_deepspeed_zero3_enabled() else read()
-    fill_decoder(backbone, weights and weights.blocks, dtype, config.base_precision)
+    if weights is None:
+        weights = BackboneWeights({}, None)
+    fill_decoder(backbone, weights.blocks, dtype, config.base_precision)
     return backbone, weights

@@ -34,7 +34,7 @@ def whole_models() -> Iterator[None]:
 
 def fill_decoder(
     decoder: PreTrainedModel,
-    tensors: dict[str, Tensor] | None,
+    tensors: dict[str, Tensor],
     dtype: torch.dtype = torch.float32,
     base_precision: str = "auto",
 ):
@@ -62,7 +62,7 @@ def fill_decoder(
     for path, module in reversed(list(decoder.named_modules())):
         keys = _own(path, module)
         if keys and not (is_norm(module) or isinstance(module, nn.Embedding)):
-            _partition(module, {key: tensors and _taken(tensors, key, dtype) for key in keys}, dtype)
+            _partition(module, {key: _taken(tensors, key, dtype) if tensors else None for key in keys}, dtype)
     whole = from_first_rank(lambda: {key: _taken(tensors, key, torch.float32) for key in list(tensors)})
     decoder.load_state_dict(whole, strict=False, assign=True)
 
