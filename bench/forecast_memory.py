@@ -26,7 +26,7 @@ import pandas as pd
 from many_items import watched
 
 from llata_fast.config import LlataConfig
-from llata_fast.data import read_csv
+from llata_fast.data import read_wide_csv
 from llata_fast.data.windows import own_scaler
 from llata_fast.forecasting.forecaster import Forecaster
 from llata_fast.modeling import LlataForPrediction
@@ -65,7 +65,7 @@ def untrained(backbone: str, **patches: int) -> LlataForPrediction:
 def _measured(model: LlataForPrediction, folder: Path, channels: int, windows: int) -> dict[str, float]:
     run, table, output = folder / "run", folder / "table.csv", folder / "forecast.csv"
     _write_walks(table, windows + CONTEXT - 1, channels)
-    Forecaster(model, Preprocessor.of("walks", series := read_csv(table), own_scaler(series))).save_pretrained(run)
+    Forecaster(model, Preprocessor.of("walks", series := read_wide_csv(table), own_scaler(series))).save_pretrained(run)
     command = [sys.executable, "-m", "llata_fast", "predict", str(run), "--input", str(table), "--every", "1"]
     seconds, peak = watched([*command, "--output", str(output)])
     with output.open() as file:

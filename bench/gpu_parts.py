@@ -32,7 +32,7 @@ def report(**facts):
     print(json.dumps(facts), flush=True)
 
 
-def run(*command, **environment):
+def execute(*command, **environment):
     """Run a program with its output on ours; raises SystemExit with its exit code if it fails."""
     code = subprocess.run([str(part) for part in command], env={**os.environ, **environment}).returncode
     if code:
@@ -122,12 +122,12 @@ def sanitizer(options: argparse.Namespace):
     """Run compute-sanitizer over every kernel: invalid accesses, races, uninitialised memory, barriers."""
     program = (sys.executable, __file__, "kernel_calls", *(["--dry-run"] if options.dry_run else []))
     # first without the sanitizer, to compile the kernels
-    run(*program)
+    execute(*program)
     tools = [] if options.dry_run else ["memcheck", "racecheck", "initcheck", "synccheck"]
     for tool in tools:
         # torch's memory cache would hide accesses beyond a tensor
         command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *program)
-        run(*command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+        execute(*command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
         report(tool=tool, errors=0)
     report(headline=f"no errors by {', '.join(tools)}" if tools else "the kernels run")
 
@@ -166,7 +166,7 @@ def train(folder: Path, options: argparse.Namespace, *flags, **environment) -> d
     }
     settings["save_steps"] = settings["max_steps"]
     command = [part for name, value in settings.items() for part in (f"--{name}", value)]
-    run(sys.executable, ROOT / "train.py", *command, *flags, **environment)
+    execute(sys.executable, ROOT / "train.py", *command, *flags, **environment)
     return run_facts(folder / "run")
 
 
@@ -212,11 +212,11 @@ def etth1(options: argparse.Namespace):
         if options.dry_run:
             (folder / "config.json").write_text(json.dumps(TINY))
             bundle = ("bundle", "--backbone", f"random:{folder / 'config.json'}", "--num_layers", 1)
-            run(sys.executable, "-m", "llata_fast", *bundle, "--output", folder / "bundle")
+            execute(sys.executable, "-m", "llata_fast", *bundle, "--output", folder / "bundle")
             flags = ["--backbone", folder / "bundle", "--dataset", write_waves(folder / "waves.csv", 1200)]
             flags += ["--num_layers", 1, "--num_train_epochs", 1, "--batch_size", 32]
         flags += ["--context_length", 96, "--prediction_length", 96, "--report_to", "none"]
-        run(sys.executable, ROOT / "train.py", *flags, "--output_dir", folder / "run")
+        execute(sys.executable, ROOT / "train.py", *flags, "--output_dir", folder / "run")
         facts = run_facts(folder / "run")
     seconds = facts["training"]["seconds"]
     to_best = seconds * facts["best_step"] / facts["steps"]

@@ -53,7 +53,7 @@ class Part:
 
 
 @dataclass
-class Outcome:
+class PartResult:
     part: str
     seconds: float
     status: str
@@ -238,13 +238,13 @@ PARTS = {
 }
 
 
-def run_part(name: str, options: argparse.Namespace, limit: float, log: Path) -> Outcome:
+def run_part(name: str, options: argparse.Namespace, limit: float, log: Path) -> PartResult:
     """Run one part for at most `limit` seconds and append its output to `log`."""
     part = PARTS[name]
     if reason := part.skip(options):
-        return Outcome(name, 0.0, "skipped", reason)
+        return PartResult(name, 0.0, "skipped", reason)
     if limit < LEAST_SECONDS:
-        return Outcome(name, 0.0, "skipped", "no time left")
+        return PartResult(name, 0.0, "skipped", "no time left")
     with log.open("a") as file:
         print(f"\n##### {name}\n", file=file, flush=True)
         begin, start = file.tell(), time.monotonic()
@@ -272,7 +272,7 @@ def run_part(name: str, options: argparse.Namespace, limit: float, log: Path) ->
         file.seek(begin)
         output = file.read()
     results = json_lines(output)
-    outcome = Outcome(name, round(seconds, 1), "ok", target=part.target, results=results)
+    outcome = PartResult(name, round(seconds, 1), "ok", target=part.target, results=results)
     if late:
         outcome.status, outcome.headline = "failed", f"stopped after {limit:.0f} s"
     elif process.returncode:
@@ -315,14 +315,14 @@ def keep_written(folder: Path):
         shutil.copyfile(ROOT / name, copy)
 
 
-def table(outcomes: list[Outcome]) -> str:
+def table(outcomes: list[PartResult]) -> str:
     rows = [("part", "seconds", "result", "", "target")]
     rows += [(o.part, f"{o.seconds:.1f}", o.status, o.headline, o.target) for o in outcomes]
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(r, widths, strict=True)).rstrip() for r in rows)
 
 
-def write_results(folder: Path, outcomes: list[Outcome], commit: str):
+def write_results(folder: Path, outcomes: list[PartResult], commit: str):
     facts = next((outcome.results[0] for outcome in outcomes if outcome.part == "environment" and outcome.results), {})
     facts = {"date": datetime.date.today().isoformat(), **facts} | ({"commit": commit} if commit else {})
     document = {"facts": facts, "parts": [asdict(outcome) for outcome in outcomes]}

@@ -67,7 +67,7 @@ ABLATIONS |= {"no_text_branch": "no_text_branch", "random_prototypes": "random_p
 
 
 @dataclass(frozen=True)
-class Run:
+class Pretraining:
     """One pre-training."""
 
     part: str
@@ -92,38 +92,38 @@ KEY = ("model", "change", "seed", "windows", "num_layers")
 PRETRAININGS, SCORES = "pretrainings.csv", "scores.csv"
 
 
-def runs(options: argparse.Namespace, backbones: Path) -> Iterator[Run]:
-    """All runs, the most informative first."""
+def pretrainings(options: argparse.Namespace, backbones: Path) -> Iterator[Pretraining]:
+    """All pre-trainings, the most informative first."""
     windows = options.windows
     pair = ("llata", "no_llm")
     if "main" in options.parts:
         for seed in range(options.seeds):
-            yield from (Run("main", model, seed, windows) for model in (*pair, "random_init"))
+            yield from (Pretraining("main", model, seed, windows) for model in (*pair, "random_init"))
         drawn = made_backbone(random_backbone, backbones, NUM_LAYERS)
-        yield Run("main", "llata", 0, windows, NUM_LAYERS, "random weights", drawn)
-        yield from (Run("main", model, 0, windows) for model in ("no_text_branch", "random_prototypes"))
+        yield Pretraining("main", "llata", 0, windows, NUM_LAYERS, "random weights", drawn)
+        yield from (Pretraining("main", model, 0, windows) for model in ("no_text_branch", "random_prototypes"))
     if "twice" in options.parts:
         for seed, model in itertools.product(range(options.seeds), pair):
-            yield Run("twice", model, seed, 2 * windows)
+            yield Pretraining("twice", model, seed, 2 * windows)
     if "factors" in options.parts:
         yield from factors(windows // 2, options.seeds, backbones)
     if "scaling" in options.parts:
         for divisor, seed, model in itertools.product((2, 4), range(options.seeds), pair):
-            yield Run("scaling", model, seed, windows // divisor)
+            yield Pretraining("scaling", model, seed, windows // divisor)
         for layers in (1, 2, 6):
-            yield Run("scaling", "llata", 0, windows // 2, layers)
+            yield Pretraining("scaling", "llata", 0, windows // 2, layers)
             drawn = made_backbone(random_backbone, backbones, layers)
-            yield Run("scaling", "llata", 0, windows // 2, layers, "random weights", drawn)
+            yield Pretraining("scaling", "llata", 0, windows // 2, layers, "random weights", drawn)
 
 
-def factors(windows: int, seeds: int, backbones: Path) -> Iterator[Run]:
-    """Runs with one change of llata at a time, and with other learning rates for the rivals."""
+def factors(windows: int, seeds: int, backbones: Path) -> Iterator[Pretraining]:
+    """Pre-trainings with one change of llata at a time, and with other learning rates for the rivals."""
     slower = {name: RECIPE[name] / 3 for name in ("learning_rate", "projection_learning_rate")}
-    yield from (Run("factors", "llata", seed, windows) for seed in range(seeds))
+    yield from (Pretraining("factors", "llata", seed, windows) for seed in range(seeds))
     for model in ("no_llm", "random_init"):
-        yield Run("factors", model, 0, windows)
+        yield Pretraining("factors", model, 0, windows)
     for model in ("llata", "no_llm", "random_init"):
-        yield Run("factors", model, 0, windows, NUM_LAYERS, "a third of the rate", slower)
+        yield Pretraining("factors", model, 0, windows, NUM_LAYERS, "a third of the rate", slower)
     words = worded_backbone(backbones, NUM_LAYERS)
     changes: dict[str, tuple[dict, dict]] = {
         "tokens at the scale of words": (made_backbone(scaled_backbone, backbones, NUM_LAYERS), {}),
@@ -140,24 +140,24 @@ def factors(windows: int, seeds: int, backbones: Path) -> Iterator[Run]:
         "made-up 10 percent": ({}, {"made_up": 0.1}),
     }
     for change, (settings, more) in changes.items():
-        yield Run("factors", "llata", 0, windows, NUM_LAYERS, change, settings, **more)
+        yield Pretraining("factors", "llata", 0, windows, NUM_LAYERS, change, settings, **more)
 
 
 def made_backbone(make: Callable[[Path, int], str], folder: Path, num_layers: int) -> dict:
     return {"backbone": make(folder, num_layers)}
 
 
-def model_settings(run: Run) -> dict[str, Any]:
+def model_settings(pretraining: Pretraining) -> dict[str, Any]:
     """Settings of the model, with the encoder width of `matched_width`."""
     settings = {
-        "ablation": ABLATIONS[run.model],
-        "num_layers": run.num_layers,
+        "ablation": ABLATIONS[pretraining.model],
+        "num_layers": pretraining.num_layers,
         "context_length": CONTEXT,
         "prediction_length": HORIZON,
         "patch_length": PATCH,
         "patch_stride": PATCH,
         "quantile_levels": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
-    } | run.settings
+    } | pretraining.settings
     return settings | {"intermediate_size": matched_width(settings)}
 
 
@@ -186,15 +186,15 @@ def trained_parameters(settings: dict[str, Any]) -> int:
 backbone_config = functools.cache(read_backbone_config)
 
 
-def pretrain(run: Run, corpora: Corpora, folder: Path) -> dict:
-    """Pre-train `run` into `folder`; returns its row, with validation errors relative to seasonal naive's."""
-    steps = run.windows // BATCH
+def pretrain(pretraining: Pretraining, corpora: Corpora, folder: Path) -> dict:
+    """Pre-train into `folder`; returns its row, with validation errors relative to seasonal naive's."""
+    steps = pretraining.windows // BATCH
     began = time.process_time()
     outcome = train(
-        corpus=str(corpora.mixture(run.made_up)),
+        corpus=str(corpora.mixture(pretraining.made_up)),
         output_dir=str(folder),
         overwrite_output_dir=True,
-        seed=run.seed,
+        seed=pretraining.seed,
         batch_size=BATCH,
         max_steps=steps,
         eval_strategy="no",
@@ -202,10 +202,10 @@ def pretrain(run: Run, corpora: Corpora, folder: Path) -> dict:
         report_to="none",
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
-        **(RECIPE | model_settings(run)),
+        **(RECIPE | model_settings(pretraining)),
     )
     test = outcome.metrics["test"]
-    row = {name: getattr(run, name) for name in ("part", *KEY)} | {
+    row = {name: getattr(pretraining, name) for name in ("part", *KEY)} | {
         "trained": outcome.metrics["parameters"]["trained"],
         "relative_mase": test["relative_mase"],
         "relative_wql": test["relative_wql"],
@@ -219,18 +219,20 @@ RECIPE: dict[str, Any] = {"learning_rate": 1e-3, "projection_learning_rate": 1e-
 """Settings in addition to those of `--corpus`: the published method, without a linear forecast beside it."""
 
 
-def score_run(run: Run, folder: Path, goals: list[Target], work: Path, table: "Table", shares: tuple[float, ...]):
+def score_trained(
+    pretraining: Pretraining, folder: Path, goals: list[Target], work: Path, table: "Table", shares: tuple[float, ...]
+):
     """Score a pre-trained model on every target, after fitting it to these shares of the target's rows."""
     model = LlataForPrediction.from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
     for percent, target in itertools.product(shares, goals):
-        if table.holds(run.key, percent, target.name):
+        if table.holds(pretraining.key, percent, target.name):
             continue
         began = time.process_time()
-        scored, penalty = tuned(model, target, percent, work, run.seed) if percent else (model, math.inf)
+        scored, penalty = tuned(model, target, percent, work, pretraining.seed) if percent else (model, math.inf)
         rows = target.scores(predictor(scored))
         taken = {"percent": percent, "target": target.name, "penalty": penalty}
         taken["cpu_seconds"] = time.process_time() - began
-        table.add([dict(zip(KEY, run.key, strict=True)) | taken | row for row in rows])
+        table.add([dict(zip(KEY, pretraining.key, strict=True)) | taken | row for row in rows])
 
 
 def score_baselines(goals: list[Target], table: "Table"):
@@ -302,27 +304,29 @@ def study(options: argparse.Namespace):
     # the example names the series for pre-training and their licences
     daily = runpy.run_path(str(ROOT / "examples" / "pretrain.py"))["daily"]()
     corpora = build_corpora(options.work / "corpora", daily)
-    pretrainings = Table(options.out / PRETRAININGS, KEY)
+    trained = Table(options.out / PRETRAININGS, KEY)
     scores = Table(options.out / SCORES, (*KEY, "percent", "target"))
     if "baselines" in options.parts:
         score_baselines(goals, scores)
-    planned = [(run, options.work / "runs" / run.name) for run in runs(options, options.work / "backbones")]
+    wanted = [(one, options.work / "runs" / one.name) for one in pretrainings(options, options.work / "backbones")]
 
-    def make(run: Run, folder: Path, shares: tuple[float, ...] = ()):
-        """Compute the missing rows of `run`, and train its weights again if a row needs them and they are missing."""
-        lacking = any(not scores.holds(run.key, *of) for of in itertools.product(shares, (goal.name for goal in goals)))
-        if not pretrainings.holds(run.key) or (lacking and not is_whole(folder)):
-            row = pretrain(run, corpora, folder)
-            pretrainings.add([row])
+    def make(pretraining: Pretraining, folder: Path, shares: tuple[float, ...] = ()):
+        """Compute its missing rows, and train its weights again if a row needs them and they are missing."""
+        lacking = any(
+            not scores.holds(pretraining.key, *of) for of in itertools.product(shares, (goal.name for goal in goals))
+        )
+        if not trained.holds(pretraining.key) or (lacking and not is_whole(folder)):
+            row = pretrain(pretraining, corpora, folder)
+            trained.add([row])
             print(json.dumps(row), flush=True)
         if lacking:
-            score_run(run, folder, goals, options.work / "few", scores, shares)
+            score_trained(pretraining, folder, goals, options.work / "few", scores, shares)
 
     zero_shot = SHARES[:1]
     for shares, part in ((zero_shot, "main"), (SHARES, "main"), ((), "factors"), (zero_shot, "twice"), ((), "scaling")):
-        for run, folder in planned:
-            if run.part == part:
-                make(run, folder, shares)
+        for pretraining, folder in wanted:
+            if pretraining.part == part:
+                make(pretraining, folder, shares)
 
 
 def is_whole(folder: Path) -> bool:

@@ -172,7 +172,7 @@ def _resident(process: psutil.Process) -> list[int]:
     return sizes
 
 
-def calibration(table: pd.DataFrame, device: str) -> dict:
+def measured_utilisation(table: pd.DataFrame, device: str) -> dict:
     """The utilisation of `device` from its measured rows; {} if there are none."""
     if table.empty:
         return {}
@@ -293,7 +293,7 @@ def main():
         results = []
         for row in tqdm(missing(rows, read(path)), desc="simulated rows"):
             if row["device"] not in known:
-                known[row["device"]] = calibration(read(path), row["device"])
+                known[row["device"]] = measured_utilisation(read(path), row["device"])
             results.append(simulate(row, models, known[row["device"]]))
         if results:
             pd.concat([read(path), pd.DataFrame(results)], ignore_index=True).to_csv(path, index=False)

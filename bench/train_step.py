@@ -139,7 +139,7 @@ def batch(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
     return series[:, :CONTEXT], series[:, CONTEXT:]
 
 
-def check_agreement(options: argparse.Namespace):
+def check_same_outputs(options: argparse.Namespace):
     """Check that forecast and loss are the same on the same weights, in fp32 without dropout."""
     exact = argparse.Namespace(**vars(options) | {"dropout": 0.0, "batch": min(options.batch, 8)})
     past, future = batch(exact)
@@ -286,7 +286,7 @@ def main():
     if options.memory_of:
         return measure_own_memory(options)
     if len(options.providers) == 2:
-        check_agreement(options)
+        check_same_outputs(options)
     compiled = {"no": [False], "also": [False, True], "only": [True]}[options.compile]
     rows = [measure(options, precision, flag) for precision in options.precisions for flag in compiled]
     for row in rows:

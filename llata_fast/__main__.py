@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None):
             for name in getattr(module, "IMPORTS", ()):
                 import_module(f".{name}", __package__)
         with leaving_in_order():
-            module.run(options)
+            module.main(options)
 
 
 if __name__ == "__main__":

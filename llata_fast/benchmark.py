@@ -1,4 +1,4 @@
-"""Runs a benchmark protocol: each run becomes one row of the CSV from which the tables are made."""
+"""Runs a benchmark protocol: each trial becomes one row of the CSV from which the tables are made."""
 
 import argparse
 import os
@@ -13,10 +13,10 @@ from tqdm.auto import tqdm
 from .data import DATASETS, Splits, TimeSeries, evaluation_windows, get_dataset, read_series, split_windows
 from .data.m4 import M4_SPECS, read_m4
 from .errors import InputError
-from .evaluation.baselines import Forecast, score, seasonal_naive
+from .evaluation.baselines import ForecastFunction, score, seasonal_naive
 from .evaluation.cost_picture import plot_costs
 from .evaluation.m4_scores import m4_scores
-from .evaluation.protocols import BASELINES, REFERENCE_NOTE, WITHOUT, Results, Run, markdown, plan
+from .evaluation.protocols import BENCHMARK_BASELINES, REFERENCE_NOTE, WITHOUT, Results, Trial, markdown, trials
 from .evaluation.tasks import M4_BASELINES
 from .experiment import Outcome, forecast_of, run_experiment
 from .forecasting.pictures import HAS_MATPLOTLIB
@@ -40,15 +40,15 @@ _PROTOCOL_BASELINES = {
 
 
 def run_benchmark(options: argparse.Namespace) -> tuple[int, Results]:
-    """Run what the CSV lacks; returns the number of runs done and all results.
+    """Run what the CSV lacks; returns the number of trials done and all results.
 
     Raises:
         InputError: options that contradict each other, or data that cannot be read.
     """
     RunFolder(options.out).check_can_be_made()
     results = Results(Path(options.out, "results.csv"), options.reference_protocol)
-    todo = [item for item in _plan(options) if item not in results]
-    for item in tqdm(todo, desc=options.protocol, unit="run"):
+    todo = [item for item in _trials(options) if item not in results]
+    for item in tqdm(todo, desc=options.protocol, unit="trial"):
         results.add(item, **_measure(item, options), machine=_machine(), command=_command(item, options))
     if results.path.exists():
         Path(options.out, "RESULTS.md").write_text(markdown(results.path))
@@ -57,7 +57,7 @@ def run_benchmark(options: argparse.Namespace) -> tuple[int, Results]:
     return len(todo), results
 
 
-def _plan(options: argparse.Namespace) -> list[Run]:
+def _trials(options: argparse.Namespace) -> list[Trial]:
     short_term = options.protocol == "short_term"
     known = M4_SPECS if short_term else DATASETS
     datasets = options.datasets or list(known)
@@ -76,9 +76,9 @@ def _plan(options: argparse.Namespace) -> list[Run]:
         raise InputError(f"--percents must be above 0 and at most 100, got {wrong[0]:g}")
     baselines = _PROTOCOL_BASELINES[options.protocol]
     models = options.models or ["llata", *baselines]
-    if wrong := [name for name in models if name in BASELINES and name not in baselines]:
+    if wrong := [name for name in models if name in BENCHMARK_BASELINES and name not in baselines]:
         raise InputError(f"{wrong[0]} is no baseline of {options.protocol}")
-    runs = plan(
+    found = trials(
         options.protocol,
         datasets,
         horizons=[0] if short_term else options.horizons,
@@ -89,35 +89,35 @@ def _plan(options: argparse.Namespace) -> list[Run]:
         targets=targets or None,
     )
     if short_term:
-        runs = [Run(**vars(item) | {"horizon": M4_SPECS[item.dataset].prediction_length}) for item in runs]
-    return runs
+        found = [Trial(**vars(item) | {"horizon": M4_SPECS[item.dataset].prediction_length}) for item in found]
+    return found
 
 
-def _settings(run: Run) -> dict[str, Any]:
-    """The run's settings, keyed by the names of `train.py`'s options, without folders."""
-    short_term = run.protocol == "short_term"
+def _settings(trial: Trial) -> dict[str, Any]:
+    """The trial's settings, keyed by the names of `train.py`'s options, without folders."""
+    short_term = trial.protocol == "short_term"
     settings = {
-        "dataset": f"M4-{run.dataset}" if short_term else run.dataset,
-        "recipe": run.recipe,
-        "prediction_length": run.horizon,
-        "context_length": M4_SPECS[run.dataset].context_length if short_term else CONTEXT_LENGTH,
+        "dataset": f"M4-{trial.dataset}" if short_term else trial.dataset,
+        "recipe": trial.recipe,
+        "prediction_length": trial.horizon,
+        "context_length": M4_SPECS[trial.dataset].context_length if short_term else CONTEXT_LENGTH,
     }
-    ablation = run.model if run.model in ABLATIONS else "none"
-    settings |= {"seed": run.seed, "ablation": ablation} | WITHOUT.get(run.model, {})
-    return settings if run.percent is None else settings | {"few_shot_percent": run.percent}
+    ablation = trial.model if trial.model in ABLATIONS else "none"
+    settings |= {"seed": trial.seed, "ablation": ablation} | WITHOUT.get(trial.model, {})
+    return settings if trial.percent is None else settings | {"few_shot_percent": trial.percent}
 
 
-def _command(run: Run, options: argparse.Namespace) -> str:
-    """The command that reproduces the run, for people to read."""
-    if run.model not in BASELINES and run.protocol != "zero_shot":
+def _command(trial: Trial, options: argparse.Namespace) -> str:
+    """The command that reproduces the trial, for people to read."""
+    if trial.model not in BENCHMARK_BASELINES and trial.protocol != "zero_shot":
         return " ".join(
-            ["python train.py", *(f"--{name} {_in_words(value)}" for name, value in _settings(run).items())]
+            ["python train.py", *(f"--{name} {_in_words(value)}" for name, value in _settings(trial).items())]
         )
-    command = ["python -m llata_fast benchmark", run.protocol, "--datasets", run.dataset, "--models", run.model]
-    command += [] if run.protocol == "short_term" else ["--horizons", str(run.horizon)]
-    command += ["--targets", run.target] if run.protocol == "zero_shot" else []
-    command += [] if run.percent is None else ["--percents", f"{run.percent:g}"]
-    command += [] if run.seed is None else ["--recipe", run.recipe, "--seeds", str(run.seed)]
+    command = ["python -m llata_fast benchmark", trial.protocol, "--datasets", trial.dataset, "--models", trial.model]
+    command += [] if trial.protocol == "short_term" else ["--horizons", str(trial.horizon)]
+    command += ["--targets", trial.target] if trial.protocol == "zero_shot" else []
+    command += [] if trial.percent is None else ["--percents", f"{trial.percent:g}"]
+    command += [] if trial.seed is None else ["--recipe", trial.recipe, "--seeds", str(trial.seed)]
     return " ".join(command + (["--reference_protocol"] if options.reference_protocol else []))
 
 
@@ -125,55 +125,55 @@ def _in_words(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _measure(run: Run, options: argparse.Namespace) -> dict[str, Any]:
-    if run.protocol == "short_term":
-        return _measure_m4(run, options)
-    series, target = (_series(name, options.data_dir) for name in (run.dataset, run.target))
+def _measure(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
+    if trial.protocol == "short_term":
+        return _measure_m4(trial, options)
+    series, target = (_series(name, options.data_dir) for name in (trial.dataset, trial.target))
     try:
-        splits = split_windows(series, CONTEXT_LENGTH, run.horizon, few_shot_percent=run.percent)
+        splits = split_windows(series, CONTEXT_LENGTH, trial.horizon, few_shot_percent=trial.percent)
     except InputError as error:
         return {"note": f"not trainable: {error}"}
     scored = splits.test
-    if run.target != run.dataset:
-        scored, _ = evaluation_windows(target, CONTEXT_LENGTH, run.horizon)
+    if trial.target != trial.dataset:
+        scored, _ = evaluation_windows(target, CONTEXT_LENGTH, trial.horizon)
     windows, note, batch_size = len(scored), "", 1024
     if options.reference_protocol:
-        paper = choose_settings({"dataset": run.dataset, "recipe": "paper"})
+        paper = choose_settings({"dataset": trial.dataset, "recipe": "paper"})
         batch_size = paper[-1].batch_size
         windows = windows // batch_size * batch_size
         note = f"{REFERENCE_NOTE}: {len(scored) - windows} windows left out"
-    if run.model in BASELINES:
-        forecast, measures, scores = _baseline(run, target, splits), {}, None
+    if trial.model in BENCHMARK_BASELINES:
+        forecast, measures, scores = _baseline(trial, target, splits), {}, None
     else:
-        outcome = _trained(run, options)
+        outcome = _trained(trial, options)
         forecast, measures = forecast_of(outcome.model.eval()), _costs(outcome.metrics)
-        # only a run on its own dataset and protocol can reuse the scores in its metrics.json
-        own = run.target == run.dataset and not options.reference_protocol
+        # only a trial on its own dataset and protocol can reuse the scores in its metrics.json
+        own = trial.target == trial.dataset and not options.reference_protocol
         scores = outcome.metrics["test"] if own else None
     if scores is None:
         scores = score(forecast, scored, target.columns, batch_size, drop_last=options.reference_protocol)
     return measures | {"mse": scores["mse"], "mae": scores["mae"], "windows": windows, "note": note}
 
 
-def _baseline(run: Run, target: TimeSeries, splits: Splits) -> Forecast:
-    if run.model == "seasonal_naive":
-        return seasonal_naive(target.seasonality, run.horizon)
-    if run.model == "linear_start":
+def _baseline(trial: Trial, target: TimeSeries, splits: Splits) -> ForecastFunction:
+    if trial.model == "seasonal_naive":
+        return seasonal_naive(target.seasonality, trial.horizon)
+    if trial.model == "linear_start":
         # what a run of ours starts from, and its whole forecast if validation keeps nothing that was learned
         return choose_start(splits.train, splits.val, own=True, seasonality=target.seasonality)
-    return LeastSquares(run.model == "linear_per_channel", centred=run.model != "dlinear").fit(splits.train)
+    return LeastSquares(trial.model == "linear_per_channel", centred=trial.model != "dlinear").fit(splits.train)
 
 
-def _trained(run: Run, options: argparse.Namespace) -> Outcome:
+def _trained(trial: Trial, options: argparse.Namespace) -> Outcome:
     """A finished run; a complete folder is read instead of trained again."""
-    m4 = "M4-" if run.protocol == "short_term" else ""
-    folder = RunFolder(Path(options.runs, f"{m4}{run.folder}"))
+    m4 = "M4-" if trial.protocol == "short_term" else ""
+    folder = RunFolder(Path(options.runs, f"{m4}{trial.folder}"))
     if (folder / METRICS).exists():
         folder.check_finished()
         return Outcome(folder, folder.read_metrics(), LlataForPrediction.from_pretrained(folder.path), None)
     places = {"output_dir": str(folder), "data_dir": options.data_dir}
     quiet = {"overwrite_output_dir": True, "disable_tqdm": True, "report_to": "none"}
-    return run_experiment(*choose_settings(_settings(run) | places | quiet))
+    return run_experiment(*choose_settings(_settings(trial) | places | quiet))
 
 
 def _costs(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -186,12 +186,12 @@ def _costs(metrics: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _measure_m4(run: Run, options: argparse.Namespace) -> dict[str, Any]:
-    m4 = read_m4(run.dataset, options.data_dir)
+def _measure_m4(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
+    m4 = read_m4(trial.dataset, options.data_dir)
     measures = {"windows": len(m4.names)}
-    if run.model in BASELINES:
-        return measures | m4_scores(M4_BASELINES[run.model](m4), m4)
-    metrics = _trained(run, options).metrics
+    if trial.model in BENCHMARK_BASELINES:
+        return measures | m4_scores(M4_BASELINES[trial.model](m4), m4)
+    metrics = _trained(trial, options).metrics
     return measures | _costs(metrics) | metrics["test"]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-INPUTS = ("past_covariates", "future_covariates", "static_covariates")
+COVARIATE_INPUTS = ("past_covariates", "future_covariates", "static_covariates")
 """The model's covariate inputs, in this order."""
 
 Sizes = dict[str, list[int]]
@@ -27,12 +27,12 @@ def input_shapes(sizes: Sizes | None, context_length: int, prediction_length: in
         return {}
     known, past, static = (len(sizes[role]) for role in ("known", "past", "static"))
     shapes = ((context_length, known + past), (prediction_length, known), (static,))
-    return {name: shape for name, shape in zip(INPUTS, shapes, strict=True) if shape[-1]}
+    return {name: shape for name, shape in zip(COVARIATE_INPUTS, shapes, strict=True) if shape[-1]}
 
 
 def moving(inputs: Mapping[str, Any]) -> tuple[Any, Any]:
     """The past and future covariates among a model's inputs; None for an absent one."""
-    return inputs.get(INPUTS[0]), inputs.get(INPUTS[1])
+    return inputs.get(COVARIATE_INPUTS[0]), inputs.get(COVARIATE_INPUTS[1])
 
 
 class CovariateTokens(nn.Module):

@@ -16,7 +16,7 @@ from .data.sources import settled_dataset
 from .data.units import forecast_windows, run_windows
 from .durable import partial_name, writing
 from .errors import InputError
-from .evaluation.baselines import Forecast
+from .evaluation.baselines import ForecastFunction
 from .evaluation.corpus_task import CorpusTask, read_corpus_task
 from .evaluation.panel_task import PanelTask
 from .evaluation.tasks import Task, calibrates, check_losses, read_task
@@ -295,7 +295,7 @@ def _fan(
     return {f"{level:g}": quantiles[..., place] for place, level in enumerate(levels)}
 
 
-def forecast_of(model: LlataForPrediction) -> Forecast:
+def forecast_of(model: LlataForPrediction) -> ForecastFunction:
     """Wrap a trained model as a function of standardised windows."""
 
     @torch.inference_mode()

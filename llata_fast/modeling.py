@@ -30,7 +30,7 @@ from .backbone.prototypes import backbone_prototypes
 from .backbone.quantised import quantised_modules
 from .backbone.twin import PlainBackbone, TwinBackbone
 from .config import LlataConfig
-from .covariate_tokens import INPUTS, CovariateTokens, input_shapes
+from .covariate_tokens import COVARIATE_INPUTS, CovariateTokens, input_shapes
 from .errors import InputError
 from .kernels import deep_alignment_loss, forecast_losses, patch_embed, prototype_attention, twin_norm
 from .linear import LinearSkip
@@ -589,7 +589,7 @@ class LlataForPrediction(PreTrainedModel):
     def check_covariates(self, batch_size: int, *covariates: Tensor | None):
         """Raise InputError unless the covariates (as in `forward`) match those that the model was trained with."""
         expected = self.covariate_shapes
-        for name, tensor in zip(INPUTS, covariates, strict=True):
+        for name, tensor in zip(COVARIATE_INPUTS, covariates, strict=True):
             shape = [batch_size, *expected[name]] if name in expected else None
             if shape is None and tensor is not None:
                 raise InputError(f"this model was trained without {name}")

@@ -24,7 +24,7 @@ OWN_UNITS_LOSSES = ("smape", "mase")
 """Losses that depend on the units and the level of a series."""
 FORECAST_LOSS_NAMES = (*LOSS_NAMES, *OWN_UNITS_LOSSES)
 RECIPES = ("tuned", "paper")
-METRICS = ("mse", "mae", "loss")
+VALIDATION_SCORES = ("mse", "mae", "loss")
 """Scores that can select the best checkpoint."""
 
 
@@ -222,7 +222,10 @@ class ModelSettings:
                 raise InputError(f"base_precision {self.base_precision} needs backbone_pass twin")
 
 
-COVARIATES = ("known_covariates", "past_covariates", "static_covariates", "calendar")
+COVARIATE_ROLES = ("known_covariates", "past_covariates", "static_covariates")
+"""Settings that name columns of covariates, by role."""
+
+COVARIATES = (*COVARIATE_ROLES, "calendar")
 """Settings that define a panel's covariates."""
 
 READING = ("date_column", "columns", "missing", "skip_rows", "na_values", "trust_rows")
@@ -413,7 +416,10 @@ class TrainingSettings:
         True, "keep the weights with the best validation score", "training", _VALIDATION
     )
     metric_for_best_model: str = _setting(
-        "mse", f"validation score that selects the best weights: {', '.join(METRICS)}", "training", _VALIDATION
+        "mse",
+        f"validation score that selects the best weights: {', '.join(VALIDATION_SCORES)}",
+        "training",
+        _VALIDATION,
     )
     greater_is_better: bool = _setting(False, "whether a larger metric_for_best_model is better", "training", None)
     logging_steps: float = _setting(20, "interval between logged losses", "machine", _VALIDATION, unit="steps")
@@ -443,8 +449,8 @@ class TrainingSettings:
         check(self, TrainingSettings)
         if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
             raise InputError("nothing to train: set num_train_epochs above 0, or max_steps")
-        if (metric := self.metric_for_best_model.removeprefix("eval_")) not in METRICS:
-            raise InputError(f"metric_for_best_model must be one of {', '.join(METRICS)}, got {metric!r}")
+        if (metric := self.metric_for_best_model.removeprefix("eval_")) not in VALIDATION_SCORES:
+            raise InputError(f"metric_for_best_model must be one of {', '.join(VALIDATION_SCORES)}, got {metric!r}")
 
 
 DECILES = tuple(round(0.1 * step, 1) for step in range(1, 10))

@@ -21,7 +21,7 @@ from llata_fast.__main__ import command_parser, main
 from llata_fast.backbone.loading import load_backbone_weights, read_backbone_config
 from llata_fast.cli import one_line_errors, show_log
 from llata_fast.commands import COMMANDS
-from llata_fast.data import read_csv
+from llata_fast.data import read_wide_csv
 from llata_fast.errors import InputError, RankInputError
 from llata_fast.forecasting import pictures
 from llata_fast.forecasting.forecaster import Forecaster
@@ -165,7 +165,7 @@ def test_predict_draws(run, tmp_path):
 def test_forecaster_in_three_lines(run, tmp_path):
     path = run.parent / "series.csv"
     forecaster = Forecaster.from_pretrained(run)
-    table = forecaster.wide.predict(read_csv(path))
+    table = forecaster.wide.predict(read_wide_csv(path))
     assert table.shape == (H, 4)
     llata_fast("predict", run, "--input", path, "--output", tmp_path / "forecast.csv")
     pd.testing.assert_frame_equal(
@@ -179,11 +179,11 @@ def test_merged_run_is_self_contained(run, tmp_path):
     train(*tiny_run(run.parent / "series.csv", tmp_path / "run", source))
     llata_fast("export", tmp_path / "run", "--format", "merged", "--output", tmp_path / "merged")
     path = run.parent / "series.csv"
-    expected = Forecaster.from_pretrained(tmp_path / "run").wide.predict(read_csv(path))
+    expected = Forecaster.from_pretrained(tmp_path / "run").wide.predict(read_wide_csv(path))
     words = load_backbone_weights(source, read_backbone_config(source, 2)).word_embeddings
     Path(source.removeprefix("random:")).unlink()
     forecaster = Forecaster.from_pretrained(tmp_path / "merged")
-    pd.testing.assert_frame_equal(forecaster.wide.predict(read_csv(path)), expected, rtol=1e-5)
+    pd.testing.assert_frame_equal(forecaster.wide.predict(read_wide_csv(path)), expected, rtol=1e-5)
 
     folder = tmp_path / "merged" / "backbone"
     decoder, report = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
@@ -333,7 +333,7 @@ def test_predict_takes_the_runs_channels_by_name(run, tmp_path):
     pd.testing.assert_frame_equal(again, plain)
     pd.testing.assert_frame_equal(every.drop(columns="origin"), plain)
     # in Python too
-    series = read_csv(tmp_path / "mixed_series.csv", columns=["temperature", "load", "share"])
+    series = read_wide_csv(tmp_path / "mixed_series.csv", columns=["temperature", "load", "share"])
     forecast = Forecaster.from_pretrained(run).wide.predict(series)
     pd.testing.assert_frame_equal(forecast.drop(columns="date"), plain.drop(columns="date"))
 

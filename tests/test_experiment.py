@@ -14,7 +14,7 @@ import torch
 from tiny import random_backbone, write_series
 
 from llata_fast.__main__ import main
-from llata_fast.data import read_csv
+from llata_fast.data import read_wide_csv
 from llata_fast.errors import InputError
 from llata_fast.experiment import train
 from llata_fast.forecasting.forecaster import Forecaster
@@ -145,7 +145,7 @@ def test_m4_is_forecast_and_scored_like_any_series(data_dir, tmp_path):
     scores, metrics = json.loads((tmp_path / "scores.json").read_text()), json.loads((run / "metrics.json").read_text())
     assert scores["llata"] == pytest.approx(metrics["test"], rel=1e-4)
     assert {name: scores[name] for name in metrics["baselines"]} == metrics["baselines"]
-    series = read_csv(write_series(tmp_path / "one.csv", rows=40, channels=1))
+    series = read_wide_csv(write_series(tmp_path / "one.csv", rows=40, channels=1))
     assert len(Forecaster.from_pretrained(run).wide.predict(series)) == 6
 
 

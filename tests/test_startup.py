@@ -60,14 +60,14 @@ PREDICT = """
 import gc
 from llata_fast import __main__, commands
 
-def run(options):
+def main(options):
     # thousands otherwise
     assert len(searches) < 20 and gc.isenabled() and gc.get_freeze_count(), len(searches)
     import llata_fast.data, llata_fast.forecasting.pictures, llata_fast.forecasting.table_files
 
 searches = []
 gc.callbacks.append(lambda phase, info: searches.append(phase))
-commands.command("predict").run = run
+commands.command("predict").main = main
 searches.clear()
 __main__.main(["predict", "run", "--input", "a.csv", "--output", "b.csv"])
 """

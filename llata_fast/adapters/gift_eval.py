@@ -25,16 +25,21 @@ from ..errors import InputError
 from ..settings import DECILES
 from .gluonts import Entry, QuantileForecast
 
-RESULTS, CONFIG = "all_results.csv", "config.json"
+LEADERBOARD_FILE, SUBMISSION_FILE = "all_results.csv", "config.json"
 TERMS = {"short": 1, "medium": 10, "long": 15}
 """Multiplier of the frequency's own horizon for each term."""
 
-LEVELS = DECILES
-METRICS = (
+GIFT_EVAL_METRICS = (
     *("MSE[mean]", "MSE[0.5]", "MAE[0.5]", "MASE[0.5]", "MAPE[0.5]", "sMAPE[0.5]", "MSIS"),
     *("RMSE[mean]", "NRMSE[mean]", "ND[0.5]", "mean_weighted_sum_quantile_loss"),
 )
-COLUMNS = ("dataset", "model", *(f"eval_metrics/{name}" for name in METRICS), "domain", "num_variates")
+LEADERBOARD_COLUMNS = (
+    "dataset",
+    "model",
+    *(f"eval_metrics/{name}" for name in GIFT_EVAL_METRICS),
+    "domain",
+    "num_variates",
+)
 
 _HORIZONS = {"M": 12, "W": 8, "D": 30, "H": 48, "T": 48, "S": 60}
 _M4_HORIZONS = {"A": 6, "Q": 8, "M": 18, "W": 13, "D": 14, "H": 48}
@@ -189,7 +194,7 @@ def _period_alias(frequency: str) -> str:
 
 
 def score(predictor: Predictor, task: GiftEvalTask) -> dict[str, float]:
-    """Compute every metric in METRICS over all windows of a task.
+    """Compute every metric in GIFT_EVAL_METRICS over all windows of a task.
 
     Raises:
         InputError: a forecast has a gap, or its length is not the horizon.
@@ -204,11 +209,11 @@ def score(predictor: Predictor, task: GiftEvalTask) -> dict[str, float]:
     mean = {name: total[name] / count[name] if count[name] else math.nan for name in total}
     size = total["label"] or math.nan
     scores = {
-        **{name: mean[name] for name in METRICS[:7]},
+        **{name: mean[name] for name in GIFT_EVAL_METRICS[:7]},
         "RMSE[mean]": mean["MSE[mean]"] ** 0.5,
         "NRMSE[mean]": mean["MSE[mean]"] ** 0.5 / (mean["label"] or math.nan),
         "ND[0.5]": total["MAE[0.5]"] / size,
-        "mean_weighted_sum_quantile_loss": np.mean([total[f"loss {level}"] for level in LEVELS]) / size,
+        "mean_weighted_sum_quantile_loss": np.mean([total[f"loss {level}"] for level in DECILES]) / size,
     }
     return {name: float(value) for name, value in scores.items()}
 
@@ -216,7 +221,7 @@ def score(predictor: Predictor, task: GiftEvalTask) -> dict[str, float]:
 def _terms(entry: Entry, label: np.ndarray, forecast: QuantileForecast, seasonality: int) -> dict[str, np.ndarray]:
     """One window's contribution to every metric [horizon], NaN where nothing is counted."""
     points, median, low, high = (np.asarray(forecast[key]) for key in ("mean", "0.5", "0.025", "0.975"))
-    quantiles = {level: np.asarray(forecast[str(level)]) for level in LEVELS}
+    quantiles = {level: np.asarray(forecast[str(level)]) for level in DECILES}
     if any(
         values.shape != label.shape or np.isnan(values).any() for values in (points, low, high, *quantiles.values())
     ):
@@ -278,23 +283,26 @@ class ResultFiles:
         """Raises InputError if the folder holds another model's results."""
         self.folder, self.submission = Path(folder), submission
         self.rows: list[dict[str, Any]] = []
-        if (self.folder / RESULTS).is_file():
-            table = pd.read_csv(self.folder / RESULTS)
-            if list(table) != list(COLUMNS) or set(table["model"]) - {submission.model}:
-                raise InputError(f"{self.folder / RESULTS} holds the results of another model")
+        if (self.folder / LEADERBOARD_FILE).is_file():
+            table = pd.read_csv(self.folder / LEADERBOARD_FILE)
+            if list(table) != list(LEADERBOARD_COLUMNS) or set(table["model"]) - {submission.model}:
+                raise InputError(f"{self.folder / LEADERBOARD_FILE} holds the results of another model")
             self.rows = table.to_dict("records")
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / CONFIG, json.dumps(asdict(submission), indent=4) + "\n")
+        write_text(self.folder / SUBMISSION_FILE, json.dumps(asdict(submission), indent=4) + "\n")
 
     def row(self, task: GiftEvalTask) -> dict[str, Any] | None:
-        """A task's row, by COLUMNS; None if it is not there yet."""
+        """A task's row, by LEADERBOARD_COLUMNS; None if it is not there yet."""
         return next((row for row in self.rows if row["dataset"] == task.name), None)
 
     def add(self, task: GiftEvalTask, scores: dict[str, float]) -> dict[str, Any]:
         """Append a task's row and return it; the file is complete at any time."""
         row: dict[str, Any] = {"dataset": task.name, "model": self.submission.model}
-        row |= {f"eval_metrics/{name}": scores[name] for name in METRICS}
+        row |= {f"eval_metrics/{name}": scores[name] for name in GIFT_EVAL_METRICS}
         row |= {"domain": task.domain, "num_variates": task.num_variates}
         self.rows.append(row)
-        write_text(self.folder / RESULTS, pd.DataFrame(self.rows, columns=list(COLUMNS)).to_csv(index=False))
+        write_text(
+            self.folder / LEADERBOARD_FILE,
+            pd.DataFrame(self.rows, columns=list(LEADERBOARD_COLUMNS)).to_csv(index=False),
+        )
         return row

@@ -19,7 +19,7 @@ from ..forecasting.forecaster import Forecaster
 from ..settings import DECILES
 from .arrays import forecast_arrays
 
-LEVELS = (0.025, *DECILES, 0.975)
+DEFAULT_LEVELS = (0.025, *DECILES, 0.975)
 """The levels that GIFT-Eval's metrics use."""
 
 Entry = Mapping[str, Any]
@@ -70,7 +70,7 @@ class LlataPredictor:
 
     forecaster: Forecaster
     prediction_length: int
-    levels: Sequence[float] = LEVELS
+    levels: Sequence[float] = DEFAULT_LEVELS
     batch_size: int = 512
     """Entries per batch; results do not depend on it."""
 
@@ -101,7 +101,7 @@ class SeasonalNaivePredictor:
 
     prediction_length: int
     seasonality: int
-    levels: Sequence[float] = LEVELS
+    levels: Sequence[float] = DEFAULT_LEVELS
 
     def predict(self, dataset: Iterable[Entry], **ignored: Any) -> Iterator[QuantileForecast]:
         """Forecast what follows each entry."""

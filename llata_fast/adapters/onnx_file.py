@@ -14,7 +14,7 @@ from ..forecasting.calibration import Calibration, between_levels
 from ..modeling import LlataForPrediction
 from ..settings import DECILES
 
-INPUTS = ("past_values", "past_observed_mask")
+SERIES_INPUTS = ("past_values", "past_observed_mask")
 _PACKAGES = ("onnx", "onnxscript")
 # the exporter would treat a batch of one as a constant
 _EXAMPLE_WINDOWS = 2
@@ -113,9 +113,10 @@ def export_onnx(
         program = torch.onnx.export(
             forecast.to(model.device).eval(),
             (past, torch.ones_like(past, dtype=torch.bool), *covariates),
-            input_names=[*INPUTS, *shapes],
+            input_names=[*SERIES_INPUTS, *shapes],
             output_names=["prediction_outputs", "quantile_outputs"][: 1 + has_quantiles],
-            dynamic_shapes=dict.fromkeys(INPUTS, first) | ({"covariates": (first,) * len(shapes)} if shapes else {}),
+            dynamic_shapes=dict.fromkeys(SERIES_INPUTS, first)
+            | ({"covariates": (first,) * len(shapes)} if shapes else {}),
             dynamo=True,
             verbose=False,
         )

@@ -1,8 +1,8 @@
 """`python -m llata_fast COMMAND`: one module per command.
 
-A command's module holds its help as the docstring, `add_arguments(parser)` and `run(options)`; its name is the
+A command's module holds its help as the docstring, `add_arguments(parser)` and `main(options)`; its name is the
 command's name. To add a command, write the module and list it here, in the order of the help. Slow imports belong in
-`run`, or in `IMPORTS`, which `__main__` imports before `run`, so that help stays instant.
+`main`, or in `IMPORTS`, which `__main__` imports before `main`, so that help stays instant.
 """
 
 import ast

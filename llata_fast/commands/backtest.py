@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--forecasts", help="CSV or .parquet for the run's forecasts, with their cutoffs")
 
 
-def run(options: argparse.Namespace):
+def main(options: argparse.Namespace):
     from ..data import find_dataset
     from ..data.panel import read_csv, read_panel
     from ..forecasting.forecaster import Forecaster

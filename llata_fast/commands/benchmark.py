@@ -1,19 +1,19 @@
-"""The paper's protocols: every model on every window, one CSV row per run, and a table made from the CSV.
+"""The paper's protocols: every model on every window, one CSV row per trial, and a table made from the CSV.
 
     python -m llata_fast benchmark long_term --datasets ETTh1 --seeds 2021 2022 2023
     python -m llata_fast benchmark few_shot --datasets ETTh1 --percents 5 10
     python -m llata_fast benchmark zero_shot --datasets ETTh1 --targets ETTm1 ETTm2
     python -m llata_fast benchmark short_term --datasets Hourly
 
-Rows already in the CSV are not run again, so an interrupted benchmark continues where it stopped.
+Rows already in the CSV are not repeated, so an interrupted benchmark continues where it stopped.
 """
 
 import argparse
 
-from ..evaluation.protocols import BASELINES, HORIZONS, PROTOCOLS, WITHOUT
+from ..evaluation.protocols import BENCHMARK_BASELINES, HORIZONS, PROTOCOLS, WITHOUT
 from ..settings import ABLATIONS, RECIPES
 
-_MODELS = ("llata", *(name for name in ABLATIONS if name != "none"), *WITHOUT, *BASELINES)
+_MODELS = ("llata", *(name for name in ABLATIONS if name != "none"), *WITHOUT, *BENCHMARK_BASELINES)
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--runs", default="runs/benchmark", help="folder that collects the runs' folders")
 
 
-def run(options: argparse.Namespace):
+def main(options: argparse.Namespace):
     from ..benchmark import run_benchmark
 
     count, results = run_benchmark(options)
-    print(f"{count} runs done, {len(results.done)} in {results.path}")
+    print(f"{count} trials done, {len(results.done)} in {results.path}")

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
 
 
-def run(options: argparse.Namespace):
+def main(options: argparse.Namespace):
     from ..backbone.bundled import write_bundle
 
     write_bundle(

@@ -47,7 +47,7 @@ def _action(actions, name: str, doc: str, function) -> argparse.ArgumentParser:
     return parser
 
 
-def run(options: argparse.Namespace):
+def main(options: argparse.Namespace):
     options.run_action(options)
 
 

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--gradient_accumulation_steps", type=int, default=1, help="micro-steps, for --deepspeed")
 
 
-def run(options: argparse.Namespace):
+def main(options: argparse.Namespace):
     from ..backbone.attention import choose_attention
     from ..backbone.loading import read_backbone_config
 

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--output", help="JSON file for the scores; null for a score that is not a number")
 
 
-def run(options: argparse.Namespace):
+def main(options: argparse.Namespace):
     from ..data.m4 import m4_spec, read_m4
     from ..durable import write_text
     from ..evaluation.tables import results_table

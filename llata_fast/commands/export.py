@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--output", required=True, help="folder to write, new or empty")
 
 
-def run(options: argparse.Namespace):
+def main(options: argparse.Namespace):
     folder, output = RunFolder(options.run), Path(options.output)
     folder.check_finished()
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):

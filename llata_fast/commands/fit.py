@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser):
             action.default = argparse.SUPPRESS
 
 
-def run(options: argparse.Namespace):
+def main(options: argparse.Namespace):
     from ..data.panel import read_panel
     from ..evaluation.tables import results_table
     from ..experiment import train_on_panel

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--batch_size", type=int, default=512, help="series per batch; results do not depend on it")
 
 
-def run(options: argparse.Namespace):
+def main(options: argparse.Namespace):
     from ..adapters import gift_eval
     from ..adapters.gluonts import LlataPredictor, SeasonalNaivePredictor
     from ..forecasting.forecaster import Forecaster

@@ -6,10 +6,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..run_folder import Preprocessor, RunFolder
-from ..settings import COVARIATES, READING
-
-ROLES = COVARIATES[:-1]
-"""Options that name columns; the calendar has no columns."""
+from ..settings import COVARIATE_ROLES, READING
 
 
 def add_run_arguments(parser: argparse.ArgumentParser):
@@ -27,7 +24,7 @@ def add_panel_arguments(parser: argparse.ArgumentParser):
     """The columns of a long table, besides its date column."""
     parser.add_argument("--id_column", help="column with the item ids of a long table; default: the run's")
     parser.add_argument("--target", nargs="+", help="columns of a long table to forecast; default: the run's")
-    for name in ROLES:
+    for name in COVARIATE_ROLES:
         parser.add_argument(f"--{name}", nargs="+", help="columns of a long table; default: the run's")
 
 
@@ -44,7 +41,7 @@ def panel_columns(options: argparse.Namespace, info: Preprocessor, own_columns: 
         "timestamp_column": options.date_column,
         "target": options.target,
         "missing": options.missing,
-        **{name: getattr(options, name) for name in ROLES},
+        **{name: getattr(options, name) for name in COVARIATE_ROLES},
     }
     own |= info.covariate_roles
     return own | {name: value for name, value in said.items() if value is not None}
@@ -66,7 +63,7 @@ def add_reading_arguments(parser: argparse.ArgumentParser, default: str):
 
 
 def how_to_read(options: argparse.Namespace, settings: dict, dataset: str) -> dict:
-    """Options of `read_csv`: from the command line, else from the run, else from the registry's entry of `dataset`."""
+    """How to read a CSV: by the command line, else by the run, else by the registry's entry of `dataset`."""
     from ..data import find_dataset
 
     spec = find_dataset(dataset)

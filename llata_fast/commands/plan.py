@@ -51,7 +51,7 @@ def _covariate_sizes(options: argparse.Namespace) -> dict[str, list[int]] | None
     return sizes if any(sizes.values()) else None
 
 
-def run(options: argparse.Namespace):
+def main(options: argparse.Namespace):
     from ..planning.plan_text import as_json, as_text, model_config
     from ..planning.planner import Request, make_plan
     from ..planning.pretraining import in_words, pretraining_cost

@@ -50,10 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--plot", action="store_true", help="also draw a PNG beside the output")
 
 
-def run(options: argparse.Namespace):
+def main(options: argparse.Namespace):
     import pandas as pd
 
-    from ..data import read_csv
+    from ..data import read_wide_csv
     from ..forecasting.forecaster import Forecaster
     from ..forecasting.pictures import check_matplotlib, plot_forecast
     from ..forecasting.table_files import check_table_format, open_table
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace):
         return _predict_long(options, settings, info)
     how = how_to_read(options, settings, info.dataset)
     how["columns"] = options.columns or info.columns or None
-    series = read_csv(options.input, **how, frequency=info.frequency or None)
+    series = read_wide_csv(options.input, **how, frequency=info.frequency or None)
     forecaster = Forecaster.from_pretrained(options.run, backbone=options.backbone)
     if options.every:
         return _predict_all(forecaster, series, options)

@@ -10,7 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--licence", default="apache-2.0", help="licence of the weights, by its name on the hub")
 
 
-def run(options: argparse.Namespace):
+def main(options: argparse.Namespace):
     from ..adapters.hub import push
 
     url = push(options.run, options.repo, private=options.private, licence=options.licence)

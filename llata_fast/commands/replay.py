@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("run", help="folder of the run whose training stopped")
 
 
-def run(options: argparse.Namespace):
+def main(options: argparse.Namespace):
     from ..training.replay import replay
 
     folder = Path(options.run, NONFINITE)

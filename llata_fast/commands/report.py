@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--output", help="HTML file to write; default: report.html in the run's folder")
 
 
-def run(options: argparse.Namespace):
+def main(options: argparse.Namespace):
     from ..report.page import write_report
     from ..run_folder import RunFolder
 

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     )
 
 
-def run(options: argparse.Namespace):
+def main(options: argparse.Namespace):
     from ..training.deepspeed_state import is_universal
 
     _check_undamaged(options.checkpoint)

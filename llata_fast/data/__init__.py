@@ -1,7 +1,7 @@
 """Series in, windows out: named datasets, reading CSV files, splits and scaling. It does not depend on the model."""
 
 from .registry import DATASETS, DatasetSpec, find_dataset, get_dataset
-from .series import TimeSeries, read_csv, read_series
+from .series import TimeSeries, read_series, read_wide_csv
 from .sources import cache_dir, locate
 from .units import WindowUnits
 from .windows import (
@@ -27,7 +27,7 @@ __all__ = [
     "find_dataset",
     "get_dataset",
     "locate",
-    "read_csv",
+    "read_wide_csv",
     "read_series",
     "split_windows",
 ]

@@ -10,7 +10,7 @@ from ..errors import InputError
 from .steps import Step, Whole
 
 HOUR, WEEKDAY, MONTH, HOLIDAY = "hour", "weekday", "month", "holiday"
-COLUMNS = {name: f"calendar_{name}" for name in (HOUR, WEEKDAY, MONTH)}
+CALENDAR_COLUMNS = {name: f"calendar_{name}" for name in (HOUR, WEEKDAY, MONTH)}
 _SAYS = {HOUR: lambda days: days < 1, WEEKDAY: lambda days: days < 7, MONTH: lambda days: days < 360}
 _TEXTS = {
     HOUR: tuple(map(str, range(24))),
@@ -30,13 +30,13 @@ def calendar_columns(names: Sequence[str], steps: Sequence[Step], where: str) ->
     if any(isinstance(step, Whole) for step in steps):
         raise InputError(f"{where}: a calendar needs dates, but these timestamps are whole numbers")
     finest = min(step.days for step in steps)
-    chosen = [name for name in names if name in COLUMNS]
-    countries = [name for name in names if name not in COLUMNS]
+    chosen = [name for name in names if name in CALENDAR_COLUMNS]
+    countries = [name for name in names if name not in CALENDAR_COLUMNS]
     for country in countries:
         _holidays(country, [2024])
-    chosen = chosen or [name for name in COLUMNS if _SAYS[name](finest)]
+    chosen = chosen or [name for name in CALENDAR_COLUMNS if _SAYS[name](finest)]
     columns = (
-        *(COLUMNS[name] for name in dict.fromkeys(chosen)),
+        *(CALENDAR_COLUMNS[name] for name in dict.fromkeys(chosen)),
         *(f"calendar_{HOLIDAY}_{name}" for name in countries),
     )
     if not columns:
@@ -46,19 +46,23 @@ def calendar_columns(names: Sequence[str], steps: Sequence[Step], where: str) ->
 
 def calendar_names(columns: Sequence[str]) -> list[str]:
     """The names from which `calendar_columns` makes these columns."""
-    of_parts = {column: name for name, column in COLUMNS.items()}
+    of_parts = {column: name for name, column in CALENDAR_COLUMNS.items()}
     return [of_parts.get(column, column.removeprefix(f"calendar_{HOLIDAY}_")) for column in columns]
 
 
 def calendar_texts(columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Column -> its categories."""
-    of_parts = {COLUMNS[name]: texts for name, texts in _TEXTS.items()}
+    of_parts = {CALENDAR_COLUMNS[name]: texts for name, texts in _TEXTS.items()}
     return {column: of_parts.get(column, ("False", "True")) for column in columns}
 
 
 def calendar_values(columns: Sequence[str], dates: pd.DatetimeIndex, days: float) -> np.ndarray:
     """[rows, columns]: indices into `calendar_texts`, for rows that start at `dates` and last `days` days."""
-    parts = {COLUMNS[HOUR]: dates.hour, COLUMNS[WEEKDAY]: dates.day_of_week, COLUMNS[MONTH]: dates.month - 1}
+    parts = {
+        CALENDAR_COLUMNS[HOUR]: dates.hour,
+        CALENDAR_COLUMNS[WEEKDAY]: dates.day_of_week,
+        CALENDAR_COLUMNS[MONTH]: dates.month - 1,
+    }
     values = [
         parts[column] if column in parts else _has_holiday(column.rpartition("_")[2], dates, days) for column in columns
     ]
@@ -85,5 +89,5 @@ def _holidays(country: str, years: Sequence[int] | range):
         return holidays.country_holidays(country, years=years)
     except NotImplementedError:
         raise InputError(
-            f"calendar {country}: neither {', '.join(COLUMNS)} nor a country with known holidays (DE, US)"
+            f"calendar {country}: neither {', '.join(CALENDAR_COLUMNS)} nor a country with known holidays (DE, US)"
         ) from None

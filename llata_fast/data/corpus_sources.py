@@ -24,7 +24,7 @@ from .grids import find_grid, fit
 from .monash import read_tsf
 from .panel import Panel, read_panel
 from .registry import DatasetSpec, find_dataset
-from .series import TimeSeries, read_csv, read_series
+from .series import TimeSeries, read_series, read_wide_csv
 from .steps import parse_step
 
 _TABLES = (".csv", ".txt", ".zip")
@@ -149,7 +149,8 @@ def _table(path: Path, options: SourceOptions) -> Iterator[CorpusSeries]:
     if options.id_column is not None:
         yield from _items(Panel.from_csv(path, **_long_columns(options)))
     else:
-        yield replace(_wide(read_csv(path, options.date_column, options.columns, missing="mask")), item_id=_stem(path))
+        series = read_wide_csv(path, options.date_column, options.columns, missing="mask")
+        yield replace(_wide(series), item_id=_stem(path))
 
 
 def _long_columns(options: SourceOptions) -> dict[str, Any]:

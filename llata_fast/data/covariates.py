@@ -12,11 +12,9 @@ import numpy as np
 import pandas as pd
 
 from ..errors import InputError
+from ..settings import COVARIATE_ROLES
 from .long_tables import LongTable, quoted
 from .ranges import ranges
-
-ROLES = ("known_covariates", "past_covariates", "static_covariates")
-"""Names of the roles as options and arguments."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Roles:
     def check(self, df: pd.DataFrame, others: dict[str, str], name: str):
         """Raise InputError for a column that is missing or named twice; `others`: column -> its other role."""
         seen = dict(others)
-        for role, columns in zip(ROLES, (self.known, self.past, self.static), strict=True):
+        for role, columns in zip(COVARIATE_ROLES, (self.known, self.past, self.static), strict=True):
             for column in columns:
                 if column not in df.columns:
                     raise InputError(f"{name}: no column {column!r} ({role}) among {', '.join(map(str, df.columns))}")

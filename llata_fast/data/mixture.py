@@ -100,7 +100,7 @@ class RawWindows(NamedTuple):
     """[B, H, C] float32"""
 
 
-class _Plan(NamedTuple):
+class _Picks(NamedTuple):
     """The windows of one global batch, before any value is read."""
 
     corpus: np.ndarray
@@ -165,21 +165,23 @@ class Mixture:
 
     def batch(self, number: int, size: int, part: slice | np.ndarray = slice(None)) -> RawWindows:
         """Read the windows `part` (slice or positions) of global batch `number`, whose size is `size`."""
-        plan = self._plan(number, size)
-        return self._read(_Plan(*(column[part] for column in plan)))
+        picks = self._pick(number, size)
+        return self._read(_Picks(*(column[part] for column in picks)))
 
-    def _plan(self, number: int, size: int) -> _Plan:
+    def _pick(self, number: int, size: int) -> _Picks:
         draws = np.random.Generator(np.random.Philox(key=[self.seed, number])).random((size + 1, 6))
         strata = self._choose_group(draws[-1, 0])
         weights = np.cumsum([stratum.weight for stratum in strata])
         chosen = np.searchsorted(weights / weights[-1], draws[:-1, 0], side="right").clip(max=len(strata) - 1)
         num_channels = strata[0].num_channels or 1
-        plan = _Plan(np.zeros(size, np.int64), np.zeros((size, num_channels), np.int64), *np.zeros((2, size), np.int64))
+        picks = _Picks(
+            np.zeros(size, np.int64), np.zeros((size, num_channels), np.int64), *np.zeros((2, size), np.int64)
+        )
         for index, stratum in enumerate(strata):
             at = np.flatnonzero(chosen == index)
             if len(at):
-                self._fill(plan, at, stratum, draws[at])
-        return plan
+                self._fill(picks, at, stratum, draws[at])
+        return picks
 
     def _choose_group(self, draw: float) -> list[_Stratum]:
         """The strata with one number of channels, drawn by weight."""
@@ -187,7 +189,7 @@ class Mixture:
         weights = np.cumsum([sum(stratum.weight for stratum in group) for group in groups])
         return groups[min(int(np.searchsorted(weights / weights[-1], draw, side="right")), len(groups) - 1)]
 
-    def _fill(self, plan: _Plan, at: np.ndarray, stratum: _Stratum, draws: np.ndarray):
+    def _fill(self, picks: _Picks, at: np.ndarray, stratum: _Stratum, draws: np.ndarray):
         corpus = self.corpora[stratum.corpus]
         picked = np.searchsorted(stratum.cumulative, draws[:, 1], side="right").clip(max=len(stratum.series) - 1)
         series = stratum.series[picked]
@@ -200,24 +202,24 @@ class Mixture:
         origins = lowest + _below(draws[:, 3], highest - lowest + 1)
         L, shortest = self.sizes.context, min(self.sizes.shortest_context, self.sizes.context)
         shortened = shortest + _below(draws[:, 5], np.full(len(at), L - shortest + 1))
-        plan.corpus[at], plan.rows[at], plan.origins[at] = stratum.corpus, rows, origins
+        picks.corpus[at], picks.rows[at], picks.origins[at] = stratum.corpus, rows, origins
         # half of the contexts are shortened, so that a forecaster sees both kinds
-        plan.contexts[at] = np.where(draws[:, 4] < 0.5, L, shortened)
+        picks.contexts[at] = np.where(draws[:, 4] < 0.5, L, shortened)
 
-    def _read(self, plan: _Plan) -> RawWindows:
-        (L, H, _), (B, C) = self.sizes, plan.rows.shape
+    def _read(self, picks: _Picks) -> RawWindows:
+        (L, H, _), (B, C) = self.sizes, picks.rows.shape
         values = np.empty((B * C, L + H), np.float32)
         ends = np.empty(B, np.int64)
-        by_row = np.repeat(plan.corpus, C)
-        rows, starts = plan.rows.ravel(), np.repeat(plan.origins - L, C)
-        for number in np.unique(plan.corpus):
+        by_row = np.repeat(picks.corpus, C)
+        rows, starts = picks.rows.ravel(), np.repeat(picks.origins - L, C)
+        for number in np.unique(picks.corpus):
             corpus, at = self.corpora[number], by_row == number
             values[at] = corpus.gather(rows[at], starts[at], L + H)
-            mine = plan.corpus == number
-            ends[mine] = training_lengths(corpus.lengths[plan.rows[mine, 0]], H)
+            mine = picks.corpus == number
+            ends[mine] = training_lengths(corpus.lengths[picks.rows[mine, 0]], H)
         values = values.reshape(B, C, L + H)
         steps = np.arange(L + H)
-        hidden = (steps < L - plan.contexts[:, None]) | (steps >= (ends - plan.origins + L)[:, None])
+        hidden = (steps < L - picks.contexts[:, None]) | (steps >= (ends - picks.origins + L)[:, None])
         np.copyto(values, np.nan, where=hidden[:, None])
         values = values.transpose(0, 2, 1)
         return RawWindows(np.ascontiguousarray(values[:, :L]), np.ascontiguousarray(values[:, L:]))

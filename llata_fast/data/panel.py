@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 
 from ..errors import InputError, InputWarning
+from ..settings import COVARIATE_ROLES
 from . import series as wide
 from .calendar import calendar_columns, calendar_names, calendar_texts, calendar_values
-from .covariates import ROLES, Covariates, Roles
+from .covariates import Covariates, Roles
 from .dates import date_format
 from .frames import csv_frame, is_parquet, parquet_frame
 from .future_rows import NAME, FutureRows
@@ -243,9 +244,9 @@ class Panel:
     def roles(self) -> dict[str, list[str] | None]:
         """The covariates, by the argument names of `from_df`; calendar columns are listed one by one."""
         if self.covariates is None:
-            return dict.fromkeys((*ROLES, "calendar"))
+            return dict.fromkeys((*COVARIATE_ROLES, "calendar"))
         names = (self.covariates.given, self.covariates.past, self.covariates.static)
-        roles = {role: list(columns) or None for role, columns in zip(ROLES, names, strict=True)}
+        roles = {role: list(columns) or None for role, columns in zip(COVARIATE_ROLES, names, strict=True)}
         return roles | {"calendar": calendar_names(self.covariates.calendar) or None}
 
     @property
@@ -359,11 +360,11 @@ class Panel:
 
 
 def read_csv(path: str | os.PathLike, **how: Any) -> Panel:
-    """Read a wide CSV (a date column, and a channel per other column) as a panel of one item; see `data.read_csv`.
+    """Read a wide CSV (a date column, and a channel per other column) as a panel of one item; see `data.read_wide_csv`.
 
     Raises InputError that names file, line and column.
     """
-    return Panel.of_series(wide.read_csv(path, **how))
+    return Panel.of_series(wide.read_wide_csv(path, **how))
 
 
 def read_panel(

@@ -62,7 +62,7 @@ class TimeSeries:
 
 
 def read_series(dataset: str, *, data_dir: str | os.PathLike | None = None, **how) -> TimeSeries:
-    """Read a series by its registry name (in any case) or CSV path; `how` are the options of `read_csv`.
+    """Read a series by its registry name (in any case) or CSV path; `how` are the options of `read_wide_csv`.
 
     Options override the registry's entry. Raises InputError.
     """
@@ -75,10 +75,10 @@ def read_series(dataset: str, *, data_dir: str | os.PathLike | None = None, **ho
     if Path(dataset).name == dataset and not Path(dataset).suffix and not Path(dataset).expanduser().exists():
         # a bare word is a misspelt name rather than a path, so this raises
         get_dataset(dataset)
-    return read_csv(dataset, **how)
+    return read_wide_csv(dataset, **how)
 
 
-def read_csv(
+def read_wide_csv(
     path: str | os.PathLike,
     date_column: str | None = None,
     columns: Sequence[str] | None = None,
@@ -133,7 +133,7 @@ def _read_named(spec: DatasetSpec, path: Path, how: dict[str, Any]) -> TimeSerie
     known: dict[str, Any] = {"seasonality": spec.seasonality, "split_rows": spec.split_rows, "name": spec.name}
     if spec.first_date is None:
         how = {"trust_rows": spec.trust_rows} | how
-        series = read_csv(path, date_column or spec.date_column, columns, missing, **how)
+        series = read_wide_csv(path, date_column or spec.date_column, columns, missing, **how)
         if spec.trust_rows:
             known["frequency"] = spec.frequency
         return replace(series, **known)

@@ -9,11 +9,11 @@ from ..data.windows import Windows
 from ..linear import fill_with_mean
 from ..metrics import ForecastMetrics
 
-Forecast = Callable[..., Tensor]
+ForecastFunction = Callable[..., Tensor]
 """past values [B, L, C] and their observed mask -> forecast [B, H, C]"""
 
 
-def seasonal_naive(seasonality: int, prediction_length: int) -> Forecast:
+def seasonal_naive(seasonality: int, prediction_length: int) -> ForecastFunction:
     """Repeat the last `seasonality` steps; missing values are replaced by the window's mean."""
 
     def forecast(past: Tensor, observed: Tensor) -> Tensor:
@@ -27,7 +27,11 @@ def seasonal_naive(seasonality: int, prediction_length: int) -> Forecast:
 
 @torch.no_grad()
 def score(
-    forecast: Forecast, windows: Windows, columns: Sequence[str], batch_size: int = 1024, drop_last: bool = False
+    forecast: ForecastFunction,
+    windows: Windows,
+    columns: Sequence[str],
+    batch_size: int = 1024,
+    drop_last: bool = False,
 ) -> dict:
     """{"mse", "mae", "per_channel"} of a forecast over every window; `drop_last` omits a partial last batch.
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .protocols import summary
+from .protocols import means_over_seeds
 
 _COSTS = {"trained_parameters": "trained parameters", "seconds": "training time, s"}
 # points beyond are drawn at the border, with their value beside them
@@ -23,7 +23,7 @@ def plot_costs(path: str | Path, results: str | Path):
     from matplotlib.lines import Line2D
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter
 
-    rows = relative_errors(summary(results))
+    rows = relative_errors(means_over_seeds(results))
     if rows.empty:
         return
     colours = {table: f"C{index}" for index, table in enumerate(dict.fromkeys(rows["table"]))}

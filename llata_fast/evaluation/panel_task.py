@@ -16,7 +16,7 @@ from ..linear_covariates import RIDGE_BASELINE, RidgeOnResiduals
 from ..linear_start import LinearStart, start_linear_part
 from ..run_folder import Preprocessor
 from ..settings import ModelSettings
-from .baselines import Forecast, score, seasonal_naive
+from .baselines import ForecastFunction, score, seasonal_naive
 
 """The linear map, and a ridge regression of its residuals on the covariates."""
 
@@ -81,7 +81,7 @@ class PanelTask:
         """The forecasts to beat, by name: their scores, and their forecasts of the example."""
         scores, forecasts = {}, {}
         past, observed, covariates = self.example()
-        baselines: dict[str, Forecast] = {
+        baselines: dict[str, ForecastFunction] = {
             "seasonal_naive": seasonal_naive(self.panel.seasonality, self._test.prediction_length),
             "linear": LeastSquares(unit="deviation").fit(self.splits.train),
         }

@@ -1,4 +1,4 @@
-"""The paper's protocols as lists of runs, and the tables of their results. It does not depend on training."""
+"""The paper's protocols as lists of trials, and the tables of their results. It does not depend on training."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 PROTOCOLS = ("long_term", "few_shot", "zero_shot", "short_term")
 HORIZONS = (96, 192, 336, 720)
-BASELINES = ("seasonal_naive", "linear", "dlinear", "linear_per_channel", "linear_start", "naive2")
+BENCHMARK_BASELINES = ("seasonal_naive", "linear", "dlinear", "linear_per_channel", "linear_start", "naive2")
 
 
 WITHOUT: dict[str, dict[str, Any]] = {
@@ -27,7 +27,7 @@ REFERENCE_NOTE = "last test batch dropped, as the reference did"
 
 
 @dataclass(frozen=True)
-class Run:
+class Trial:
     """One row of the results: which model is trained on which dataset, and scored on which."""
 
     protocol: str
@@ -49,19 +49,19 @@ class Run:
 
     @property
     def folder(self) -> str:
-        """Name of the run's folder; a zero-shot run reuses the long-term run of its source dataset."""
+        """Name of the trained run's folder; a zero-shot trial reuses the long-term run of its source dataset."""
         share = "" if self.percent is None else f"-{self.percent:g}percent"
         return f"{self.dataset}-{self.horizon}{share}-{self.model}-{self.recipe}-{self.seed}"
 
 
 _MEASURES = ("mse", "mae", "smape", "mase", "owa", "windows", "trained_parameters", "frozen_parameters", "seconds")
-COLUMNS = (*(item.name for item in fields(Run)), *_MEASURES, "validation_mse", "note", "machine", "command")
+RESULT_COLUMNS = (*(item.name for item in fields(Trial)), *_MEASURES, "validation_mse", "note", "machine", "command")
 
 
 class Results:
-    """A CSV of runs, one row each, written as they finish; a run that already has a row is not repeated.
+    """A CSV of trials, one row each, written as they finish; a trial that already has a row is not repeated.
 
-    With `reference`, a run counts as done if its row was scored by the reference's protocol; without it, if it was
+    With `reference`, a trial counts as done if its row was scored by the reference's protocol; without it, if it was
     scored on every window.
     """
 
@@ -74,34 +74,34 @@ class Results:
 
             try:
                 table = pd.read_csv(self.path, dtype=str, keep_default_na=False)
-                # runs that cannot be trained, and M4, have only one way of scoring
+                # trials that cannot be trained, and M4, have only one way of scoring
                 scored = table["mse"] != ""
                 same = table["note"].str.startswith(REFERENCE_NOTE) == reference
-                rows = table.loc[same | ~scored, [item.name for item in fields(Run)]]
+                rows = table.loc[same | ~scored, [item.name for item in fields(Trial)]]
                 self.done = {tuple(row) for row in rows.to_numpy()}
             except (KeyError, ValueError, OSError) as error:
                 raise InputError(f"{self.path} is not a table of results: {error}") from None
-            if tuple(table.columns) != COLUMNS:
+            if tuple(table.columns) != RESULT_COLUMNS:
                 raise InputError(f"{self.path} has other columns than this version writes: give another --out")
 
-    def __contains__(self, run: Run) -> bool:
-        return run.key in self.done
+    def __contains__(self, trial: Trial) -> bool:
+        return trial.key in self.done
 
-    def add(self, run: Run, **measures):
-        """Append a row in one write; `measures` are columns besides the run's own."""
-        row = {name: "" if value is None else value for name, value in {**asdict(run), **measures}.items()}
+    def add(self, trial: Trial, **measures):
+        """Append a row in one write; `measures` are columns besides the trial's own."""
+        row = {name: "" if value is None else value for name, value in {**asdict(trial), **measures}.items()}
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, restval="")
+        writer = csv.DictWriter(text, RESULT_COLUMNS, restval="")
         if not self.path.exists():
             writer.writeheader()
         writer.writerow(row)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(text.getvalue())
-        self.done.add(run.key)
+        self.done.add(trial.key)
 
 
-def plan(
+def trials(
     protocol: str,
     datasets: Sequence[str],
     *,
@@ -111,21 +111,21 @@ def plan(
     recipe: str,
     percents: Iterable[float | None] = (None,),
     targets: Sequence[str] | None = None,
-) -> list[Run]:
-    """Every run of a protocol: baselines once, models once per seed."""
+) -> list[Trial]:
+    """Every trial of a protocol: baselines once, models once per seed."""
     return [
-        Run(protocol, dataset, target, horizon, percent, model, "" if baseline else recipe, seed)
+        Trial(protocol, dataset, target, horizon, percent, model, "" if baseline else recipe, seed)
         for dataset in datasets
         for percent in percents
         for horizon in horizons
         for model in models
-        for baseline in (model in BASELINES,)
+        for baseline in (model in BENCHMARK_BASELINES,)
         for seed in ((None,) if baseline else seeds)
         for target in (targets or (dataset,))
     ]
 
 
-def summary(path: str | Path) -> "pd.DataFrame":
+def means_over_seeds(path: str | Path) -> "pd.DataFrame":
     """Mean and standard deviation over seeds for every configuration in a `Results` file, and means over horizons."""
     import pandas as pd
 
@@ -142,7 +142,7 @@ def summary(path: str | Path) -> "pd.DataFrame":
                 for name in ("mse", "mae", "smape", "mase", "owa")
                 for how in ("mean", "std")
             },
-            runs=("seed", "size"),
+            trials=("seed", "size"),
             seeds=("seed", lambda seeds: " ".join(str(int(seed)) for seed in seeds.dropna())),
             seconds=("seconds", "mean"),
             trained_parameters=("trained_parameters", "mean"),
@@ -155,9 +155,9 @@ def summary(path: str | Path) -> "pd.DataFrame":
 
 _INTRODUCTION = """# Results
 
-Written by `python -m llata_fast benchmark` from `results.csv`, which has one row per run. Errors are on standardised
+Written by `python -m llata_fast benchmark` from `results.csv`, which has one row per trial. Errors are on standardised
 data (M4: as the competition defines them), as mean ± standard deviation over the listed seeds; every test window is
-scored unless the note says otherwise. Validation selected the weights, and the test split was read once per run.
+scored unless the note says otherwise. Validation selected the weights, and the test split was read once per trial.
 `parameters` counts trained parameters; `seconds` is the training time, validation included. `dlinear` is solved in
 closed form. `linear_start` is what a tuned run starts from, and its whole forecast if nothing that it learned is kept;
 the seed does not matter then.
@@ -166,7 +166,7 @@ the seed does not matter then.
 
 def markdown(path: str | Path) -> str:
     """The tables of a `Results` file, one per protocol, dataset and share."""
-    rows, parts = summary(path), [_INTRODUCTION]
+    rows, parts = means_over_seeds(path), [_INTRODUCTION]
     for key, group in rows.groupby(["protocol", "dataset", "target", "percent"], sort=False):
         protocol, dataset, target, percent = key
         heading = f"## {protocol}: {dataset}" + (f" to {target}" if target != dataset else "")
@@ -190,7 +190,7 @@ def markdown(path: str | Path) -> str:
 def _reading_order(column: "pd.Series") -> "pd.Series":
     """LLaTA before its ablations, then the baselines; horizons by length."""
     if column.name == "model":
-        return column.map(lambda model: 0 if model == "llata" else 2 if model in BASELINES else 1)
+        return column.map(lambda model: 0 if model == "llata" else 2 if model in BENCHMARK_BASELINES else 1)
     return column
 
 

@@ -16,14 +16,13 @@ from ..data.units import WindowUnits
 from ..settings import DECILES
 from .baselines import seasonal_naive
 
-LEVELS = DECILES
 """Levels that WQL averages over."""
 
-Predict = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
-"""Lookbacks [B, L, C] in their own units, their mask -> points [B, H, C], and quantiles [B, H, C, LEVELS] or None."""
+QuantileFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
+"""Lookbacks [B, L, C] in their own units, their mask -> points [B, H, C], and quantiles [B, H, C, DECILES] or None."""
 
 
-def score_sets(predict: Predict, sets: Sequence[LastWindows], batch_size: int = 256) -> dict[str, Any]:
+def score_sets(predict: QuantileFunction, sets: Sequence[LastWindows], batch_size: int = 256) -> dict[str, Any]:
     """{"relative_mase", "relative_wql", "per_set"}: geometric means over datasets of scores relative to seasonal
     naive's.
 
@@ -36,7 +35,7 @@ def score_sets(predict: Predict, sets: Sequence[LastWindows], batch_size: int = 
     return means | {"per_set": scores}
 
 
-def score_set(predict: Predict, windows: LastWindows, batch_size: int = 256) -> dict[str, float]:
+def score_set(predict: QuantileFunction, windows: LastWindows, batch_size: int = 256) -> dict[str, float]:
     """One dataset's row of `score_sets`; if seasonal naive's error is 0, its ratios are infinite or undefined."""
     sums = {"": _Sums(), "naive_": _Sums()}
     for start in range(0, len(windows), batch_size):
@@ -74,7 +73,7 @@ class _Sums:
             # the pinball losses of one value at q and 1 - q sum to its absolute error
             self.loss += float(errors.abs().sum())
             return
-        levels = torch.tensor(LEVELS, dtype=torch.float64)
+        levels = torch.tensor(DECILES, dtype=torch.float64)
         below = (target[..., None] - quantiles).where(observed[..., None], 0.0)
         self.loss += float(2 * torch.maximum(levels * below, (levels - 1) * below).sum((0, 1, 2)).mean())
 

@@ -21,7 +21,7 @@ from ..linear import LeastSquares
 from ..linear_start import LinearStart, start_linear_part
 from ..run_folder import Preprocessor
 from ..settings import OWN_UNITS_LOSSES, DataSettings, ModelSettings
-from .baselines import Forecast, score, seasonal_naive
+from .baselines import ForecastFunction, score, seasonal_naive
 from .corpus_task import CorpusTask
 from .m4_scores import linear_forecasts, m4_scores, naive2_forecasts, seasonal_naive_forecasts
 from .panel_task import PanelTask
@@ -54,7 +54,7 @@ class SeriesTask:
         self.scaler, self._test = splits.scaler, splits.test
         self.columns = list(series.columns)
         windows = splits.test
-        self._baselines: dict[str, Callable[[], Forecast]] = {
+        self._baselines: dict[str, Callable[[], ForecastFunction]] = {
             "seasonal_naive": lambda: seasonal_naive(series.seasonality, windows.prediction_length),
             "linear": lambda: LeastSquares().fit(splits.train),
             "linear_per_channel": lambda: LeastSquares(per_channel=True).fit(splits.train),

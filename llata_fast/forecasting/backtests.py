@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..covariate_tokens import INPUTS
+from ..covariate_tokens import COVARIATE_INPUTS
 from ..data.covariate_encoding import CovariateEncoding, WindowCovariates
 from ..data.panel import Panel
 from ..data.panel_windows import PanelWindows
@@ -25,16 +25,15 @@ from .calibration import Calibration, calibrated_quantiles
 from .panel_forecasts import PanelForecaster, forecast_panel, last_rows, long_frame
 
 CUTOFF = "cutoff"
-METRICS = ("MASE", "WQL", "sMAPE", "coverage", "MSE", "MAE")
-BASELINES = ("seasonal_naive", "linear", "exponential_smoothing", RIDGE_BASELINE)
-LEVELS = DECILES
+BACKTEST_METRICS = ("MASE", "WQL", "sMAPE", "coverage", "MSE", "MAE")
+BACKTEST_BASELINES = ("seasonal_naive", "linear", "exponential_smoothing", RIDGE_BASELINE)
 """Levels of WQL; the first and last are the interval of coverage."""
 
 # a longer season would need one parameter per row
 _LONGEST_SEASON = 24
 
-_Forecast = Callable[[Panel], tuple[np.ndarray, np.ndarray]]
-"""Panel that ends at a cutoff -> points [items, H, C] and quantiles [items, H, C, LEVELS]."""
+_PanelForecastFunction = Callable[[Panel], tuple[np.ndarray, np.ndarray]]
+"""Panel that ends at a cutoff -> points [items, H, C] and quantiles [items, H, C, DECILES]."""
 
 
 def _before(panel: Panel, horizon: int, n_windows: int, step_size: int) -> Iterator[tuple[Panel, Panel]]:
@@ -113,20 +112,22 @@ def score_backtest(
     batch_size: int | None = None,
 ) -> pd.DataFrame:
     """As `Forecaster.evaluate`."""
-    names = {name.lower(): name for name in METRICS}
+    names = {name.lower(): name for name in BACKTEST_METRICS}
     if unknown := [name for name in metrics if name.lower() not in names]:
-        raise InputError(f"unknown metric {unknown[0]!r}: choose from {', '.join(METRICS)}")
+        raise InputError(f"unknown metric {unknown[0]!r}: choose from {', '.join(BACKTEST_METRICS)}")
     has_covariates = panel.covariates is not None and bool(panel.covariates.columns)
     baselines = available_baselines(has_covariates) if baselines is None else tuple(baselines)
-    if unknown := [name for name in baselines if name not in BASELINES]:
-        raise InputError(f"unknown baseline {unknown[0]!r}: choose from {', '.join(BASELINES)}")
+    if unknown := [name for name in baselines if name not in BACKTEST_BASELINES]:
+        raise InputError(f"unknown baseline {unknown[0]!r}: choose from {', '.join(BACKTEST_BASELINES)}")
     if RIDGE_BASELINE in baselines and not has_covariates:
         raise InputError(
             f"the baseline {RIDGE_BASELINE} needs covariates that vary over time, and {panel.name} has none"
         )
-    levels = LEVELS if forecaster.has_quantiles else ()
+    levels = DECILES if forecaster.has_quantiles else ()
     splits = list(_before(panel, horizon, n_windows, step_size))
-    models: dict[str, _Forecast] = {"llata": lambda known: _of_model(forecaster, known, horizon, levels, batch_size)}
+    models: dict[str, _PanelForecastFunction] = {
+        "llata": lambda known: _of_model(forecaster, known, horizon, levels, batch_size)
+    }
     models |= {name: _MAKERS[name](splits[0][0], horizon, panel.seasonality) for name in baselines}
     frame, train = _long_for_metrics(splits, horizon, models)
     result = _score(frame, train, list(models), [names[name.lower()] for name in metrics], panel.seasonality)
@@ -138,7 +139,7 @@ def available_baselines(has_covariates: bool = False) -> tuple[str, ...]:
     absent = set() if has_covariates else {RIDGE_BASELINE}
     if importlib.util.find_spec("statsmodels") is None:
         absent.add("exponential_smoothing")
-    return tuple(name for name in BASELINES if name not in absent)
+    return tuple(name for name in BACKTEST_BASELINES if name not in absent)
 
 
 def _of_model(
@@ -147,7 +148,7 @@ def _of_model(
     parts = list(forecast_panel(forecaster, panel, horizon, levels, batch_size))
     points = np.concatenate([part[1] for part in parts])
     if not levels:
-        return points, np.repeat(points[..., None], len(LEVELS), -1)
+        return points, np.repeat(points[..., None], len(DECILES), -1)
     return points, np.concatenate([part[2] for part in parts])
 
 
@@ -167,22 +168,22 @@ def seasonal_naive(
     return points, points[..., None] + ahead[..., None] * spread.T[None]
 
 
-def _seasonal_naive(known: Panel, horizon: int, seasonality: int) -> _Forecast:
+def _seasonal_naive(known: Panel, horizon: int, seasonality: int) -> _PanelForecastFunction:
     def forecast(panel: Panel) -> tuple[np.ndarray, np.ndarray]:
-        parts = [seasonal_naive(panel.item(item), horizon, seasonality, LEVELS) for item in range(len(panel))]
+        parts = [seasonal_naive(panel.item(item), horizon, seasonality, DECILES) for item in range(len(panel))]
         points, quantiles = zip(*parts, strict=True)
         return np.stack(points), np.stack(quantiles)
 
     return forecast
 
 
-def _linear(known: Panel, horizon: int, seasonality: int) -> _Forecast:
+def _linear(known: Panel, horizon: int, seasonality: int) -> _PanelForecastFunction:
     """A least-squares map of the lookback, fitted and calibrated on all rows before the first cutoff."""
     windows = _windows_of(known, horizon, seasonality)
     return _calibrated(LeastSquares().fit(windows), windows, None)
 
 
-def _ridge(known: Panel, horizon: int, seasonality: int) -> _Forecast:
+def _ridge(known: Panel, horizon: int, seasonality: int) -> _PanelForecastFunction:
     """A least-squares map plus a ridge regression of its residuals on covariates, validated on a tenth of the rows."""
     encoding = CovariateEncoding.fit(known, known.lengths)
     covariates = WindowCovariates(known, encoding)
@@ -206,7 +207,7 @@ def _windows_of(
 
 def _calibrated(
     fitted: LeastSquares | RidgeOnResiduals, windows: PanelWindows, encoding: CovariateEncoding | None
-) -> _Forecast:
+) -> _PanelForecastFunction:
     """Turn a fitted forecast of windows into one of panels, with quantiles calibrated on its training windows."""
     context, horizon = windows.context_length, windows.prediction_length
 
@@ -214,7 +215,7 @@ def _calibrated(
         past, mask = inputs["past_values"], inputs["past_observed_mask"]
         assert past is not None
         past = past.double()
-        beside = {name: inputs[name] for name in INPUTS if name in inputs}
+        beside = {name: inputs[name] for name in COVARIATE_INPUTS if name in inputs}
         return (fitted(past, torch.ones_like(past, dtype=torch.bool) if mask is None else mask, **beside),)
 
     calibration = Calibration.of(outputs, windows, None)
@@ -227,13 +228,13 @@ def _calibrated(
             ends = torch.from_numpy(panel.lengths)
             covariates = WindowCovariates(panel, encoding).of(torch.from_numpy(items), ends, context, horizon)
         units, result = run_windows(outputs, past, ~past.isnan(), covariates=covariates)
-        quantiles = calibrated_quantiles(units, past, result, None, calibration, LEVELS)
+        quantiles = calibrated_quantiles(units, past, result, None, calibration, DECILES)
         return units.restore(result[0]).numpy(), quantiles.numpy()
 
     return forecast
 
 
-def _exponential_smoothing(known: Panel, horizon: int, seasonality: int) -> _Forecast:
+def _exponential_smoothing(known: Panel, horizon: int, seasonality: int) -> _PanelForecastFunction:
     """Additive exponential smoothing of each item (with a season if it is short enough), with normal quantiles."""
     if importlib.util.find_spec("statsmodels") is None:
         raise InputError("exponential_smoothing needs statsmodels: pip install llata-fast[backtest]")
@@ -244,7 +245,7 @@ def _exponential_smoothing(known: Panel, horizon: int, seasonality: int) -> _For
         ]
         points = np.array([[mean for mean, _ in item] for item in parts]).transpose(0, 2, 1)
         deviation = np.array([[spread for _, spread in item] for item in parts]).transpose(0, 2, 1)
-        normal = torch.special.ndtri(torch.tensor(LEVELS, dtype=torch.float64)).numpy()
+        normal = torch.special.ndtri(torch.tensor(DECILES, dtype=torch.float64)).numpy()
         return points, points[..., None] + deviation[..., None] * normal
 
     return forecast
@@ -271,7 +272,7 @@ def _smoothed(values: np.ndarray, horizon: int, seasonality: int) -> tuple[np.nd
     return scale * np.asarray(prediction.predicted_mean), scale * np.sqrt(np.asarray(prediction.forecast_variance))
 
 
-_MAKERS: dict[str, Callable[[Panel, int, int], _Forecast]] = {
+_MAKERS: dict[str, Callable[[Panel, int, int], _PanelForecastFunction]] = {
     "seasonal_naive": _seasonal_naive,
     "linear": _linear,
     "exponential_smoothing": _exponential_smoothing,
@@ -280,7 +281,7 @@ _MAKERS: dict[str, Callable[[Panel, int, int], _Forecast]] = {
 
 
 def _long_for_metrics(
-    splits: list[tuple[Panel, Panel]], horizon: int, models: dict[str, _Forecast]
+    splits: list[tuple[Panel, Panel]], horizon: int, models: dict[str, _PanelForecastFunction]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """utilsforecast's input: a row for every item, target, cutoff and step; and the rows before the first cutoff."""
     frames = []
@@ -299,7 +300,7 @@ def _long_for_metrics(
         for name, forecast in models.items():
             points, quantiles = forecast(known)
             columns[name] = points.transpose(0, 2, 1).ravel()
-            for place, level in enumerate(LEVELS):
+            for place, level in enumerate(DECILES):
                 columns[f"{name} {level}"] = quantiles[..., place].transpose(0, 2, 1).ravel()
         frames.append(frame.assign(**columns))
     first = splits[0][0]
@@ -321,10 +322,10 @@ def _score(
     """A row per model and a column per metric: means over items and cutoffs, and WQL over all values together."""
     from utilsforecast import losses
 
-    quantile_columns = {name: [f"{name} {level}" for level in LEVELS] for name in models}
+    quantile_columns = {name: [f"{name} {level}" for level in DECILES] for name in models}
     intervals = frame.rename(
-        columns={f"{name} {LEVELS[0]}": f"{name}-lo-80" for name in models}
-        | {f"{name} {LEVELS[-1]}": f"{name}-hi-80" for name in models}
+        columns={f"{name} {DECILES[0]}": f"{name}-lo-80" for name in models}
+        | {f"{name} {DECILES[-1]}": f"{name}-hi-80" for name in models}
     )
     together = frame.assign(unique_id=0).drop(columns="cutoff")
     each = frame.drop(columns="cutoff")
@@ -337,7 +338,7 @@ def _score(
             # an item without seasonal changes has no scale
             table[metric] = scores[models].replace(np.inf, np.nan).mean()
         elif metric == "WQL":
-            table[metric] = losses.scaled_crps(together, quantile_columns, np.array(LEVELS))[models].iloc[0]
+            table[metric] = losses.scaled_crps(together, quantile_columns, np.array(DECILES))[models].iloc[0]
         elif metric == "coverage":
             table[metric] = losses.coverage(intervals.drop(columns="cutoff"), models, 80)[models].mean()
         elif metric == "sMAPE":

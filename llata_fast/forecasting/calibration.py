@@ -28,7 +28,7 @@ from ..errors import InputError, in_one_line
 from ..linear_start import Behind
 from ..settings import DECILES
 
-LEVELS = (0.005, 0.01, 0.025, *(round(0.05 * step, 2) for step in range(1, 20)), 0.975, 0.99, 0.995)
+CALIBRATED_LEVELS = (0.005, 0.01, 0.025, *(round(0.05 * step, 2) for step in range(1, 20)), 0.975, 0.99, 0.995)
 """Calibrated levels; offsets in between are interpolated."""
 
 MAX_SCORES = 2**26
@@ -67,7 +67,7 @@ class Calibration:
     """Offsets of a forecast's quantiles, in standard deviations of the window."""
 
     offsets: Tensor
-    """[H, C, len(LEVELS)] float32, NaN where nothing could be calibrated."""
+    """[H, C, len(CALIBRATED_LEVELS)] float32, NaN where nothing could be calibrated."""
     num_windows: int
     season: int = 1
     power: float = 0.0
@@ -99,7 +99,7 @@ class Calibration:
             units, outputs = run_windows(model, past, ~past.isnan(), reads_level=reads_level, covariates=covariates)
             # a constant window has no unit
             truth = (future - units.level) / torch.where(units.scale > 0, units.scale, torch.nan)
-            levels = LEVELS if head_levels else LEVELS[:1]
+            levels = CALIBRATED_LEVELS if head_levels else CALIBRATED_LEVELS[:1]
             scores.append((truth[..., None] - base_quantiles(outputs, head_levels, levels)).float().cpu())
             if behind:
                 ratios.append(season_ratio(units.remove(past), ~past.isnan(), season).cpu())
@@ -111,7 +111,9 @@ class Calibration:
             errors = torch.cat([part.errors / part.ratios**power for part in witnesses])[..., None]
         ordered = errors.sort(0).values.numpy()  # [N, H, C, levels or 1], NaN last
         known = (~np.isnan(ordered)).sum(0)
-        offsets = np.stack([_order_statistic(ordered, known, place, level) for place, level in enumerate(LEVELS)], -1)
+        offsets = np.stack(
+            [_order_statistic(ordered, known, place, level) for place, level in enumerate(CALIBRATED_LEVELS)], -1
+        )
         return cls(torch.from_numpy(offsets).float(), len(ordered), season, power)
 
     def unit(self, past: Tensor, observed: Tensor) -> Tensor | float:
@@ -126,14 +128,14 @@ class Calibration:
         offsets = torch.where(offsets.isnan(), mean, offsets)
         if offsets.shape[1] != num_channels:
             offsets = mean.expand(-1, num_channels, -1)
-        inner = [min(max(level, LEVELS[0]), LEVELS[-1]) for level in levels]
-        return offsets @ between_levels(LEVELS, inner)
+        inner = [min(max(level, CALIBRATED_LEVELS[0]), CALIBRATED_LEVELS[-1]) for level in levels]
+        return offsets @ between_levels(CALIBRATED_LEVELS, inner)
 
     def save(self, path: str | Path):
         np.savez_compressed(
             path,
             offsets=self.offsets.numpy(),
-            levels=np.array(LEVELS),
+            levels=np.array(CALIBRATED_LEVELS),
             num_windows=self.num_windows,
             season=self.season,
             power=self.power,
@@ -149,7 +151,7 @@ class Calibration:
             with np.load(path) as arrays:
                 levels, offsets = arrays["levels"].tolist(), torch.from_numpy(arrays["offsets"])
                 num_windows, season, power = int(arrays["num_windows"]), int(arrays["season"]), float(arrays["power"])
-            if levels != list(LEVELS) or offsets.ndim != 3 or offsets.shape[-1] != len(levels):
+            if levels != list(CALIBRATED_LEVELS) or offsets.ndim != 3 or offsets.shape[-1] != len(levels):
                 raise ValueError("it is of another version")
             if num_windows < 0 or season < 1 or not math.isfinite(power):
                 raise ValueError("its numbers make no sense")
@@ -215,7 +217,7 @@ def evenly_spaced(
 ) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
     """Past, future and covariates of all windows, or of evenly spaced ones: `most`, or as many as memory allows."""
     _, future = windows.stretches([0])
-    room = min(max(64, MAX_SCORES // (future.numel() * len(LEVELS))), most or len(windows))
+    room = min(max(64, MAX_SCORES // (future.numel() * len(CALIBRATED_LEVELS))), most or len(windows))
     chosen = np.unique(np.linspace(0, len(windows) - 1, min(room, len(windows))).round().astype(np.int64))
     for start in range(0, len(chosen), batch_size):
         indices = chosen[start : start + batch_size].tolist()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .measures import LEVELS, Errors, Example, Features, mean_of_known
+from .measures import REPORTED_LEVELS, Errors, Example, Features, mean_of_known
 
 # inches, chosen so that text has nearly its own size on a phone and that of the page on a desktop
 _WIDTH = 5.4
@@ -132,7 +132,7 @@ def calibration(below: np.ndarray) -> str:
     with _figure(4.4, svg, 4.4) as figure:
         axis = figure.subplots()
         axis.plot((0, 1), (0, 1), color="0.6", linewidth=1, linestyle="--", label="ideal")
-        axis.plot(LEVELS, below, "o-", color="#d1495b", markersize=4, linewidth=1.6, label="on these windows")
+        axis.plot(REPORTED_LEVELS, below, "o-", color="#d1495b", markersize=4, linewidth=1.6, label="on these windows")
         axis.set(xlabel="level of the quantile", ylabel="share of the values below it", xlim=(0, 1), ylim=(0, 1))
         axis.set_aspect("equal")
         axis.legend(frameon=False, loc="upper left")
@@ -150,7 +150,7 @@ def example(window: Example, columns: list[str]) -> str:
         for channel, (axis, name) in enumerate(zip(axes, shown, strict=True)):
             if window.quantiles is not None:
                 for share, (low, high, alpha) in _FAN.items():
-                    ends = (window.quantiles[:, channel, LEVELS.index(level)] for level in (low, high))
+                    ends = (window.quantiles[:, channel, REPORTED_LEVELS.index(level)] for level in (low, high))
                     axis.fill_between(ahead, *ends, color="#d1495b", alpha=alpha, linewidth=0, label=share)
             axis.plot(past, window.history[-before:, channel], color="0.55", linewidth=1)
             axis.plot(ahead, window.truth[:, channel], color="0.1", linewidth=1.2, label="observed")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..backbone.loading import load_backbone_weights
 from ..backbone.tokenizer import read_tokenizer
-from ..covariate_tokens import INPUTS
+from ..covariate_tokens import COVARIATE_INPUTS
 from ..data.panel import Panel
 from ..data.units import WindowUnits, run_windows
 from ..evaluation.panel_task import PanelTask
@@ -21,8 +21,8 @@ from ..forecasting.forecaster import Forecaster
 from ..forecasting.panel_forecasts import POINTS
 from ..modeling import LlataForPrediction
 
-LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 20))
-"""Levels of the quantiles."""
+REPORTED_LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 20))
+"""Levels of the page's quantiles."""
 
 # number of quantile values held at a time
 _AT_ONCE = 2**24
@@ -46,7 +46,7 @@ class Example:
     forecast: np.ndarray
     """[H, C]"""
     quantiles: np.ndarray | None
-    """[H, C, LEVELS]"""
+    """[H, C, Q]"""
     item: str | None = None
     """The item of the window, in a panel."""
 
@@ -63,7 +63,7 @@ class Errors:
     examples: list[Example]
     """The best, the median and the worst window."""
     below: np.ndarray | None
-    """[LEVELS]: share of the true values below each quantile; None without quantiles."""
+    """[Q]: share of the true values below each quantile; None without quantiles."""
     by_item: list[tuple[str, float]] = field(default_factory=list)
     """Items of a panel, the largest error first."""
 
@@ -79,7 +79,7 @@ class _Sums:
         self.each: list[np.ndarray] = []
 
     def add(self, miss: np.ndarray, truth: np.ndarray, quantiles: np.ndarray | None):
-        """Errors and truth [B, H, C], NaN where missing, and quantiles [B, H, C, LEVELS] in the truth's units."""
+        """Errors and truth [B, H, C], NaN where missing, and quantiles [B, H, C, Q] in the truth's units."""
         known = ~np.isnan(miss)
         self.error = self.error + np.where(known, miss, 0.0).sum(0)
         self.known = self.known + known.sum(0)
@@ -97,7 +97,7 @@ class _Sums:
 
     @property
     def shares_below(self) -> np.ndarray | None:
-        """[LEVELS]: share of the true values below each quantile; None without quantiles."""
+        """[Q]: share of the true values below each quantile; None without quantiles."""
         return self.below / self.seen if self.seen else None
 
     def chosen(self) -> dict[str, int]:
@@ -119,7 +119,7 @@ def series_errors(forecaster: Forecaster, task: SeriesTask) -> Errors:
     windows = task.splits.test
     sums = _Sums()
     channels = len(task.columns)
-    batch = max(1, min(256, _AT_ONCE // (windows.prediction_length * channels * len(LEVELS))))
+    batch = max(1, min(256, _AT_ONCE // (windows.prediction_length * channels * len(REPORTED_LEVELS))))
     for past, observed, future in windows.batches(batch):
         points, quantiles = _forecast(forecaster, past, observed)
         truth = future.double().cpu().numpy()
@@ -130,7 +130,7 @@ def series_errors(forecaster: Forecaster, task: SeriesTask) -> Errors:
 
 
 def _forecast(forecaster: Forecaster, past: Tensor, observed: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
-    """Points [B, H, C] and quantiles [B, H, C, LEVELS] in the units of the lookbacks [B, L, C]."""
+    """Points [B, H, C] and quantiles [B, H, C, Q] in the units of the lookbacks [B, L, C]."""
     core, config = forecaster.core, forecaster.model.config
     past, observed = past.double().cpu().masked_fill(~observed.cpu(), torch.nan), observed.cpu()
     units, outputs = run_windows(core.outputs, past, observed, reads_level=forecaster.model.reads_level)
@@ -138,7 +138,7 @@ def _forecast(forecaster: Forecaster, past: Tensor, observed: Tensor) -> tuple[n
     if not core.has_quantiles:
         return points, None
     outputs = tuple(output.cpu() for output in outputs)
-    quantiles = calibrated_quantiles(units, past, outputs, config.quantile_levels, core.calibration, LEVELS)
+    quantiles = calibrated_quantiles(units, past, outputs, config.quantile_levels, core.calibration, REPORTED_LEVELS)
     return points, quantiles.numpy()
 
 
@@ -148,7 +148,7 @@ def _series_example(forecaster: Forecaster, task: SeriesTask, label: str, index:
     restore = task.splits.scaler.inverse_transform
     history = past.double().masked_fill(~observed, torch.nan)[0].cpu().numpy()
     if quantiles is not None:
-        quantiles = np.stack([restore(quantiles[0, ..., place]) for place in range(len(LEVELS))], -1)
+        quantiles = np.stack([restore(quantiles[0, ..., place]) for place in range(len(REPORTED_LEVELS))], -1)
     truth = future[0].double().cpu().numpy()
     return Example(label, float(error), restore(history), restore(truth), restore(points[0]), quantiles)
 
@@ -159,7 +159,7 @@ def panel_errors(
     """Errors of the last `n_windows` windows of a panel's items, in mean seasonal changes of each item and target."""
     horizon = forecaster.model.config.prediction_length
     step_size = step_size or horizon
-    levels = LEVELS if forecaster.core.has_quantiles else ()
+    levels = REPORTED_LEVELS if forecaster.core.has_quantiles else ()
     panel = panel.at(np.flatnonzero(panel.lengths >= horizon + (n_windows - 1) * step_size + 2))
     frame = backtest(forecaster.core, panel, horizon, levels, n_windows, step_size, batch_size)
     shape = (n_windows, len(panel), len(panel.targets), horizon)
@@ -243,7 +243,7 @@ def _sample(task: SeriesTask | PanelTask) -> tuple[Tensor | None, ...]:
     values = past.double().masked_fill(~observed, torch.nan)
     covariates = windows.covariates(indices) if isinstance(task, PanelTask) else {}
     lookbacks = WindowUnits.of(values).remove(values)
-    return lookbacks, None if observed.all() else observed, *(covariates.get(name) for name in INPUTS)
+    return lookbacks, None if observed.all() else observed, *(covariates.get(name) for name in COVARIATE_INPUTS)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..covariate_tokens import INPUTS, moving
+from ..covariate_tokens import COVARIATE_INPUTS, moving
 from ..linear_mixture import worst_ratio
 from ..ranks import from_first_rank
 from .trainer import ForecastTrainer
@@ -119,7 +119,7 @@ def _errors(trainer: ForecastTrainer, batch: dict[str, Tensor]) -> Tensor:
         level, scale = batch["window_level"][:, None], batch["window_scale"][:, None]
         past, future = past * scale + level, future + level
     assert trainer.model.skip is not None
-    covariates = {name: batch[name].to(trainer.args.device) for name in INPUTS if name in batch}
+    covariates = {name: batch[name].to(trainer.args.device) for name in COVARIATE_INPUTS if name in batch}
     of_window = past.to(trainer.args.device), observed.to(trainer.args.device)
     start = trainer.model.skip.alone(*of_window, *moving(covariates))
     whole = trainer.forecast(past, observed, covariates)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import random_backbone, tiny_model
 
-from llata_fast.forecasting.calibration import LEVELS, Calibration
+from llata_fast.forecasting.calibration import CALIBRATED_LEVELS, Calibration
 from llata_fast.forecasting.forecaster import Forecaster
 from llata_fast.run_folder import Preprocessor
 
@@ -40,7 +40,7 @@ def test_run_is_scored_as_it_is(tmp_path, table, target):
     from llata_fast.adapters.fev import LlataModel
 
     info = Preprocessor.of_any_series("mixture")
-    offsets = torch.randn(5, 1, len(LEVELS)).sort(-1).values
+    offsets = torch.randn(5, 1, len(CALIBRATED_LEVELS)).sort(-1).values
     Forecaster(tiny_model(random_backbone(tmp_path)), info, Calibration(offsets, 9)).save_pretrained(tmp_path / "run")
     task = fev.Task(
         table,

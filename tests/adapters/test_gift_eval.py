@@ -10,7 +10,7 @@ from tiny import random_backbone, tiny_model
 
 from llata_fast.__main__ import main
 from llata_fast.adapters import gift_eval
-from llata_fast.adapters.gluonts import LEVELS, LlataPredictor, QuantileForecast, SeasonalNaivePredictor
+from llata_fast.adapters.gluonts import DEFAULT_LEVELS, LlataPredictor, QuantileForecast, SeasonalNaivePredictor
 from llata_fast.data.m4 import read_m4
 from llata_fast.errors import InputError
 from llata_fast.forecasting import calibration
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("plain_ops")
 
 def any_series(tmp_path) -> Forecaster:
     """A calibrated forecaster for any series."""
-    offsets = torch.randn(5, 1, len(calibration.LEVELS)).sort(-1).values
+    offsets = torch.randn(5, 1, len(calibration.CALIBRATED_LEVELS)).sort(-1).values
     model = tiny_model(random_backbone(tmp_path))
     return Forecaster(model, Preprocessor.of_any_series("mixture"), calibration.Calibration(offsets, 10))
 
@@ -81,7 +81,7 @@ def test_scores_by_hand():
         def predict(self, dataset):
             for _ in dataset:
                 spread = np.arange(-5, 6)[:, None] * np.ones(2)
-                yield QuantileForecast(np.array([1.0, 5.0]), np.array([1.0, 5.0]) + spread, LEVELS, None)
+                yield QuantileForecast(np.array([1.0, 5.0]), np.array([1.0, 5.0]) + spread, DEFAULT_LEVELS, None)
 
     scores = gift_eval.score(Known(), task)
     # labels 0 and 6, errors 1 and 1, changes before them 2, 1 and 2
@@ -106,7 +106,7 @@ def test_scores_match_gluonts(folder, tmp_path, name, kind):
     data = template.generate_instances(task.horizon, windows=task.windows, distance=task.horizon)
     m = metrics
     wanted = [m.MSE("mean"), m.MSE(0.5), m.MAE(), m.MASE(), m.MAPE(), m.SMAPE(), m.MSIS(), m.RMSE(), m.NRMSE(), m.ND()]
-    wanted.append(m.MeanWeightedSumQuantileLoss(quantile_levels=gift_eval.LEVELS))
+    wanted.append(m.MeanWeightedSumQuantileLoss(quantile_levels=gift_eval.DECILES))
     theirs = evaluate_model(
         predictor,
         test_data=data,
@@ -117,7 +117,7 @@ def test_scores_match_gluonts(folder, tmp_path, name, kind):
         seasonality=task.seasonality,
     )
     ours = gift_eval.score(predictor, task)
-    assert set(ours) == set(gift_eval.METRICS) == set(theirs.columns)
+    assert set(ours) == set(gift_eval.GIFT_EVAL_METRICS) == set(theirs.columns)
     assert ours == pytest.approx(theirs.iloc[0].to_dict(), rel=1e-9)
 
 

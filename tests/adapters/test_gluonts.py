@@ -8,7 +8,7 @@ from tiny import random_backbone, tiny_model
 
 from llata_fast.adapters.gluonts import LlataPredictor, SeasonalNaivePredictor
 from llata_fast.errors import InputError
-from llata_fast.forecasting.calibration import LEVELS, Calibration
+from llata_fast.forecasting.calibration import CALIBRATED_LEVELS, Calibration
 from llata_fast.forecasting.forecaster import Forecaster
 from llata_fast.run_folder import Preprocessor
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("plain_ops")
 @pytest.fixture
 def forecaster(tmp_path):
     info = Preprocessor("waves", ["a", "b"], "date", "h", 24, mean=[0.0] * 2, scale=[1.0] * 2)
-    calibration = Calibration(torch.randn(5, 2, len(LEVELS)).sort(-1).values, 100)
+    calibration = Calibration(torch.randn(5, 2, len(CALIBRATED_LEVELS)).sort(-1).values, 100)
     return Forecaster(tiny_model(random_backbone(tmp_path)), info, calibration)
 
 

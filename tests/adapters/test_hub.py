@@ -12,9 +12,9 @@ from tiny import perturb, random_backbone, tiny_config, write_series
 from transformers import AutoConfig, AutoModelForTimeSeriesPrediction
 
 from llata_fast.adapters import hub
-from llata_fast.data import read_csv, split_windows
+from llata_fast.data import read_wide_csv, split_windows
 from llata_fast.errors import InputError
-from llata_fast.forecasting.calibration import LEVELS, Calibration
+from llata_fast.forecasting.calibration import CALIBRATED_LEVELS, Calibration
 from llata_fast.forecasting.forecaster import Forecaster
 from llata_fast.modeling import LlataForPrediction
 from llata_fast.run_folder import Preprocessor, RunFolder
@@ -27,7 +27,7 @@ SCORES = {"mse": 0.25, "mae": 0.375, "per_channel": {"c0": {"mse": 0.25, "mae": 
 @pytest.fixture
 def run(tmp_path):
     source = random_backbone(tmp_path)
-    series = read_csv(write_series(tmp_path / "series.csv"))
+    series = read_wide_csv(write_series(tmp_path / "series.csv"))
     splits = split_windows(series, 12, 5)
     folder = RunFolder(tmp_path / "run")
     model = LlataForPrediction.from_backbone(tiny_config(source))
@@ -36,7 +36,7 @@ def run(tmp_path):
     settings = {"backbone": source, "num_layers": 2, "context_length": 12, "prediction_length": 5, "seed": 7}
     folder.write_settings(settings)
     folder.write_preprocessor(Preprocessor.of("series", series, splits.scaler))
-    Calibration(torch.randn(5, 3, len(LEVELS)).sort(-1).values, 50, 4, 0.5).save(folder.calibration)
+    Calibration(torch.randn(5, 3, len(CALIBRATED_LEVELS)).sort(-1).values, 50, 4, 0.5).save(folder.calibration)
     scores = {"test": SCORES, "baselines": {"linear": SCORES | {"mse": 0.5}}, "intervals": {"coverage_80": 0.7931}}
     folder.write_metrics(scores)
     folder.finish()
@@ -91,7 +91,7 @@ def test_push_uploads_what_a_forecast_needs(run, monkeypatch):
 
 
 def test_pushed_model_alone_forecasts_the_same(run, monkeypatch, tmp_path):
-    table = read_csv(tmp_path / "series.csv")
+    table = read_wide_csv(tmp_path / "series.csv")
     expected = Forecaster.from_pretrained(run.path).predict_df(table, quantile_levels=[0.1, 0.5, 0.9])
     monkeypatch.setattr(hub, "HfApi", lambda: Hub(elsewhere=tmp_path / "elsewhere"))
     monkeypatch.setattr(hub.ModelCard, "push_to_hub", lambda card, repo_id: None)

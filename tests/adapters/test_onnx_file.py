@@ -9,7 +9,7 @@ from tiny import random_backbone, tiny_model, window
 
 from llata_fast.adapters.onnx_file import export_onnx
 from llata_fast.errors import InputError
-from llata_fast.forecasting.calibration import LEVELS, Calibration
+from llata_fast.forecasting.calibration import CALIBRATED_LEVELS, Calibration
 from llata_fast.forecasting.forecaster import Forecaster
 from llata_fast.run_folder import Preprocessor
 
@@ -68,7 +68,9 @@ INFO = Preprocessor("waves", ["a", "b", "c"], "date", "h", 24, mean=[0.0] * 3, s
 )
 def test_quantiles_match_the_forecaster(tmp_path, head_levels, calibrated, asked):
     model = tiny_model(random_backbone(tmp_path), quantile_levels=head_levels)
-    calibration = Calibration(torch.randn(5, 3, len(LEVELS)).sort(-1).values, 100, 4, 0.5) if calibrated else None
+    calibration = (
+        Calibration(torch.randn(5, 3, len(CALIBRATED_LEVELS)).sort(-1).values, 100, 4, 0.5) if calibrated else None
+    )
     forecaster = Forecaster(model, INFO, calibration)
     session = runtime.InferenceSession(forecaster.export_onnx(tmp_path / "model.onnx", asked))
     levels = [float(level) for level in session.get_modelmeta().custom_metadata_map["quantile_levels"].split()]

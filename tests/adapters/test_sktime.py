@@ -9,7 +9,7 @@ import torch
 from tiny import random_backbone, tiny_model
 
 from llata_fast.errors import InputError
-from llata_fast.forecasting.calibration import LEVELS, Calibration
+from llata_fast.forecasting.calibration import CALIBRATED_LEVELS, Calibration
 from llata_fast.forecasting.forecaster import Forecaster
 from llata_fast.run_folder import Preprocessor
 
@@ -37,7 +37,7 @@ def test_sktime_checks_pass():
 @pytest.fixture
 def run(tmp_path):
     info = Preprocessor("waves", ["a"], "date", "h", 24, mean=[0.0], scale=[1.0])
-    calibration = Calibration(torch.randn(5, 1, len(LEVELS)).sort(-1).values, 9)
+    calibration = Calibration(torch.randn(5, 1, len(CALIBRATED_LEVELS)).sort(-1).values, 9)
     forecaster = Forecaster(tiny_model(random_backbone(tmp_path)), info, calibration)
     forecaster.save_pretrained(tmp_path / "run")
     return str(tmp_path / "run")

@@ -76,7 +76,7 @@ def test_no_row_of_a_target_is_tested_and_trained_on(bench, tmp_path):
 def test_models_train_as_many_parameters_as_they_can(bench):
     question = bench["question"]
     counts = {
-        model: question.trained_parameters(question.model_settings(question.Run("main", model, 0, 320)))
+        model: question.trained_parameters(question.model_settings(question.Pretraining("main", model, 0, 320)))
         for model in question.ABLATIONS
     }
     for model in ("no_llm", "no_text_branch", "random_prototypes"):
@@ -96,24 +96,30 @@ def test_a_row_is_made_once(bench, tmp_path):
 def test_rows_whose_weights_are_gone_are_made_anew(bench, target, tmp_path, monkeypatch):
     """Missing rows are computed, with their pre-training if its weights are needed, and nothing twice."""
     question, made, scored = bench["question"], [], []
-    run = question.Run("main", "no_llm", 0, 32)
+    pretraining = question.Pretraining("main", "no_llm", 0, 32)
 
-    def pretrain(run, corpora, folder):
-        made.append(run.name)
+    def pretrain(pretraining, corpora, folder):
+        made.append(pretraining.name)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "whole").touch()
-        return dict(zip(question.KEY, run.key, strict=True))
+        return dict(zip(question.KEY, pretraining.key, strict=True))
 
-    def score_run(run, folder, goals, work, table, shares):
+    def score_trained(pretraining, folder, goals, work, table, shares):
         assert (folder / "whole").exists()
         for percent in shares:
-            if not table.holds(run.key, percent, "waves"):
+            if not table.holds(pretraining.key, percent, "waves"):
                 scored.append(percent)
-                row = dict(zip(question.KEY, run.key, strict=True))
+                row = dict(zip(question.KEY, pretraining.key, strict=True))
                 table.add([row | {"percent": percent, "target": "waves", "horizon": horizon} for horizon in (8, 16)])
 
-    stand_ins = {"pretrain": pretrain, "score_run": score_run, "is_whole": lambda folder: (folder / "whole").exists()}
-    stand_ins |= {"targets": lambda *_: [target], "build_corpora": lambda *_: None, "runs": lambda *_: [run]}
+    stand_ins = {
+        "pretrain": pretrain,
+        "score_trained": score_trained,
+        "is_whole": lambda folder: (folder / "whole").exists(),
+        "targets": lambda *_: [target],
+        "build_corpora": lambda *_: None,
+        "pretrainings": lambda *_: [pretraining],
+    }
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(question, name, stand_in)
     options = SimpleNamespace(out=tmp_path / "out", work=tmp_path / "work", parts=["main"], data_dir="", retail=None)

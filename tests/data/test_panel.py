@@ -7,10 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import write_series
 
-from llata_fast.data import read_csv
 from llata_fast.data import read_series as read_wide
-from llata_fast.data.panel import Panel, read_panel
-from llata_fast.data.panel import read_csv as read_wide_panel
+from llata_fast.data import read_wide_csv
+from llata_fast.data.panel import Panel, read_csv, read_panel
 from llata_fast.errors import InputError, InputWarning
 
 COLUMNS = {"id_column": "id", "timestamp_column": "when", "target": "value"}
@@ -132,7 +131,7 @@ def test_several_targets_and_files(tmp_path):
 
 def test_a_wide_file_is_a_panel_of_one_item(tmp_path):
     path = write_series(tmp_path / "series.csv", 30)
-    panel, series = read_wide_panel(path), read_csv(path)
+    panel, series = read_csv(path), read_wide_csv(path)
     assert len(panel) == 1 and panel.targets == series.columns
     np.testing.assert_array_equal(panel.item(0), series.values)
     assert list(panel.dates(np.zeros(2, dtype=int), np.array([30, 31]))) == list(series.future_dates(2))

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llata_fast.data import read_csv, read_series
+from llata_fast.data import read_series, read_wide_csv
 from llata_fast.data.steps import parse_step
 from llata_fast.errors import InputError
 
@@ -31,7 +31,7 @@ def write(tmp_path):
 def refused(path, *words, **options):
     """Reading `path` fails with one line that names the file and contains all `words`."""
     with pytest.raises(InputError) as caught:
-        read_csv(path, **options)
+        read_wide_csv(path, **options)
     message = str(caught.value)
     assert "\n" not in message
     for word in (str(path), *words):
@@ -39,7 +39,7 @@ def refused(path, *words, **options):
 
 
 def test_reads_values_dates_and_frequency(write):
-    series = read_csv(write(["when,a,Time,b", *(f"{i},{i / 8},{date},-{i}" for i, date in enumerate(HOURS))]))
+    series = read_wide_csv(write(["when,a,Time,b", *(f"{i},{i / 8},{date},-{i}" for i, date in enumerate(HOURS))]))
     assert series.name == "my"
     assert series.columns == ("when", "a", "b")
     assert series.date_column == "Time"
@@ -58,7 +58,7 @@ def test_read_series_takes_a_path_and_options(write):
 
 
 def test_default_date_column_goes_by_order_of_names(write):
-    series = read_csv(write(["ds,DateTime,datetime", *(f"{i},{date},{i}" for i, date in enumerate(HOURS))]))
+    series = read_wide_csv(write(["ds,DateTime,datetime", *(f"{i},{date},{i}" for i, date in enumerate(HOURS))]))
     assert series.date_column == "DateTime"
     assert series.columns == ("ds", "datetime")
 
@@ -69,7 +69,7 @@ def test_default_date_column_goes_by_order_of_names(write):
 )
 def test_frequencies(write, step, seasonality):
     dates = pd.date_range("2021-03-02", periods=40, freq=step)
-    series = read_csv(write.table(dates[:30]))
+    series = read_wide_csv(write.table(dates[:30]))
     assert series.seasonality == seasonality
     assert list(series.future_dates(10)) == list(dates[30:])
 
@@ -82,7 +82,7 @@ def test_date_formats(write, form):
     dates = pd.date_range("2024-02-09 12:00", periods=20, freq="12h")
     # a spreadsheet leaves out the time at midnight
     text = [str(date).removesuffix(" 00:00:00") for date in dates] if form == "iso" else dates.strftime(form)
-    read = read_csv(write.table(text)).dates
+    read = read_wide_csv(write.table(text)).dates
     assert list(read.tz_localize(None)) == list(dates)
 
 
@@ -90,7 +90,7 @@ def test_date_formats(write, form):
 @pytest.mark.parametrize("step", ["h", "D"])
 def test_twelve_hour_clocks_from_midnight(write, day, step):
     dates = pd.date_range("2024-03-25", periods=40, freq=step)
-    assert list(read_csv(write.table(dates.strftime(f"{day} %I:%M:%S %p"))).dates) == list(dates)
+    assert list(read_wide_csv(write.table(dates.strftime(f"{day} %I:%M:%S %p"))).dates) == list(dates)
 
 
 @pytest.mark.parametrize("form", ["%d/%m/%Y %H:%M", "%d.%m.%Y %H:%M", "%m/%d/%Y %H:%M"])
@@ -98,30 +98,30 @@ def test_twelve_hour_clocks_from_midnight(write, day, step):
 def test_ambiguous_days_are_resolved_by_the_step(write, form, step):
     """No day is after the twelfth, so the reading that makes the series regular is taken."""
     dates = pd.date_range("2024-01-01" if step != "h" else "2024-03-05", periods=30, freq=step)
-    assert list(read_csv(write.table(dates.strftime(form))).dates) == list(dates)
+    assert list(read_wide_csv(write.table(dates.strftime(form))).dates) == list(dates)
 
 
 def test_dates_regular_either_way_are_refused(write):
     days = pd.date_range("2024-01-01", periods=10)
     refused(write.table(days.strftime("%d/%m/%Y")), "'01/01/2024'", "day first or month first", "2024-01-31")
-    assert read_csv(write.table(days.strftime("%Y-%m-%d"))).frequency == "D"
+    assert read_wide_csv(write.table(days.strftime("%Y-%m-%d"))).frequency == "D"
 
 
 def test_column_names_are_stripped(write):
-    series = read_csv(write([" date , x", *(f"{date}, {i}" for i, date in enumerate(HOURS))]), columns=["x"])
+    series = read_wide_csv(write([" date , x", *(f"{date}, {i}" for i, date in enumerate(HOURS))]), columns=["x"])
     assert (series.date_column, series.columns) == ("date", ("x",))
     refused(write(["date,x, x", *(f"{date},1,2" for date in HOURS)]), "line 1", "'x' appears twice")
 
 
 def test_select(write):
-    series = read_csv(write(["date,a,b,c", *(f"{date},{i},-1,{-i}" for i, date in enumerate(HOURS))]))
+    series = read_wide_csv(write(["date,a,b,c", *(f"{date},{i},-1,{-i}" for i, date in enumerate(HOURS))]))
     chosen = series.select(["c", "a"])
     assert chosen.columns == ("c", "a")
     np.testing.assert_array_equal(chosen.values, [[-i, i] for i in range(6)])
 
 
 def test_blank_lines_are_skipped_and_counted(write):
-    assert len(read_csv(write(["date,x", f"{HOURS[0]},1", "", f"{HOURS[1]},2", f"{HOURS[2]},3", "", ""]))) == 3
+    assert len(read_wide_csv(write(["date,x", f"{HOURS[0]},1", "", f"{HOURS[1]},2", f"{HOURS[2]},3", "", ""]))) == 3
     refused(write(["date,x", f"{HOURS[0]},1", "", f"{HOURS[1]},oops", f"{HOURS[2]},3"]), "line 4")
 
 
@@ -137,7 +137,7 @@ def test_bad_cells(write, cell, reason, missing):
 def test_missing_cells(write, cell):
     path = write.table(HOURS, [0, cell, 2, cell, 4, 5])
     refused(path, "line 3", "column 'x'", "missing, the first of 2", "--missing mask")
-    np.testing.assert_array_equal(read_csv(path, missing="mask").values[:, 0], [0, np.nan, 2, np.nan, 4, 5])
+    np.testing.assert_array_equal(read_wide_csv(path, missing="mask").values[:, 0], [0, np.nan, 2, np.nan, 4, 5])
 
 
 def test_column_without_values(write):
@@ -146,7 +146,7 @@ def test_column_without_values(write):
 
 def test_missing_policy_is_checked(write):
     with pytest.raises(InputError, match="missing must be error or mask, got 'drop'"):
-        read_csv(write.table(HOURS), missing="drop")
+        read_wide_csv(write.table(HOURS), missing="drop")
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_holes_become_missing_rows(write, step):
     offset = pd.offsets.MonthEnd() if step == "ME" else step
     dates = pd.date_range("2021-01-01", periods=60, freq=offset)
     kept = np.delete(np.arange(60), [7, 30, 31, 32])
-    series = read_csv(write.table(dates[kept], list(kept)), missing="mask")
+    series = read_wide_csv(write.table(dates[kept], list(kept)), missing="mask")
     assert list(series.dates) == list(dates)
     assert np.isnan(series.values).sum() == 4
     np.testing.assert_array_equal(series.values[kept, 0], kept)
@@ -244,7 +244,7 @@ def test_a_hole_is_named_by_its_date(write, step, hole):
     dates = step.dates(step.dates(start, np.array([0]))[0], np.arange(120))
     table = write.table(pd.DatetimeIndex(np.delete(dates, [7, 60])))
     refused(table, "line 9", hole + " is missing, the first of 2", "--missing mask")
-    assert list(read_csv(table, missing="mask").dates) == list(pd.DatetimeIndex(dates))
+    assert list(read_wide_csv(table, missing="mask").dates) == list(pd.DatetimeIndex(dates))
 
 
 def caught(call):
@@ -270,7 +270,7 @@ def test_the_expected_step_is_taken_where_the_dates_fit_it(write, dates, frequen
     if following is None:
         refused(table, "too few", frequency=frequency)
         return
-    series, said = caught(lambda: read_csv(table, frequency=frequency))
+    series, said = caught(lambda: read_wide_csv(table, frequency=frequency))
     assert not said
     assert series.future_dates(1)[0] == pd.Timestamp(following)
 
@@ -286,7 +286,7 @@ def test_another_step_than_expected_is_a_warning(write, step, frequency, warned)
     dates = kind.dates(start, np.arange(20))
     table = write.table(dates if step == "1" else pd.DatetimeIndex(dates))
     for missing in ("error", "mask"):
-        series, said = caught(lambda: read_csv(table, missing=missing, frequency=frequency))  # noqa: B023
+        series, said = caught(lambda: read_wide_csv(table, missing=missing, frequency=frequency))  # noqa: B023
         assert parse_step(series.frequency).same_length(kind)
         assert len(series) == 20 and (series.future_dates(1)[0] == kind.after(dates[-1], 1)[0])
         assert bool(said) is warned and all(frequency in text for text in said)
@@ -297,14 +297,14 @@ def test_trusted_rows_follow_each_other(write):
     sessions = [
         f"2024-03-{day:02} {hour:02}:{minute:02}" for day in (4, 5, 7, 8) for hour in (9, 10) for minute in (0, 5, 10)
     ]
-    series = read_csv(write.table(sessions), trust_rows=True)
+    series = read_wide_csv(write.table(sessions), trust_rows=True)
     assert (series.frequency, len(series)) == ("5min", 24)
     assert list(series.dates.strftime("%Y-%m-%d %H:%M")) == sessions
     assert series.future_dates(1)[0] == pd.Timestamp("2024-03-08 10:15")
     twice = [*HOURS[:3], HOURS[2], *HOURS[3:]]
-    assert read_csv(write.table(twice), trust_rows=True).frequency == "h"
-    assert read_csv(write.table(twice), trust_rows=True, frequency="15min").frequency == "15min"
-    assert read_csv(write.table(["1", "3", "4", "5"]), trust_rows=True).future_dates(1)[0] == 6
+    assert read_wide_csv(write.table(twice), trust_rows=True).frequency == "h"
+    assert read_wide_csv(write.table(twice), trust_rows=True, frequency="15min").frequency == "15min"
+    assert read_wide_csv(write.table(["1", "3", "4", "5"]), trust_rows=True).future_dates(1)[0] == 6
     refused(write.table(HOURS[:1]), "a single date", trust_rows=True)
 
 
@@ -312,7 +312,7 @@ def test_a_grid_that_is_mostly_empty_is_a_warning(write):
     hours = pd.date_range("2024-03-04 09:00", periods=4, freq="h")
     dates = [date + pd.Timedelta(days=day) for day in (0, 1, 3) for date in hours]
     refused(write.table(dates), "2024-03-04 13:00:00 is missing", "--trust_rows")
-    series, said = caught(lambda: read_csv(write.table(dates), missing="mask"))
+    series, said = caught(lambda: read_wide_csv(write.table(dates), missing="mask"))
     assert len(series) == 76 and "84% of its dates are missing" in said[0] and "--trust_rows" in said[0]
 
 
@@ -320,31 +320,31 @@ def test_summer_time_in_local_hours_is_explained(write):
     hours = pd.date_range("2024-10-25", "2024-10-29", freq="h", tz="Europe/Berlin")
     local = hours.tz_localize(None).strftime("%Y-%m-%d %H:%M")
     refused(write.table(local), "2024-10-27 02:00:00 is a duplicate", "summer time", "--trust_rows", "+02:00")
-    assert len(read_csv(write.table(local), trust_rows=True)) == len(hours)
+    assert len(read_wide_csv(write.table(local), trust_rows=True)) == len(hours)
     spring = pd.date_range("2024-03-30", "2024-04-02", freq="h", tz="Europe/Berlin").tz_localize(None)
     refused(write.table(spring), "2024-03-31 02:00:00 is missing", "summer time")
-    series = read_csv(write.table([date.isoformat() for date in hours]))
+    series = read_wide_csv(write.table([date.isoformat() for date in hours]))
     assert series.frequency == "h" and list(series.dates) == list(hours)
 
 
 def test_local_days(write):
     days = pd.date_range("2024-03-01", periods=60, tz="Europe/Berlin")
-    series = read_csv(write.table([date.isoformat() for date in days]))
+    series = read_wide_csv(write.table([date.isoformat() for date in days]))
     assert series.frequency == "D" and series.future_dates(1)[0] == pd.Timestamp("2024-04-30")
     refused(write.table([date.isoformat() for date in days.tz_convert("UTC")]), "days of local time", "2024-03-31")
 
 
 def test_number_indices_continue_as_numbers(write):
-    series = read_csv(write.table(range(1500, 2100)))
+    series = read_wide_csv(write.table(range(1500, 2100)))
     assert series.frequency == "1" and series.date_format is None
     assert series.future_dates(2).tolist() == [2100, 2101]
     refused(write.table([1, 2, 4, 5]), "line 4", "3 is missing")
-    assert read_csv(write.table([1, 2, 4, 5]), missing="mask").dates.tolist() == [1, 2, 3, 4, 5]
+    assert read_wide_csv(write.table([1, 2, 4, 5]), missing="mask").dates.tolist() == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("year", [1066, 1600, 2300, 9000])
 def test_any_year(write, year):
     dates = pd.date_range(f"{year}-12-30", periods=20, unit="s")
-    series = read_csv(write.table(dates))
+    series = read_wide_csv(write.table(dates))
     assert list(series.dates) == list(dates)
     assert series.future_dates(1)[0] == pd.Timestamp(f"{year + 1}-01-19")

@@ -8,7 +8,8 @@ from llata_fast.data.corpora import open_corpus
 from llata_fast.data.corpus_windows import LastWindows
 from llata_fast.data.corpus_writer import CorpusLayout, CorpusSeries, new_corpus, write_shards
 from llata_fast.data.mixture import WindowSizes
-from llata_fast.evaluation.relative_scores import LEVELS, score_sets
+from llata_fast.evaluation.relative_scores import score_sets
+from llata_fast.settings import DECILES
 
 SIZES = WindowSizes(context=30, horizon=5, shortest_context=3)
 
@@ -35,7 +36,7 @@ def sets(tmp_path):
 def last_value(past, observed):
     """Points and quantiles that spread around the last value."""
     last = past[:, -1:].float().expand(-1, 5, -1)
-    return last, last[..., None] + torch.tensor(LEVELS) - 0.5
+    return last, last[..., None] + torch.tensor(DECILES) - 0.5
 
 
 def by_definition(windows):
@@ -49,9 +50,9 @@ def by_definition(windows):
         mase.append(np.nanmean(np.abs(target - point)) / scale)
         for value in target[np.isfinite(target)]:
             size += abs(value)
-            for level in LEVELS:
+            for level in DECILES:
                 quantile = point + deviation * (level - 0.5)
-                loss += 2 * max(level * (value - quantile), (level - 1) * (value - quantile)) / len(LEVELS)
+                loss += 2 * max(level * (value - quantile), (level - 1) * (value - quantile)) / len(DECILES)
     return np.mean(mase), loss / size
 
 

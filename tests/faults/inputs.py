@@ -34,7 +34,7 @@ from training.distributed_cases import train
 
 from llata_fast.backbone.loading import build_backbone, load_backbone_weights, read_backbone_config
 from llata_fast.backbone.prototypes import load_prototypes
-from llata_fast.data import read_csv
+from llata_fast.data import read_wide_csv
 from llata_fast.data.corpora import open_corpus
 from llata_fast.durable import find_damage
 from llata_fast.forecasting.forecaster import Forecaster
@@ -94,8 +94,8 @@ def input_cases(folder: Path) -> list[Case]:
 def _tables(folder: Path) -> list[Case]:
     plain = write_series(folder / "table.csv", 40)
     text = plain.read_bytes()
-    whole = read_csv(plain)
-    cases = [Case("CSV", plain, lambda: read_csv(plain), lambda series: _says(series, plain.read_bytes()))]
+    whole = read_wide_csv(plain)
+    cases = [Case("CSV", plain, lambda: read_wide_csv(plain), lambda series: _says(series, plain.read_bytes()))]
     packed = {"gz": gzip.compress(text), "xz": lzma.compress(text), "bz2": bz2.compress(text)}
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
@@ -116,7 +116,7 @@ def _tables(folder: Path) -> list[Case]:
         def same(series):
             return np.array_equal(series.values, whole.values) and (series.dates == whole.dates).all()
 
-        cases.append(Case(f"CSV .{kind}", path, lambda path=path: read_csv(path), same))
+        cases.append(Case(f"CSV .{kind}", path, lambda path=path: read_wide_csv(path), same))
     return cases
 
 
@@ -176,7 +176,7 @@ def _same_setting(found: Any, given: Any) -> bool:
 
 
 def _run_files(run: Path) -> list[Case]:
-    series = read_csv(write_series(run.parent / "new.csv", 30))
+    series = read_wide_csv(write_series(run.parent / "new.csv", 30))
     expected = Forecaster.from_pretrained(run).wide.predict(series)
 
     def forecast():

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from llata_fast.cli import training_parser
-from llata_fast.data import read_csv
+from llata_fast.data import read_wide_csv
 from llata_fast.run_folder import RunFolder
 from llata_fast.settings import GROUPS
 from llata_fast.training.arguments import parse_arguments
@@ -108,7 +108,7 @@ def _table(rows, folder: Path):
     path = folder / "table.csv"
     with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
         csv.writer(file).writerows([("date", "a", "b"), *rows])
-    return _with_example(rows, outcome_of(lambda: read_csv(path), lambda series: _as_written(series, path)))
+    return _with_example(rows, outcome_of(lambda: read_wide_csv(path), lambda series: _as_written(series, path)))
 
 
 def _as_written(series, path: Path) -> bool:

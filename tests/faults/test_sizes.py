@@ -15,7 +15,7 @@ import pytest
 from tiny import BACKBONES, tiny_model
 
 from llata_fast.backbone.loading import read_backbone_config
-from llata_fast.data import csv_files, frames, read_csv
+from llata_fast.data import csv_files, frames, read_wide_csv
 from llata_fast.data.frames import file_frame
 from llata_fast.durable import write_manifest
 from llata_fast.errors import InputError
@@ -143,7 +143,7 @@ def test_a_table_larger_than_memory_is_not_unpacked(packing, tmp_path, monkeypat
         pack = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, None: bytes}[packing]
         path.write_bytes(pack(text))
     with pytest.raises(InputError, match="unpacked, it is larger than the 0.0 GiB of free memory"):
-        read_csv(path)
+        read_wide_csv(path)
     with pytest.raises(InputError, match="of free memory"):
         file_frame(path)
 

@@ -15,7 +15,7 @@ from tiny import BACKBONES
 
 from llata_fast.backbone.loading import build_backbone, load_backbone_weights, read_backbone_config
 from llata_fast.config import LlataConfig
-from llata_fast.data import read_csv
+from llata_fast.data import read_wide_csv
 from llata_fast.durable import write_manifest
 from llata_fast.errors import InputError
 from llata_fast.reference_checkpoint import load_reference_checkpoint
@@ -166,7 +166,7 @@ def test_a_table_that_is_a_pickle(trace, tmp_path):
     path = tmp_path / "series.csv"
     path.write_bytes(pickle.dumps(Payload(trace)))
     with pytest.raises(InputError):
-        read_csv(path)
+        read_wide_csv(path)
 
 
 def test_an_arrow_type_that_is_a_pickle(trace, tmp_path):

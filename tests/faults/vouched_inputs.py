@@ -23,7 +23,7 @@ from tiny import write_series
 from training.distributed_cases import train
 
 from llata_fast.adapters.hub import model_card
-from llata_fast.data import read_csv
+from llata_fast.data import read_wide_csv
 from llata_fast.data.frames import file_frame
 from llata_fast.data.panel import Panel
 from llata_fast.durable import write_manifest
@@ -44,7 +44,7 @@ def _forecasts(folder: Path, run: Path) -> list[Case]:
     copy = RunFolder(shutil.copytree(run, folder / "vouched"))
     for path in copy.checkpoints():
         shutil.rmtree(path)
-    series = read_csv(write_series(folder / "vouched.csv", 30))
+    series = read_wide_csv(write_series(folder / "vouched.csv", 30))
     cases = []
 
     def add(reader: str, name: str, read: Callable[[], Any], is_right: Callable[[Any], bool]):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from llata_fast.data.units import WindowUnits
-from llata_fast.forecasting.calibration import LEVELS, Calibration, calibrated_quantiles, season_ratio
+from llata_fast.forecasting.calibration import CALIBRATED_LEVELS, Calibration, calibrated_quantiles, season_ratio
 from llata_fast.linear_start import Behind
 
 SEASON, L, H, C = 4, 24, 3, 2
@@ -109,10 +109,10 @@ def test_origins_count_as_much_as_validation():
     calibration = Calibration.of(by_the_mean, Lookbacks(past[0], errors[0]), None, behind=behind)
     assert calibration.num_windows == 1200 and calibration.power == 0
     pooled = np.sort(torch.cat([error / deviation(part) for part, error in zip(past, errors, strict=True)])[:, 0, 0])
-    offset = calibration.offsets[0, 0, LEVELS.index(0.9)].item()
+    offset = calibration.offsets[0, 0, CALIBRATED_LEVELS.index(0.9)].item()
     assert offset == pytest.approx(pooled[int(np.ceil(1201 * 0.9)) - 1], rel=1e-4)
     alone = Calibration.of(by_the_mean, Lookbacks(past[0], errors[0]), None)
-    assert alone.offsets[0, 0, LEVELS.index(0.9)] > offset + 0.2
+    assert alone.offsets[0, 0, CALIBRATED_LEVELS.index(0.9)] > offset + 0.2
 
 
 def test_validation_uses_no_more_windows_than_the_origins():

@@ -11,7 +11,7 @@ import torch
 from tiny import perturb, random_backbone, tiny_config, write_series
 
 from llata_fast.__main__ import main
-from llata_fast.data import evaluation_windows, read_csv, split_windows
+from llata_fast.data import evaluation_windows, read_wide_csv, split_windows
 from llata_fast.forecasting import wide as wide_module
 from llata_fast.forecasting.forecaster import Forecaster
 from llata_fast.forecasting.table_files import open_table
@@ -36,7 +36,7 @@ print("growth", peaks[1] - peaks[0])
 def make_run(folder, horizon=H, **fields):
     """A run's folder as training leaves it, without training; `fields` of the model's configuration."""
     path = write_series(folder / "series.csv", ROWS + horizon)
-    series = read_csv(path)
+    series = read_wide_csv(path)
     config = tiny_config(random_backbone(folder), context_length=L, prediction_length=horizon, **fields)
     model = LlataForPrediction.from_backbone(config)
     perturb(model)
@@ -44,7 +44,7 @@ def make_run(folder, horizon=H, **fields):
         for parameter in model.skip.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(folder / "run")
-    scaler = split_windows(read_csv(write_series(folder / "long.csv", 1000)), L, horizon).scaler
+    scaler = split_windows(read_wide_csv(write_series(folder / "long.csv", 1000)), L, horizon).scaler
     run = RunFolder(folder / "run")
     run.write_settings({"missing": "error"})
     run.write_preprocessor(Preprocessor.of(str(path), series, scaler))
@@ -89,7 +89,7 @@ def test_predict_and_evaluate_do_not_depend_on_unit_or_level(linear_run, tmp_pat
     plain, moved = (
         predict(linear_run, file, tmp_path / "all.csv", "--every", 1).iloc[:, 2:].to_numpy() for file in (path, other)
     )
-    deviation = np.array([read_csv(path).values[row : row + L].std(0) for row in range(ROWS - L + 1)]).repeat(H, 0)
+    deviation = np.array([read_wide_csv(path).values[row : row + L].std(0) for row in range(ROWS - L + 1)]).repeat(H, 0)
     assert (np.abs(moved - (k * plain + shift)) <= 1e-5 * k * deviation).all()
 
     scores = []
@@ -98,7 +98,7 @@ def test_predict_and_evaluate_do_not_depend_on_unit_or_level(linear_run, tmp_pat
         scores.append(json.loads((tmp_path / "scores.json").read_text())["llata"]["mse"])
     assert scores[1] == pytest.approx(scores[0], rel=1e-4)
     # the same windows, scored from the file that predict wrote
-    series = read_csv(other)
+    series = read_wide_csv(other)
     windows, scaler = evaluation_windows(series, L, H)
     rows = ROWS - len(windows.values) + np.arange(len(windows))[:, None] + L + np.arange(H)
     written = moved.reshape(-1, H, 3)[-len(windows) - H : -H]
@@ -128,7 +128,7 @@ def test_each_forecast_is_that_of_the_rows_before_it(run, tmp_path, every, batch
     forecaster = Forecaster.from_pretrained(run)
     for row in (origins[0], origins[len(origins) // 2], origins[-1]):
         series[: row + 1].to_csv(tmp_path / "past.csv", index=False)
-        expected = forecaster.wide.predict(read_csv(tmp_path / "past.csv"))
+        expected = forecaster.wide.predict(read_wide_csv(tmp_path / "past.csv"))
         got = table[table["origin"] == series["date"][row]].drop(columns="origin")
         assert list(got["date"]) == list(expected["date"])
         np.testing.assert_allclose(got.iloc[:, 1:], expected.iloc[:, 1:], rtol=1e-5)
@@ -229,7 +229,7 @@ def test_nonnegative_bounds_forecasts_only_on_request(run, tmp_path):
         assert (free < 0).any().any()
         pd.testing.assert_frame_equal(bound, free.clip(lower=0))
     forecaster = Forecaster.from_pretrained(run)
-    series = read_csv(tmp_path / "centred.csv")
+    series = read_wide_csv(tmp_path / "centred.csv")
     free, bound = (forecaster.predict_df(series, nonnegative=nonnegative) for nonnegative in (False, True))
     assert (free["predictions"] < 0).any()
     pd.testing.assert_series_equal(bound["predictions"], free["predictions"].clip(lower=0))

@@ -8,11 +8,11 @@ from tiny import perturb, random_backbone, tiny_config, write_series
 
 from llata_fast import Forecaster, LlataForPrediction, Panel, read_csv
 from llata_fast.__main__ import main
-from llata_fast.data import read_csv as read_wide
+from llata_fast.data import read_wide_csv
 from llata_fast.data.panel import read_panel
 from llata_fast.data.windows import Windows
 from llata_fast.errors import InputError, InputWarning
-from llata_fast.forecasting.calibration import LEVELS, Calibration
+from llata_fast.forecasting.calibration import CALIBRATED_LEVELS, Calibration
 from llata_fast.run_folder import Preprocessor, RunFolder
 
 pytestmark = pytest.mark.usefixtures("plain_ops_throughout")
@@ -291,7 +291,7 @@ def test_a_wide_file_is_a_panel_of_one_item(tmp_path):
         tiny_config(random_backbone(tmp_path), context_length=L, prediction_length=H)
     )
     perturb(model)
-    series = read_wide(path)
+    series = read_wide_csv(path)
     info = Preprocessor("series", list(series.columns), "date", "h", 24, [0.0] * 3, [1.0] * 3)
     f = Forecaster(model, info)
     out = f.predict_df(read_csv(path))
@@ -344,7 +344,7 @@ def test_calibration_takes_the_order_statistic():
     calibration = Calibration.of(
         lambda inputs: (torch.zeros(len(inputs["past_values"]), 1, 1),), NineteenWindows(), None
     )
-    offsets = dict(zip(LEVELS, calibration.offsets[0, 0].tolist(), strict=True))
+    offsets = dict(zip(CALIBRATED_LEVELS, calibration.offsets[0, 0].tolist(), strict=True))
     ranked = np.sort(errors.ravel())
     # the k-th of 19 errors is above a new one with probability k / 20
     for level, rank in ((0.05, 1), (0.1, 2), (0.5, 10), (0.9, 18), (0.95, 19), (0.99, 19), (0.01, 1)):

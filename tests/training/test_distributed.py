@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tiny import random_backbone, write_series
 from training.distributed_cases import train
 
-from llata_fast.data import read_csv, split_windows
+from llata_fast.data import read_wide_csv, split_windows
 from llata_fast.errors import InputError
 from llata_fast.evaluation.baselines import score
 from llata_fast.forecasting.forecaster import Forecaster
@@ -203,7 +203,7 @@ def scores(run):
 
 
 def series_of(folder):
-    return read_csv(folder / "series.csv", missing="mask")
+    return read_wide_csv(folder / "series.csv", missing="mask")
 
 
 def assert_equal_training(run, reference, relative=1e-5):
