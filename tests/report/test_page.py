@@ -176,7 +176,7 @@ def test_errors_of_a_panel_by_hand(panel):
     assert [name for name, _ in errors.by_item] == by_item.index.tolist()
     assert [error for _, error in errors.by_item] == pytest.approx(by_item.tolist(), rel=1e-5)
     assert errors.by_step.mean() == pytest.approx(miss.mean(), rel=1e-5)
-    assert errors.below[measures.LEVELS.index(0.3)] == pytest.approx((frame["qty"] <= frame["0.3"]).mean())
+    assert errors.below[measures.REPORTED_LEVELS.index(0.3)] == pytest.approx((frame["qty"] <= frame["0.3"]).mean())
     best, _, worst = errors.examples
     assert (
         best.error <= worst.error
