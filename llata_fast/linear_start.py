@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .covariate_tokens import moving
+from .data.panel_windows import PanelWindows
 from .data.windows import WindowDataset
 from .linear import LinearSkip, fill_with_mean, level_inputs, solve_ridge
 from .linear_covariates import ROUNDS, Residuals, WithoutEffect
@@ -96,7 +97,7 @@ class LinearStart:
         weight = self.shared if self.own is None else self.shared + self.own
         return mean + _mapped(inputs.float(), weight).to(past.dtype)
 
-    def behind_origins(self, train: WindowDataset) -> list[Behind]:
+    def behind_origins(self, train: WindowDataset | PanelWindows) -> list[Behind]:
         """Errors after each origin in the training windows, of a start fitted on the rows before it."""
         found = []
         for indices, weight, steps in self.fitted_behind:
@@ -195,10 +196,10 @@ def choose_of(measured: Measured, weigh: Callable[[list[str], list[Tensor], int]
     # in the list, the shared form stands right before its per-channel form
     places = range(len(names))
     shared_of = [maps[place - 1] if names[place] in _OF_CHANNELS else maps[place] for place in places]
-    shared = sum(shares[place] * shared_of[place][0] for place in places)
+    shared = _weighted(shares, [weight[0] for weight in shared_of])
     beyond = None
     if not parts.keys().isdisjoint(_OF_CHANNELS):
-        beyond = sum(shares[place] * (maps[place] - shared_of[place]) for place in places)
+        beyond = _weighted(shares, [maps[place] - shared_of[place] for place in places])
     relative = (
         relative_errors(shares, errors, yardstick).max().item() if errors.shape[1] else float("nan")
         for errors in scored
@@ -206,9 +207,15 @@ def choose_of(measured: Measured, weigh: Callable[[list[str], list[Tensor], int]
     origins = [Origin(*which, error) for which, error in zip(named, relative, strict=True)]
     start = LinearStart(shared.float(), None if beyond is None else beyond.float(), parts, origins, names[yardstick])
     for indices, fitted in before:
-        mixed = sum(share * weight for share, weight in zip(shares, fitted, strict=True))
-        start.fitted_behind.append((indices, mixed, _spread(range(shared.shape[-1]), _STEPS)))
+        start.fitted_behind.append((indices, _weighted(shares, fitted), _spread(range(shared.shape[-1]), _STEPS)))
     return start
+
+
+def _weighted(shares: Tensor, maps: list[Tensor]) -> Tensor:
+    """The sum of maps, each times its share."""
+    total = sum(share * weight for share, weight in zip(shares, maps, strict=True))
+    assert isinstance(total, Tensor), "there is a map"
+    return total
 
 
 @torch.no_grad()

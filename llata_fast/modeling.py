@@ -13,6 +13,7 @@ V prototypes.
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -207,7 +208,6 @@ class LlataForPrediction(PreTrainedModel):
     config: LlataConfig
     backbone: TwinBackbone | PlainBackbone | StandIn
     alignment: FeatureAlignment | None
-    channel_weights: Tensor | None
     prototypes: Tensor
     _keys_to_ignore_on_save: set[str]
     base_model_prefix = ""
@@ -279,6 +279,10 @@ class LlataForPrediction(PreTrainedModel):
             dropout=config.lora_dropout,
             mode=config.backbone_pass if config.has_text_branch else "temporal",
         )
+
+    if TYPE_CHECKING:
+        # transformers' decorator hides its signature
+        def to(self, *args: Any, **kwargs: Any) -> Self: ...  # type: ignore[override]
 
     def init_weights(self):
         """Do nothing: every module has initialised itself or was loaded."""

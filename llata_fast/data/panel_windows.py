@@ -136,7 +136,9 @@ class PanelWindows(Windows):
         return self
 
 
-def panel_splits(panel: Panel, context_length: int, prediction_length: int, *, test_share: float = 0.0) -> Splits:
+def panel_splits(
+    panel: Panel, context_length: int, prediction_length: int, *, test_share: float = 0.0
+) -> Splits[PanelWindows]:
     """Windows for training, validation and (with `test_share`) test, split by time within each item.
 
     An item too short for its own validation or test window is only trained on. Items with fewer than MIN_ROWS rows are

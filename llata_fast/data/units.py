@@ -52,7 +52,7 @@ class WindowUnits(NamedTuple):
         return level + scale * values.double()
 
 
-Outputs = Callable[[dict[str, Tensor | None]], tuple[Tensor, ...]]
+Outputs = Callable[[dict[str, Tensor]], tuple[Tensor, ...]]
 """A model as a function: the inputs of a `WindowDataset` without targets -> forecasts [B, H, C] and, if it has them,
 quantiles [B, H, C, Q]."""
 
@@ -72,8 +72,9 @@ def run_windows(
     """
     past = past.double().masked_fill(~observed, torch.nan)
     units = WindowUnits.of(past)
-    inputs = {"past_values": units.remove(past), "past_observed_mask": None if observed.all() else observed}
-    inputs |= covariates or {}
+    inputs = {"past_values": units.remove(past), **(covariates or {})}
+    if not observed.all():
+        inputs["past_observed_mask"] = observed
     if not reads_level:
         return units, tuple(output.double() for output in model(inputs))
     scale = units.scale[:, 0].float()
@@ -85,7 +86,7 @@ def run_windows(
 
 
 def forecast_windows(
-    model: Callable[[dict[str, Tensor | None]], Tensor],
+    model: Callable[[dict[str, Tensor]], Tensor],
     past: Tensor,
     observed: Tensor,
     *,

@@ -9,7 +9,7 @@ import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -199,23 +199,26 @@ def masked_past(past: Tensor) -> dict[str, Tensor]:
     return {"past_values": past.masked_fill(missing, 0), "past_observed_mask": ~missing}
 
 
-def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`collate_fn` for a DataLoader over a WindowDataset, whose `__getitems__` already returns a batch."""
+def collate(batch: Any) -> dict[str, Tensor]:
+    """`collate_fn` for a DataLoader over a WindowDataset, whose `__getitems__` returns no list, but a batch."""
     return batch
 
 
-class Splits(NamedTuple):
+Kind = TypeVar("Kind", bound=Windows, covariant=True)
+
+
+class Splits(NamedTuple, Generic[Kind]):
     """Windows for training, validation and test, and the scaler of a single series (None for others)."""
 
-    train: Windows
-    val: Windows
-    test: Windows
+    train: Kind
+    val: Kind
+    test: Kind
     scaler: StandardScaler | None
 
 
 def split_windows(
     series: TimeSeries, context_length: int, prediction_length: int, *, few_shot_percent: float | None = None
-) -> Splits:
+) -> Splits[WindowDataset]:
     """Train, validation and test windows with the usual borders.
 
     The contexts of the first validation and test windows reach back into the previous split; their targets do not.

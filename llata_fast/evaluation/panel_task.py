@@ -10,15 +10,13 @@ from torch import Tensor, nn
 
 from ..data.covariate_encoding import CovariateEncoding
 from ..data.panel import Panel
-from ..data.panel_windows import TEST_SHARE, PanelWindows, panel_splits
+from ..data.panel_windows import TEST_SHARE, panel_splits
 from ..linear import LeastSquares
 from ..linear_covariates import RIDGE_BASELINE, RidgeOnResiduals
 from ..linear_start import LinearStart, start_linear_part
 from ..run_folder import Preprocessor
 from ..settings import ModelSettings
 from .baselines import ForecastFunction, score, seasonal_naive
-
-"""The linear map, and a ridge regression of its residuals on the covariates."""
 
 
 class PanelTask:
@@ -33,13 +31,11 @@ class PanelTask:
         self.columns = list(panel.targets)
         share = TEST_SHARE if with_test else 0.0
         self.splits = panel_splits(panel, model.context_length, model.prediction_length, test_share=share)
-        assert isinstance(self.splits.test, PanelWindows)
-        self._test = self.splits.test
 
     @property
     def encoding(self) -> CovariateEncoding | None:
         """How the panel's covariates are encoded for a model."""
-        return self._test.encoding
+        return self.splits.test.encoding
 
     def start(self, model: nn.Module) -> LinearStart | None:
         """Choose the model's linear skip, if it has one."""
@@ -81,20 +77,21 @@ class PanelTask:
         """The forecasts to beat, by name: their scores, and their forecasts of the example."""
         scores, forecasts = {}, {}
         past, observed, covariates = self.example()
+        windows = self.splits.test
         baselines: dict[str, ForecastFunction] = {
-            "seasonal_naive": seasonal_naive(self.panel.seasonality, self._test.prediction_length),
+            "seasonal_naive": seasonal_naive(self.panel.seasonality, windows.prediction_length),
             "linear": LeastSquares(unit="deviation").fit(self.splits.train),
         }
         if self.encoding is not None and "past_covariates" in covariates:
             baselines[RIDGE_BASELINE] = RidgeOnResiduals(self.encoding.sizes, self.splits.train, self.splits.val)
         for name, baseline in baselines.items():
-            scores[name] = score(baseline, self._test, self.columns)
+            scores[name] = score(baseline, windows, self.columns)
             forecasts[name] = baseline(past, observed, **(covariates if name == RIDGE_BASELINE else {}))
         return scores, forecasts
 
     def picture(self, forecasts: dict[str, Tensor]) -> dict[str, Any]:
         """The example in its units, as arguments of `plot_forecast`: history, truth, forecasts and a title."""
-        windows, middle = self._test, len(self._test) // 2
+        windows, middle = self.splits.test, len(self.splits.test) // 2
         item, cut = int(windows.items[middle]), int(windows.cuts[middle])
         past, _, future = self._middle()
         history = np.arange(max(0, cut - 3 * windows.prediction_length), cut)

@@ -35,7 +35,7 @@ _M4_BATCH = 1024
 class Predictor(Protocol):
     """What a task scores. Every rank calls these methods with the same inputs."""
 
-    def forecast(self, past_values: Tensor, past_observed_mask: Tensor | None = None) -> Tensor:
+    def forecast(self, past_values: Tensor, past_observed_mask: Tensor) -> Tensor:
         """Lookbacks [B, L, C] in the task's units -> forecasts [B, H, C]."""
 
     def forecast_quantiles(self, past_values: Tensor, past_observed_mask: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -48,10 +48,9 @@ class Predictor(Protocol):
 class SeriesTask:
     """All windows of a series, standardised by its training rows."""
 
-    def __init__(self, series: TimeSeries, splits: Splits):
-        assert splits.scaler is not None and isinstance(splits.test, WindowDataset)
-        self.series, self.splits = series, splits
-        self.scaler, self._test = splits.scaler, splits.test
+    def __init__(self, series: TimeSeries, splits: Splits[WindowDataset]):
+        assert splits.scaler is not None, "a single series has a scaler"
+        self.series, self.splits, self.scaler = series, splits, splits.scaler
         self.columns = list(series.columns)
         windows = splits.test
         self._baselines: dict[str, Callable[[], ForecastFunction]] = {
@@ -73,7 +72,6 @@ class SeriesTask:
 
     def intervals(self, score_intervals: Callable[..., dict[str, float]]) -> dict[str, float]:
         """{"coverage_80", "interval_score_80", "wql", "mase"} over the test windows."""
-        assert isinstance(self.splits.train, WindowDataset)
         rows, season = self.splits.train.values, self.series.seasonality
         steps = (rows[season:] - rows[:-season]).abs().nanmean(0).cpu().numpy() if len(rows) > season else np.nan
         scaler = self.scaler
@@ -102,7 +100,7 @@ class SeriesTask:
 
     def picture(self, forecasts: dict[str, Tensor]) -> dict[str, Any]:
         """The example in the series' units, as arguments of `plot_forecast`: history, truth, forecasts and a title."""
-        windows = self._test
+        windows = self.splits.test
         start, context, horizon = len(windows) // 2, windows.context_length, windows.prediction_length
         # the values end with the last of the series' splits
         dates = self.series.dates[: sum(self.series.split_rows or (len(self.series),))][-len(windows.values) :]

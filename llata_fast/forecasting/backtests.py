@@ -211,10 +211,8 @@ def _calibrated(
     """Turn a fitted forecast of windows into one of panels, with quantiles calibrated on its training windows."""
     context, horizon = windows.context_length, windows.prediction_length
 
-    def outputs(inputs: dict[str, torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
-        past, mask = inputs["past_values"], inputs["past_observed_mask"]
-        assert past is not None
-        past = past.double()
+    def outputs(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        past, mask = inputs["past_values"].double(), inputs.get("past_observed_mask")
         beside = {name: inputs[name] for name in COVARIATE_INPUTS if name in inputs}
         return (fitted(past, torch.ones_like(past, dtype=torch.bool) if mask is None else mask, **beside),)
 

@@ -349,10 +349,13 @@ class Forecaster:
         encoding = self.info.encoding
         if not isinstance(df, Panel):
             columns = self.info.covariate_roles | columns
-            own = self.info.id_column is not None
-            defaults = {"id_column": self.info.id_column, "timestamp_column": self.info.date_column}
-            defaults["target"] = self.info.columns if len(self.info.columns) > 1 else self.info.columns[0]
-            if own and hasattr(df, "columns"):
+            id_column = self.info.id_column
+            if id_column is not None and hasattr(df, "columns"):
+                defaults: dict[str, str | list[str]] = {
+                    "id_column": id_column,
+                    "timestamp_column": self.info.date_column,
+                    "target": self.info.columns if len(self.info.columns) > 1 else self.info.columns[0],
+                }
                 names = list(getattr(df, "column_names", df.columns))
                 columns = {
                     name: value

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..config import TOKENS_AT_ONCE, LlataConfig
 from ..data.covariate_encoding import CovariateEncoding, WindowCovariates
 from ..data.panel import Panel
-from ..data.units import run_windows
+from ..data.units import WindowUnits, run_windows
 from ..errors import InputError
 from ..modeling import LlataForPrediction
 from .batches import windows_at_once
@@ -72,19 +72,25 @@ class PanelForecaster:
         self, past: Tensor, horizon: int, levels: Sequence[float], covariates: Ahead
     ) -> tuple[Tensor, Tensor | None]:
         L, H = past.shape[1], self.model.config.prediction_length
-        first, spread = self._block(past, [*levels, *PATH_LEVELS] if horizon > H and levels else levels, covariates(0))
-        points, quantiles = [first], [spread[..., : len(levels)]] if levels else []
-        paths = None if spread is None else spread[..., len(levels) :]
-        known = past
-        branches = past[:, None].expand(-1, len(PATH_LEVELS), -1, -1) if horizon > H and levels else None
+        units, outputs = self._run(past, covariates(0))
+        points: list[Tensor] = [units.restore(outputs[0])]
+        quantiles: list[Tensor] = []
+        paths: Tensor | None = None
+        if levels:
+            spread = self._quantiles(past, units, outputs, [*levels, *PATH_LEVELS] if horizon > H else levels)
+            quantiles.append(spread[..., : len(levels)])
+            paths = spread[..., len(levels) :]
+        known, branches = past, past[:, None].expand(-1, len(PATH_LEVELS), -1, -1)
         for ahead in range(H, horizon, H):
             known = torch.cat((known, points[-1]), 1)[:, -L:]
             beside = covariates(ahead)
-            points.append(self._block(known, (), beside)[0])
-            if levels:
+            units, outputs = self._run(known, beside)
+            points.append(units.restore(outputs[0]))
+            if paths is not None:
                 branches = torch.cat((branches, paths.permute(0, 3, 1, 2)), 2)[:, :, -L:]
                 beside = {name: values.repeat_interleave(len(PATH_LEVELS), 0) for name, values in beside.items()}
-                _, spread = self._block(branches.flatten(0, 1), PATH_LEVELS, beside)  # [B * paths, H, C, paths]
+                pasts = branches.flatten(0, 1)
+                spread = self._quantiles(pasts, *self._run(pasts, beside), PATH_LEVELS)  # [B * paths, H, C, paths]
                 outcomes = spread.unflatten(0, branches.shape[:2]).permute(0, 2, 3, 1, 4).flatten(3)
                 wanted = torch.tensor([*levels, *PATH_LEVELS], dtype=outcomes.dtype, device=outcomes.device)
                 spread = torch.quantile(outcomes, wanted, dim=-1).permute(1, 2, 3, 0)
@@ -95,7 +101,7 @@ class PanelForecaster:
     def outputs(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """The model's forecasts [B, H, C] and, with a quantile head, quantiles [B, H, C, Q]."""
         config, device = self.model.config, self.model.device
-        moved = {name: value if value is None else value.to(device) for name, value in inputs.items()}
+        moved = {name: value.to(device) for name, value in inputs.items()}
         count, _, channels = inputs["past_values"].shape
         # the paths of a single window may exceed a batch
         at_once = max(1, TOKENS_AT_ONCE // config.tokens_per_window(channels))
@@ -103,20 +109,20 @@ class PanelForecaster:
         with torch.inference_mode():
             for start in range(0, count, at_once):
                 rows = slice(start, start + at_once)
-                output = self.model(**{name: value if value is None else value[rows] for name, value in moved.items()})
+                output = self.model(**{name: value[rows] for name, value in moved.items()})
                 both = (output.prediction_outputs, output.quantile_outputs)
                 parts.append(both if config.quantile_levels else both[:1])
         return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
 
-    def _block(
-        self, past: Tensor, levels: Sequence[float], covariates: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor | None]:
-        config, reads_level = self.model.config, self.model.reads_level
-        units, result = run_windows(self.outputs, past, ~past.isnan(), reads_level=reads_level, covariates=covariates)
-        if not levels:
-            return units.restore(result[0]), None
-        quantiles = calibrated_quantiles(units, past, result, config.quantile_levels, self.calibration, levels)
-        return units.restore(result[0]), quantiles
+    def _run(self, past: Tensor, covariates: dict[str, Tensor]) -> tuple[WindowUnits, tuple[Tensor, ...]]:
+        reads_level = self.model.reads_level
+        return run_windows(self.outputs, past, ~past.isnan(), reads_level=reads_level, covariates=covariates)
+
+    def _quantiles(
+        self, past: Tensor, units: WindowUnits, outputs: tuple[Tensor, ...], levels: Sequence[float]
+    ) -> Tensor:
+        head_levels = self.model.config.quantile_levels
+        return calibrated_quantiles(units, past, outputs, head_levels, self.calibration, levels)
 
 
 def forecast_panel(
@@ -186,7 +192,8 @@ def own_levels(panel: Panel, items: np.ndarray) -> tuple[Tensor, Tensor]:
         deviation = np.nanstd(rows, 0)
         levels.append(np.nanmean(rows, 0))
         scales.append(np.where(np.nanmin(rows, 0) == np.nanmax(rows, 0), 1.0, deviation))
-    return tuple(torch.from_numpy(np.stack(parts))[:, None] for parts in (levels, scales))
+    level, scale = (torch.from_numpy(np.stack(parts))[:, None] for parts in (levels, scales))
+    return level, scale
 
 
 def long_frame(

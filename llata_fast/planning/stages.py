@@ -55,7 +55,7 @@ def weigh(config: LlataConfig, precision: str) -> Weights:
     """Count the parameters of `config`'s model; `precision` as in `trace.Workload`."""
     model = meta_model(config)
     if precision == "bf16":
-        model.to(torch.bfloat16)  # type: ignore[arg-type]
+        model.to(torch.bfloat16)
     elif precision == "autocast":
         store_frozen(model.backbone, torch.bfloat16)
     parameters = list(model.parameters())

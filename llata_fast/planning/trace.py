@@ -115,7 +115,7 @@ def _trace(config: LlataConfig, workload: Workload) -> Trace:
 
 def _prepared(model: LlataForPrediction, workload: Workload) -> LlataForPrediction:
     if workload.precision == "bf16":
-        model.to(torch.bfloat16)  # type: ignore[arg-type]
+        model.to(torch.bfloat16)
     elif workload.precision == "autocast":
         store_frozen(model.backbone, torch.bfloat16)
     if workload.checkpointing:

@@ -1,6 +1,7 @@
 """What a run's report shows, measured on its test windows: errors, intervals, features and prototypes."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,7 +146,7 @@ def _forecast(forecaster: Forecaster, past: Tensor, observed: Tensor) -> tuple[n
 def _series_example(forecaster: Forecaster, task: SeriesTask, label: str, index: int, error: float) -> Example:
     past, observed, future = next(task.splits.test.batches(1, first=index))
     points, quantiles = _forecast(forecaster, past, observed)
-    restore = task.splits.scaler.inverse_transform
+    restore = task.scaler.inverse_transform
     history = past.double().masked_fill(~observed, torch.nan)[0].cpu().numpy()
     if quantiles is not None:
         quantiles = np.stack([restore(quantiles[0, ..., place]) for place in range(len(REPORTED_LEVELS))], -1)
@@ -222,8 +223,8 @@ def branch_features(trained: LlataForPrediction, task: SeriesTask | PanelTask, s
     """Features of both branches on a sample of test windows, before training (rebuilt from the seed) and after."""
     torch.manual_seed(seed)
     models = {"before": LlataForPrediction.from_backbone(copy.deepcopy(trained.config)), "after": trained}
-    inputs = _sample(task)
-    found = {name: _both_branches(model, *inputs) for name, model in models.items()}
+    past, beside = _sample(task)
+    found = {name: _both_branches(model, past, *beside) for name, model in models.items()}
     distance = {
         name: [
             float((time - text).norm(dim=-1).mean() / torch.cat((time, text)).norm(dim=-1).mean())
@@ -234,28 +235,29 @@ def branch_features(trained: LlataForPrediction, task: SeriesTask | PanelTask, s
     return Features(distance, {name: [_plane(*pair) for pair in pairs] for name, pairs in found.items()})
 
 
-def _sample(task: SeriesTask | PanelTask) -> tuple[Tensor | None, ...]:
-    """Lookbacks in their own units, their observed mask, and covariates, as `time_tokens` takes them."""
+def _sample(task: SeriesTask | PanelTask) -> tuple[Tensor, list[Tensor | None]]:
+    """Lookbacks in their own units, and what `time_tokens` takes beside them: their observed mask, and covariates."""
     windows = task.splits.test
     indices = np.unique(np.linspace(0, len(windows) - 1, _SAMPLE).astype(int))
     batches = [next(windows.batches(1, first=int(index))) for index in indices]
     past, observed = (torch.cat(parts) for parts in list(zip(*batches, strict=True))[:2])
     values = past.double().masked_fill(~observed, torch.nan)
-    covariates = windows.covariates(indices) if isinstance(task, PanelTask) else {}
+    covariates = windows.covariates(indices.tolist()) if isinstance(task, PanelTask) else {}
     lookbacks = WindowUnits.of(values).remove(values)
-    return lookbacks, None if observed.all() else observed, *(covariates.get(name) for name in COVARIATE_INPUTS)
+    return lookbacks, [None if observed.all() else observed, *(covariates.get(name) for name in COVARIATE_INPUTS)]
 
 
 @torch.no_grad()
-def _both_branches(model: LlataForPrediction, *inputs: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+def _both_branches(model: LlataForPrediction, past: Tensor, *beside: Tensor | None) -> list[tuple[Tensor, Tensor]]:
     # the twin pass exists only in training mode; dropout is switched off
     model.train()
-    for module in model.modules():
+    modules: Iterator[Any] = model.modules()
+    for module in modules:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         elif isinstance(getattr(module, "dropout", None), float):
             module.dropout = 0.0
-    time, _, _ = model.time_tokens(*inputs)
+    time, _, _ = model.time_tokens(past, *beside)
     text = model.cross_attention(time, model.prototypes)
     features = model.backbone(torch.cat((time, text)))
     model.eval()
@@ -281,7 +283,8 @@ class Attention:
 @torch.no_grad()
 def prototype_attention_of(model: LlataForPrediction, task: SeriesTask | PanelTask) -> Attention:
     """Mean attention of every channel to the word prototypes, over a sample of test windows."""
-    time, _, _ = model.time_tokens(*_sample(task))
+    past, beside = _sample(task)
+    time, _, _ = model.time_tokens(past, *beside)
     # the covariates' tokens come before the targets'
     time = time[:, model.config.num_covariate_tokens :]
     shares = _attention_shares(model, time)  # [rows, T, V]
@@ -320,6 +323,7 @@ def _nearest_words(model: LlataForPrediction):
 
     def words(index: int) -> list[str]:
         nearest = (directions @ model.prototypes[index].cpu()).topk(_TOP_WORDS).indices.tolist()
-        return [tokenizer.decode([token]).strip() or repr(tokenizer.decode([token])) for token in nearest]
+        found = [str(tokenizer.decode([token])) for token in nearest]
+        return [word.strip() or repr(word) for word in found]
 
     return words

@@ -94,11 +94,16 @@ class ForecastTrainingArguments(TrainingSettings, TrainingArguments):  # type: i
         return any(getattr(self, name, False) for name in _CHECKPOINTING)
 
     @property
+    def micro_batch(self) -> int:
+        """Windows of one rank in one pass."""
+        assert self.per_device_train_batch_size is not None, "derived from batch_size"
+        return self.per_device_train_batch_size
+
+    @property
     def windows_per_step(self) -> int:
         """Windows in one step, over all ranks and accumulation steps."""
         ranks = int(os.environ.get("WORLD_SIZE", 1))
-        assert self.per_device_train_batch_size is not None, "derived from batch_size"
-        return self.per_device_train_batch_size * ranks * self.gradient_accumulation_steps
+        return self.micro_batch * ranks * self.gradient_accumulation_steps
 
     def _settle_checkpointing(self):
         for name in _CHECKPOINTING:
@@ -112,8 +117,7 @@ class ForecastTrainingArguments(TrainingSettings, TrainingArguments):  # type: i
         on_gpu = not self.use_cpu and self.deepspeed is None
         if self.torch_compile is None:
             asked = self.torch_compile_mode is not None or self.torch_compile_backend is not None
-            assert self.per_device_train_batch_size is not None, "derived from batch_size"
-            self.torch_compile = asked or (on_gpu and self.per_device_train_batch_size < COMPILED_BELOW)
+            self.torch_compile = asked or (on_gpu and self.micro_batch < COMPILED_BELOW)
         if not self.torch_compile:
             return
         # a smaller batch would trigger a recompilation with dynamic shapes, which full batches would then use, too

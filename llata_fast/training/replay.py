@@ -26,7 +26,7 @@ def replay(folder: Path) -> Iterator[dict[str, Any]]:
     report = json.loads((folder / REPORT).read_text())
     tensors = load_file(folder / BATCHES)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = LlataForPrediction.from_pretrained(folder / MODEL).to(device).train()  # type: ignore[arg-type]
+    model = LlataForPrediction.from_pretrained(folder / MODEL).to(device).train()
     dtype = _DTYPES.get(report["precision"])
     with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
         for record in report["batches"]:

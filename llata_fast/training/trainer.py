@@ -50,6 +50,7 @@ class ForecastTrainer(Trainer):
     model: LlataForPrediction
     optimizer: torch.optim.Optimizer
     lr_scheduler: LambdaLR
+    train_dataset: NumberedWindows
 
     def __init__(self, model: LlataForPrediction, args: ForecastTrainingArguments, splits: Splits, columns: list[str]):
         splits = splits._replace(**{name: getattr(splits, name).to(args.device) for name in ("train", "val", "test")})
@@ -65,6 +66,7 @@ class ForecastTrainer(Trainer):
         self._target_scale: Tensor | None = None
         # the Trainer would delete old checkpoints before the new one is complete
         self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
+        assert args.output_dir is not None, "the run's folder is claimed"
         self.run = RunFolder(args.output_dir)
         self.average = WeightAverage(model, args.average_decay) if args.average_decay else None
         weights = self.average or UnaveragedWeights(model)
@@ -91,7 +93,7 @@ class ForecastTrainer(Trainer):
         self.add_callback(self.throughput)
 
     def _watch(self, num_channels: int) -> ThroughputCallback:
-        args, config, micro_batch = self.args, self.model.config, self.args.per_device_train_batch_size
+        args, config, micro_batch = self.args, self.model.config, self.args.micro_batch
         figures = {}
         if self.is_world_process_zero():
             # transformers would partition a model without memory, and wait for the other ranks
@@ -106,7 +108,7 @@ class ForecastTrainer(Trainer):
 
     def get_train_dataloader(self):
         args, given = self.args, self.args.dataloader_drop_last
-        step = args.per_device_train_batch_size * args.world_size
+        step = args.micro_batch * args.world_size
         left = len(self.train_dataset) % step
         if args.torch_compile and 0 < left < len(self.train_dataset):
             # a compiled step has one batch size: the rest of an epoch (drawn anew each time) would need another one
@@ -186,8 +188,9 @@ class ForecastTrainer(Trainer):
             best = self.best_checkpoint
             if args.should_save:
                 # a path would point a moved run to another run's weights
-                state.best_model_checkpoint, state.stateful_callbacks[BEST_CHECKPOINT] = None, best
-                state.stateful_callbacks[BEST_BY] = measure(args)
+                state.best_model_checkpoint = None
+                notes: Any = state.stateful_callbacks
+                notes[BEST_CHECKPOINT], notes[BEST_BY] = best, measure(args)
                 state.save_to_json(str(partial / name / TRAINER_STATE))
                 if self.average is not None:
                     self.average.save(partial / name / UNAVERAGED)
@@ -208,7 +211,7 @@ class ForecastTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str):
         if not self.is_deepspeed_enabled:
             return super()._save_optimizer_and_scheduler(output_dir)
-        engine = self.model_wrapped
+        engine: Any = self.model_wrapped
         # the Trainer sets this only for PEFT models
         engine.save_checkpoint = functools.partial(engine.save_checkpoint, exclude_frozen_parameters=True)
         try:
@@ -263,18 +266,20 @@ class ForecastTrainer(Trainer):
         # accelerate wraps the schedule for DeepSpeed
         schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
         if isinstance(schedule, LambdaLR):
-            schedule.base_lrs = rates
+            schedule.base_lrs = [*rates]
             factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
             schedule._last_lr = [rate * factor for rate, factor in zip(rates, factors, strict=True)]
             for group, rate, start in zip(groups, schedule._last_lr, rates, strict=True):
                 group["lr"], group["initial_lr"] = rate, start
 
     def _load_best_model(self):
+        assert self.state.best_model_checkpoint is not None
         best = Path(self.state.best_model_checkpoint)
         on_first_rank(lambda: check_whole(best))
         if self.is_deepspeed_enabled:
-            universal = is_universal(self.state.best_model_checkpoint)
-            self.model_wrapped.load_universal_checkpoint = lambda: universal
+            engine: Any = self.model_wrapped
+            universal = is_universal(best)
+            engine.load_universal_checkpoint = lambda: universal
         with reading(best, self.args.trust_checkpoint):
             super()._load_best_model()
 
@@ -285,7 +290,7 @@ class ForecastTrainer(Trainer):
         return self.optimizer
 
     def _parameter_groups(self) -> list[dict]:
-        groups = ([], [])
+        groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 groups[bool(_PROJECTIONS.match(name))].append(parameter)
@@ -355,9 +360,8 @@ class ForecastTrainer(Trainer):
 
         `covariates`: the model's covariate inputs, by name.
         """
-        self.model.eval()
         return forecast_windows(
-            lambda inputs: self.prediction_step(self.model, inputs, prediction_loss_only=False)[1],
+            lambda inputs: self.outputs(inputs)[0],
             past_values,
             past_observed_mask,
             reads_level=self.model.reads_level,
@@ -365,7 +369,7 @@ class ForecastTrainer(Trainer):
         )
 
     @torch.inference_mode()
-    def outputs(self, inputs: dict[str, Tensor | None]) -> tuple[Tensor, ...]:
+    def outputs(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """The model's forecasts [B, H, C] and, with a quantile head, quantiles [B, H, C, Q]; every rank calls it."""
         self.model.eval()
         with self.compute_loss_context_manager():
