@@ -199,7 +199,7 @@ def test_precision(refused, monkeypatch):
 
 
 def settled(**given):
-    settings = {"torch_compile": True, "use_cpu": False, "deepspeed": None, "per_device_train_batch_size": 8}
+    settings = {"torch_compile": True, "use_cpu": False, "deepspeed": None, "micro_batch": 8}
     settings |= {"torch_compile_mode": None, "torch_compile_backend": None} | given
     arguments = SimpleNamespace(**settings)
     ForecastTrainingArguments._settle_compilation(arguments)
@@ -224,7 +224,7 @@ def test_compiled_by_default_where_launches_limit_a_step(dynamic, monkeypatch):
     assert auto() == settled(torch_compile=False) == (False, None) and dynamic() is None
     monkeypatch.setattr(arguments, "COMPILED_BELOW", 9)
     assert auto() == (True, "reduce-overhead")
-    assert auto(per_device_train_batch_size=9) == auto(use_cpu=True) == auto(deepspeed="zero2.json") == (False, None)
+    assert auto(micro_batch=9) == auto(use_cpu=True) == auto(deepspeed="zero2.json") == (False, None)
     # naming a mode turns compilation on
     assert auto(torch_compile_mode="default", use_cpu=True) == (True, "default")
 

@@ -16,7 +16,7 @@ def drops(monkeypatch):
 
     def ask(windows, compiled):
         trainer = ForecastTrainer.__new__(ForecastTrainer)
-        sizes = {"per_device_train_batch_size": 8, "world_size": 2, "torch_compile": compiled}
+        sizes = {"micro_batch": 8, "world_size": 2, "torch_compile": compiled}
         trainer.args, trainer.train_dataset = SimpleNamespace(dataloader_drop_last=False, **sizes), range(windows)
         answer = trainer.get_train_dataloader()
         # evaluation reads the same setting, and must score every window
