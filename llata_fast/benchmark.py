@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from .data import DATASETS, Splits, TimeSeries, evaluation_windows, get_dataset, read_series, split_windows
 from .data.m4 import M4_SPECS, read_m4
+from .durable import write_text
 from .errors import InputError
 from .evaluation.baselines import ForecastFunction, score, seasonal_naive
 from .evaluation.cost_picture import plot_costs
@@ -51,7 +52,7 @@ def run_benchmark(options: argparse.Namespace) -> tuple[int, Results]:
     for item in tqdm(todo, desc=options.protocol, unit="trial"):
         results.add(item, **_measure(item, options), machine=_machine(), command=_command(item, options))
     if results.path.exists():
-        Path(options.out, "RESULTS.md").write_text(markdown(results.path))
+        write_text(Path(options.out, "RESULTS.md"), markdown(results.path))
         if HAS_MATPLOTLIB:
             plot_costs(Path(options.out, "costs.png"), results.path)
     return len(todo), results

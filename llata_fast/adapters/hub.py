@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from ..backbone import DEFAULT_BACKBONE
 from ..errors import InputError
+from ..hub_access import is_hub_id
 from ..run_folder import CALIBRATION, CONFIG, METRICS, PICTURE, SETTINGS, Preprocessor, RunFolder
 
 README = "README.md"
@@ -77,13 +78,13 @@ def _card(
 ) -> ModelCard:
     # a path of this machine means nothing elsewhere, and a revision has no place in a card's fields
     base = settings["backbone"].partition("@")[0]
-    base = _BASES.get(base, base if _is_hub_id(base) else Path(base).name)
+    base = _BASES.get(base, base if is_hub_id(base) else Path(base).name)
     dataset = Path(series.dataset).name
     data = ModelCardData(
         library_name="llata_fast",
         pipeline_tag="time-series-forecasting",
         license=licence,
-        base_model=base if _is_hub_id(base) else None,
+        base_model=base if is_hub_id(base) else None,
         tags=["llata", "calf", "time-series"],
         eval_results=_eval_results(dataset, metrics["test"]),
         model_name=repo_id.rpartition("/")[2],
@@ -184,10 +185,6 @@ def _limits(series: Preprocessor) -> str:
         "Trained on one dataset: for another series, train again, or score the model on it before you rely on a "
         f"forecast.{order}"
     )
-
-
-def _is_hub_id(source: str) -> bool:
-    return source.count("/") == 1 and not Path(source).expanduser().exists() and ":" not in source
 
 
 def _eval_results(dataset: str, test: dict[str, Any]) -> list[EvalResult]:

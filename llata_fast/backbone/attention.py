@@ -23,7 +23,8 @@ from transformers import AttentionInterface, PreTrainedConfig, modeling_flash_at
 from transformers.utils import is_kernels_available
 
 from ..errors import InputError
-from .loading import decoder_class, within
+from ..hub_access import KERNEL_SECONDS, within
+from .loading import decoder_class
 
 AUTO, SDPA, EAGER = "auto", "sdpa", "eager"
 FLASH_PACKAGES = ("flash_attention_4", "flash_attention_3", "flash_attention_2")
@@ -32,9 +33,6 @@ FLASH_DEVICE = "cuda"
 
 # with fewer tokens SDPA is faster: reported crossover 150 to 200 (github.com/Dao-AILab/flash-attention/issues/591)
 FLASH_MIN_TOKENS = 200
-
-# limit on downloading a hub kernel that the user did not request
-_HUB_SECONDS = 15.0
 
 CAUSAL_SDPA = "causal_sdpa"
 
@@ -131,7 +129,7 @@ def _choose_freely(config: PreTrainedConfig, capped: bool) -> AttentionChoice:
         return AttentionChoice(CAUSAL_SDPA, SDPA, False, f"no {FLASH_DEVICE} device")
     refusals: list[str] = []
     for backend in (*FLASH_PACKAGES, HUB_KERNEL):
-        refusal = _refuses_config(backend, config, _HUB_SECONDS) or _lost_dropout(backend, config)
+        refusal = _refuses_config(backend, config, KERNEL_SECONDS) or _lost_dropout(backend, config)
         if not refusal:
             reason = "; ".join([*refusals, f"from {FLASH_MIN_TOKENS} tokens in 16 bits"])
             return AttentionChoice(_register_flash(backend, forced=False), backend, False, reason)

@@ -19,16 +19,14 @@ Letters: D hidden size.
 import copy
 import importlib.util
 import json
-import queue
 import re
-import threading
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
@@ -40,6 +38,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from ..config import check_depth
 from ..errors import InputError
+from ..hub_access import ANSWER_SECONDS, within
 from .activations import replace_gelus
 from .dequantised import read_gguf
 from .families import FAMILIES
@@ -57,9 +56,6 @@ _WEIGHT_FILES = (
 
 # replaces the word embedding in a bundle (bundled.py)
 PROTOTYPES_FILE = "prototypes.safetensors"
-
-# time limit for asking whether the hub has a file, including the name lookup
-_HUB_SECONDS = 10.0
 
 
 class BackboneWeights(NamedTuple):
@@ -243,11 +239,11 @@ def _first_file(place: _Place, names: Sequence[str]) -> Path | None:
 
 
 def _on_hub(place: _Place, name: str) -> bool:
-    """Whether the hub model has this file, answered within _HUB_SECONDS: huggingface_hub retries for half a minute."""
+    """Whether the hub model has this file, answered within ANSWER_SECONDS."""
     where = f"backbone {place.source!r}: no such folder here"
     try:
         url = hf_hub_url(place.location, name, revision=place.revision)
-        within(_HUB_SECONDS, lambda: get_hf_file_metadata(url, timeout=_HUB_SECONDS / 2))
+        within(ANSWER_SECONDS, lambda: get_hf_file_metadata(url, timeout=ANSWER_SECONDS / 2))
     except EntryNotFoundError:
         return False
     except GatedRepoError as error:
@@ -258,26 +254,6 @@ def _on_hub(place: _Place, name: str) -> bool:
         reason = f"{type(error).__name__}: {_first_line(error)}"
         raise InputError(f"{where}, {name} is not in the cache, and the hub is unreachable ({reason})") from error
     return True
-
-
-def within(seconds: float, call: Callable[[], Any]) -> Any:
-    """`call()`, abandoned after `seconds`. It runs in a thread, as HTTP timeouts do not cover the name lookup."""
-    outcome: queue.Queue = queue.Queue()
-
-    def work() -> None:
-        try:
-            outcome.put((call(), None))
-        except Exception as error:
-            outcome.put((None, error))
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        result, error = outcome.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError(f"no answer within {seconds:g} s") from None
-    if error is not None:
-        raise error
-    return result
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,7 +1,6 @@
 """Write a corpus: Arrow shards of limited size, in the layout of `datasets.save_to_disk`."""
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from ..durable import partial_name, write_text
 from ..errors import InputError
 
 SHARD_BYTES = 500_000_000
@@ -77,7 +77,7 @@ def new_corpus(output: str | Path, layout: CorpusLayout) -> Iterator[Path]:
     target = Path(output).expanduser()
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise InputError(f"{output} already exists: give another --output")
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    partial = partial_name(target.with_name(f"{target.name}.{uuid.uuid4().hex}"))
     try:
         partial.mkdir(parents=True)
     except OSError as error:
@@ -90,21 +90,19 @@ def new_corpus(output: str | Path, layout: CorpusLayout) -> Iterator[Path]:
         names = [f"data-{number:05d}-of-{len(shards):05d}.arrow" for number in range(len(shards))]
         for shard, name in zip(shards, names, strict=True):
             shard.rename(partial / name)
-        _write_json(partial / "dataset_info.json", {"features": layout.features})
+        write_text(partial / "dataset_info.json", json.dumps({"features": layout.features}, indent=2))
         # written last: without this file, a folder is not a corpus
-        _write_json(
-            partial / "state.json",
-            {
-                "_data_files": [{"filename": name} for name in names],
-                "_fingerprint": uuid.uuid4().hex[:16],
-                "_format_columns": None,
-                "_format_kwargs": {},
-                "_format_type": None,
-                "_output_all_columns": False,
-                "_split": None,
-            },
-        )
-        os.replace(partial, target)
+        state = {
+            "_data_files": [{"filename": name} for name in names],
+            "_fingerprint": uuid.uuid4().hex[:16],
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
+            "_output_all_columns": False,
+            "_split": None,
+        }
+        write_text(partial / "state.json", json.dumps(state, indent=2))
+        partial.replace(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -162,10 +160,3 @@ def _nested(matrices: Sequence[np.ndarray | None]) -> pa.ListArray:
     offsets = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
     absent = pa.array([matrix is None for matrix in matrices])
     return pa.ListArray.from_arrays(offsets, inner, mask=absent if absent.true_count else None)
-
-
-def _write_json(path: Path, value: dict):
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())

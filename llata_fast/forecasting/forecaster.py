@@ -16,6 +16,7 @@ from ..data.long_tables import quoted
 from ..data.panel import Panel
 from ..data.steps import Step, parse_step
 from ..errors import InputError, InputWarning
+from ..hub_access import is_hub_id
 from ..modeling import LlataForPrediction
 from ..run_folder import Preprocessor, RunFolder
 from ..settings import COVARIATES, check_quantile_levels
@@ -73,7 +74,6 @@ class Forecaster:
             InputError: an unknown setting, a value out of range, no item long enough to train on, or a folder that
                 already holds a run.
         """
-        # importing it loads the Trainer, which forecasting does not need
         # it imports the Trainer, which a forecast does without
         from ..experiment import train_on_panel
 
@@ -95,7 +95,7 @@ class Forecaster:
         Raises:
             InputError: not a finished run, or damaged; or its backbone is missing or a different one.
         """
-        if not Path(source).exists() and _is_hub_id(str(source)):
+        if is_hub_id(str(source)):
             try:
                 source = snapshot_download(str(source))
             except (OSError, ValueError) as error:
@@ -431,10 +431,6 @@ def _as_panel(panel: Any) -> Panel:
     if not isinstance(panel, Panel):
         raise InputError(f"fit takes a Panel, got {type(panel).__name__}: make one with Panel.from_df(df, ...)")
     return panel
-
-
-def _is_hub_id(source: str) -> bool:
-    return source.count("/") == 1 and not source.startswith((".", "/", "~"))
 
 
 def _alike(step: Step, known: Step) -> bool:

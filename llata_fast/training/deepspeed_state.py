@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..durable import write_text
 from ..errors import InputError
 
 # DeepSpeed's own name for the file that points to a universal checkpoint
@@ -129,7 +130,7 @@ def reshard(checkpoint: str | Path, trust: bool = False) -> Path:
         if not complete:
             shutil.rmtree(target, ignore_errors=True)
             Path(checkpoint, _UNIVERSAL).unlink(missing_ok=True)
-    Path(checkpoint, _UNIVERSAL).write_text(target.name)
+    write_text(Path(checkpoint, _UNIVERSAL), target.name)
     return target
 
 

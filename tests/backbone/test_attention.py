@@ -317,7 +317,7 @@ def test_unreachable_hub_is_passed_over(hub, llama, monkeypatch):
         return StandIn()
 
     hub(wait)
-    monkeypatch.setattr(attention, "_HUB_SECONDS", 0.05)
+    monkeypatch.setattr(attention, "KERNEL_SECONDS", 0.05)
     assert "no answer within 0.05 s" in chosen(llama)
     # a user who asks for it by name waits for it
     assert chosen(llama, HUB_KERNEL).startswith(HUB_KERNEL)
