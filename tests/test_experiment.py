@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import random_backbone, write_series
+from tiny import TINY_SETTINGS, random_backbone, write_series
 
 from llata_fast.__main__ import main
 from llata_fast.data import read_wide_csv
@@ -68,18 +68,13 @@ def fits(value, schema):
     return value.keys() == schema.keys() and all(fits(value[key], schema[key]) for key in schema)
 
 
-SETTINGS = {
-    "num_layers": 1,
-    "num_prototypes": 9,
-    "intermediate_size": 20,
+SETTINGS = TINY_SETTINGS | {
     "batch_size": 16,
     "max_steps": 3,
     "eval_strategy": "steps",
     "save_strategy": "steps",
     "eval_steps": 1,
     "save_steps": 1,
-    "precision": "fp32",
-    "report_to": "none",
 }
 SHORT = {"context_length": 24, "prediction_length": 8}
 

@@ -113,6 +113,16 @@ def all_windows(windows: WindowDataset) -> tuple[torch.Tensor, torch.Tensor, tor
     return past, observed, future
 
 
+TINY_SETTINGS = {
+    "num_layers": 1,
+    "num_prototypes": 9,
+    "intermediate_size": 20,
+    "precision": "fp32",
+    "report_to": "none",
+}
+"""Settings of a training that takes seconds, besides data, backbone, lengths and steps."""
+
+
 def training_flags(folder: Path, **settings) -> list[str]:
     """Flags for train.py: four steps an epoch, on a series and a random decoder that are written to `folder`."""
     settings = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from tiny import random_backbone, write_series
+from tiny import TINY_SETTINGS, random_backbone, write_series
 
 from llata_fast.run_folder import RunFolder
 from llata_fast.training.arguments import given_flags
@@ -17,15 +17,10 @@ from llata_fast.training.arguments import given_flags
 pytestmark = pytest.mark.usefixtures("plain_ops")
 
 ROOT = Path(__file__).resolve().parents[2]
-TOY = {
-    "num_layers": 1,
-    "num_prototypes": 9,
-    "intermediate_size": 20,
+TOY = TINY_SETTINGS | {
     "batch_size": 8,
     "max_steps": 2,
-    "precision": "fp32",
     "use_cpu": True,
-    "report_to": "none",
     "disable_tqdm": True,
 }
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from tiny import random_backbone
+from tiny import TINY_SETTINGS, random_backbone
 
 from llata_fast import Forecaster, Panel
 from llata_fast.__main__ import main
@@ -16,17 +16,12 @@ pytestmark = pytest.mark.usefixtures("plain_ops_throughout")
 
 H, L, ROWS = 6, 24, 160
 ROLES = {"known_covariates": ["x", "promo"], "past_covariates": ["visits"], "static_covariates": ["store"]}
-SMALL = {
-    "num_layers": 1,
-    "num_prototypes": 9,
-    "intermediate_size": 20,
+SMALL = TINY_SETTINGS | {
     "batch_size": 32,
     "max_steps": 4,
     "eval_strategy": "no",
     "save_strategy": "no",
-    "precision": "fp32",
     "use_cpu": True,
-    "report_to": "none",
     "disable_tqdm": True,
 }
 LENGTHS = {"prediction_length": H, "context_length": L}

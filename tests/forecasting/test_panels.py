@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import perturb, random_backbone, tiny_config, write_series
+from tiny import TINY_SETTINGS, perturb, random_backbone, tiny_config, write_series
 
 from llata_fast import Forecaster, LlataForPrediction, Panel, read_csv
 from llata_fast.__main__ import main
@@ -21,19 +21,14 @@ H, L = 8, 24
 COLUMNS = {"id_column": "item_id", "timestamp_column": "timestamp", "target": "target"}
 QUANTILES = ["0.1", "0.5", "0.9"]
 OUTPUT = ["item_id", "timestamp", "target_name", "predictions", *QUANTILES]
-SMALL = {
+SMALL = TINY_SETTINGS | {
     "ablation": "no_llm",
-    "num_layers": 1,
-    "num_prototypes": 9,
-    "intermediate_size": 20,
     "linear_skip": True,
     "batch_size": 32,
     "max_steps": 4,
     "eval_strategy": "no",
     "save_strategy": "no",
-    "precision": "fp32",
     "use_cpu": True,
-    "report_to": "none",
 }
 
 

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
-from tiny import random_backbone, write_series
+from tiny import TINY_SETTINGS, random_backbone, write_series
 
 from llata_fast.__main__ import main
 from llata_fast.data.panel import Panel
@@ -26,12 +26,9 @@ pytest.importorskip("matplotlib")
 
 ITEMS = ["<script>alert(2)</script>", "a $$ & b", "c"]
 NAMES = ["<script>alert(1)</script>", "a $$ & b", "c2"]
-TINY = {
-    "num_layers": 1,
+TINY = TINY_SETTINGS | {
     "context_length": 12,
     "prediction_length": 5,
-    "num_prototypes": 9,
-    "intermediate_size": 20,
     "max_steps": 4,
     "logging_steps": 1,
     "eval_strategy": "steps",
@@ -39,9 +36,7 @@ TINY = {
     "eval_steps": 2,
     "save_steps": 2,
     "batch_size": 8,
-    "report_to": "none",
     # as forecasts are computed in fp32, so that the scores agree
-    "precision": "fp32",
     "disable_tqdm": True,
 }
 

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import random_backbone, write_series
+from tiny import TINY_SETTINGS, random_backbone, write_series
 from training.distributed_cases import train
 
 from llata_fast import durable
@@ -20,14 +20,11 @@ pytestmark = pytest.mark.usefixtures("plain_ops")
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    return {
+    return TINY_SETTINGS | {
         "dataset": write_series(folder / "series.csv"),
         "backbone": random_backbone(folder),
         "context_length": 12,
         "prediction_length": 5,
-        "num_layers": 1,
-        "num_prototypes": 9,
-        "intermediate_size": 20,
         "batch_size": 8,
         "max_steps": 4,
         "eval_strategy": "steps",
@@ -39,8 +36,6 @@ def settings(tmp_path_factory):
         "learning_rate": 1e-2,
         # makes an early checkpoint the best
         "greater_is_better": True,
-        "precision": "fp32",
-        "report_to": "none",
     }
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import random_backbone, write_series
+from tiny import TINY_SETTINGS, random_backbone, write_series
 from training.distributed_cases import train
 
 from llata_fast.__main__ import main
@@ -20,25 +20,20 @@ pytestmark = pytest.mark.usefixtures("plain_ops")
 
 @pytest.fixture
 def settings(tmp_path):
-    return {
+    return TINY_SETTINGS | {
         "dataset": write_series(tmp_path / "series.csv"),
         "output_dir": tmp_path / "run",
         "backbone": random_backbone(tmp_path),
         "context_length": 12,
         "prediction_length": 5,
-        "num_layers": 1,
-        "num_prototypes": 9,
-        "intermediate_size": 20,
         "batch_size": 8,
         "max_steps": 6,
         "eval_strategy": "steps",
         "save_strategy": "steps",
         "eval_steps": 1,
         "save_steps": 1,
-        "precision": "fp32",
         # no linear start, so that only training steps decide
         "recipe": "paper",
-        "report_to": "none",
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import random_backbone, tiny_model, write_series
+from tiny import TINY_SETTINGS, random_backbone, tiny_model, write_series
 
 from llata_fast.planning.flops import count_flops
 from llata_fast.training import throughput
@@ -112,21 +112,16 @@ def train(*argv):
 
 @pytest.fixture
 def arguments(tmp_path):
-    settings = {
+    settings = TINY_SETTINGS | {
         "dataset": write_series(tmp_path / "series.csv"),
         "output_dir": tmp_path / "run",
         "backbone": random_backbone(tmp_path),
         "context_length": 12,
         "prediction_length": 5,
-        "num_layers": 1,
-        "num_prototypes": 9,
-        "intermediate_size": 20,
         "batch_size": 16,
         "gradient_accumulation_steps": 2,
         "max_steps": 6,
         "logging_steps": 3,
-        "precision": "fp32",
-        "report_to": "none",
     }
     return [part for name, value in settings.items() for part in (f"--{name}", value)]
 

@@ -5,25 +5,20 @@ import logging
 import numpy as np
 import pandas as pd
 import pytest
-from tiny import random_backbone
+from tiny import TINY_SETTINGS, random_backbone
 
 from llata_fast.experiment import train
 
 pytestmark = pytest.mark.usefixtures("plain_ops")
 
-SETTINGS = {
+SETTINGS = TINY_SETTINGS | {
     "context_length": 12,
     "prediction_length": 4,
-    "num_layers": 1,
-    "num_prototypes": 9,
-    "intermediate_size": 20,
     "batch_size": 32,
     "learning_rate": 1e-2,
     "projection_learning_rate": 1e-2,
     "max_steps": 10,
-    "precision": "fp32",
     "use_cpu": True,
-    "report_to": "none",
     "disable_tqdm": True,
 }
 
