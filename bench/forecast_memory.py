@@ -30,7 +30,7 @@ from llata_fast.data import read_wide_csv
 from llata_fast.data.windows import own_scaler
 from llata_fast.forecasting.forecaster import Forecaster
 from llata_fast.modeling import LlataForPrediction
-from llata_fast.run_folder import Preprocessor
+from llata_fast.preprocessor import Preprocessor
 
 CONTEXT, HORIZON = 96, 6
 FORECASTS = 2

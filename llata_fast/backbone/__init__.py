@@ -1,7 +1,6 @@
 """Pre-trained decoders: finding, loading and wrapping them."""
 
 from .loading import (
-    DEFAULT_BACKBONE,
     BackboneWeights,
     build_backbone,
     load_backbone_weights,
@@ -10,7 +9,6 @@ from .loading import (
 )
 
 __all__ = [
-    "DEFAULT_BACKBONE",
     "BackboneWeights",
     "build_backbone",
     "load_backbone_weights",

@@ -39,13 +39,12 @@ from transformers.configuration_utils import PreTrainedConfig
 from ..config import check_depth
 from ..errors import InputError
 from ..hub_access import ANSWER_SECONDS, within
+from ..settings import DEFAULT_BACKBONE
 from .activations import replace_gelus
 from .dequantised import read_gguf
 from .families import FAMILIES
 from .placing import whole_models
 from .products import replace_products
-
-DEFAULT_BACKBONE = "SmolLM2-135M-Instruct"
 
 _WEIGHT_FILES = (
     "model.safetensors",

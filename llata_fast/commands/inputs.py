@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 
 from ..errors import InputError
-from ..run_folder import Preprocessor, RunFolder
+from ..preprocessor import Preprocessor
+from ..run_folder import RunFolder
 from ..settings import COVARIATE_ROLES, READING
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ..data import TimeSeries
     from ..forecasting.forecaster import Forecaster
-    from ..run_folder import Preprocessor
+    from ..preprocessor import Preprocessor
 
 IMPORTS = ("forecasting.forecaster",)
 

@@ -11,7 +11,7 @@ from ..data.corpus_windows import JoinedWindows, LastWindows, MixtureWindows
 from ..data.mixture import Mixture, WindowSizes, read_mixture
 from ..errors import InputError
 from ..linear_start import LinearStart, start_linear_part
-from ..run_folder import Preprocessor
+from ..preprocessor import Preprocessor
 from ..settings import DataSettings, ModelSettings
 from .relative_scores import score_sets, seasonal_naive_windows
 

@@ -14,7 +14,7 @@ from ..data.panel_windows import TEST_SHARE, panel_splits
 from ..linear import LeastSquares
 from ..linear_covariates import RIDGE_BASELINE, RidgeOnResiduals
 from ..linear_start import LinearStart, start_linear_part
-from ..run_folder import Preprocessor
+from ..preprocessor import Preprocessor
 from ..settings import ModelSettings
 from .baselines import ForecastFunction, score, seasonal_naive
 

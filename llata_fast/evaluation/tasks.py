@@ -19,7 +19,7 @@ from ..data.windows import WindowDataset
 from ..errors import InputError
 from ..linear import LeastSquares
 from ..linear_start import LinearStart, start_linear_part
-from ..run_folder import Preprocessor
+from ..preprocessor import Preprocessor
 from ..settings import OWN_UNITS_LOSSES, DataSettings, ModelSettings
 from .baselines import ForecastFunction, score, seasonal_naive
 from .corpus_task import CorpusTask

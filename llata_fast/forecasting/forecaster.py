@@ -18,7 +18,8 @@ from ..data.steps import Step, parse_step
 from ..errors import InputError, InputWarning
 from ..hub_access import is_hub_id
 from ..modeling import LlataForPrediction
-from ..run_folder import Preprocessor, RunFolder
+from ..preprocessor import Preprocessor
+from ..run_folder import RunFolder
 from ..settings import COVARIATES, check_quantile_levels
 from .backtests import backtest, score_backtest
 from .calibration import Calibration

@@ -15,7 +15,7 @@ from ..data.units import forecast_windows
 from ..data.windows import own_scaler
 from ..errors import InputError, InputWarning
 from ..modeling import LlataForPrediction
-from ..run_folder import Preprocessor
+from ..preprocessor import Preprocessor
 from .batches import windows_at_once
 
 ORIGIN = "origin"

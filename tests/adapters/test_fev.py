@@ -8,7 +8,7 @@ from tiny import random_backbone, tiny_model
 
 from llata_fast.forecasting.calibration import CALIBRATED_LEVELS, Calibration
 from llata_fast.forecasting.forecaster import Forecaster
-from llata_fast.run_folder import Preprocessor
+from llata_fast.preprocessor import Preprocessor
 
 fev = pytest.importorskip("fev")
 pytestmark = pytest.mark.usefixtures("plain_ops")

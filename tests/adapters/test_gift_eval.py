@@ -15,7 +15,7 @@ from llata_fast.data.m4 import read_m4
 from llata_fast.errors import InputError
 from llata_fast.forecasting import calibration
 from llata_fast.forecasting.forecaster import Forecaster
-from llata_fast.run_folder import Preprocessor
+from llata_fast.preprocessor import Preprocessor
 
 datasets = pytest.importorskip("datasets")
 pytestmark = pytest.mark.usefixtures("plain_ops")

@@ -10,7 +10,7 @@ from llata_fast.adapters.gluonts import LlataPredictor, SeasonalNaivePredictor
 from llata_fast.errors import InputError
 from llata_fast.forecasting.calibration import CALIBRATED_LEVELS, Calibration
 from llata_fast.forecasting.forecaster import Forecaster
-from llata_fast.run_folder import Preprocessor
+from llata_fast.preprocessor import Preprocessor
 
 pytestmark = pytest.mark.usefixtures("plain_ops")
 

@@ -17,7 +17,8 @@ from llata_fast.errors import InputError
 from llata_fast.forecasting.calibration import CALIBRATED_LEVELS, Calibration
 from llata_fast.forecasting.forecaster import Forecaster
 from llata_fast.modeling import LlataForPrediction
-from llata_fast.run_folder import Preprocessor, RunFolder
+from llata_fast.preprocessor import Preprocessor
+from llata_fast.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("plain_ops")
 

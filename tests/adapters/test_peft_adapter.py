@@ -10,7 +10,8 @@ from llata_fast.adapters.peft_adapter import export_adapter
 from llata_fast.backbone.loading import load_backbone_weights
 from llata_fast.errors import InputError
 from llata_fast.forecasting.forecaster import Forecaster
-from llata_fast.run_folder import Preprocessor, RunFolder
+from llata_fast.preprocessor import Preprocessor
+from llata_fast.run_folder import RunFolder
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.usefixtures("plain_ops")

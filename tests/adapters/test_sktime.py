@@ -11,7 +11,7 @@ from tiny import random_backbone, tiny_model
 from llata_fast.errors import InputError
 from llata_fast.forecasting.calibration import CALIBRATED_LEVELS, Calibration
 from llata_fast.forecasting.forecaster import Forecaster
-from llata_fast.run_folder import Preprocessor
+from llata_fast.preprocessor import Preprocessor
 
 pytest.importorskip("sktime")
 pytestmark = pytest.mark.usefixtures("plain_ops")

@@ -24,7 +24,6 @@ from transformers import (
 )
 
 from llata_fast.backbone import (
-    DEFAULT_BACKBONE,
     build_backbone,
     load_backbone_weights,
     loading,
@@ -32,6 +31,7 @@ from llata_fast.backbone import (
     read_backbone_config,
 )
 from llata_fast.errors import InputError
+from llata_fast.settings import DEFAULT_BACKBONE
 
 NUM_LAYERS = 2  # of 3
 NUM_TOKENS = 7

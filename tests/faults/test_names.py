@@ -13,7 +13,7 @@ from tiny import tiny_model
 from llata_fast.__main__ import main
 from llata_fast.data.panel import Panel
 from llata_fast.forecasting.forecaster import Forecaster
-from llata_fast.run_folder import Preprocessor
+from llata_fast.preprocessor import Preprocessor
 
 NAMES = [
     "../../escaped",

@@ -12,7 +12,7 @@ from tiny import tiny_model
 from llata_fast.data.panel import Panel
 from llata_fast.errors import InputError
 from llata_fast.forecasting.forecaster import Forecaster
-from llata_fast.run_folder import Preprocessor
+from llata_fast.preprocessor import Preprocessor
 
 STEPS = 14
 

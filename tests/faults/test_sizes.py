@@ -20,7 +20,8 @@ from llata_fast.data.frames import file_frame
 from llata_fast.durable import write_manifest
 from llata_fast.errors import InputError
 from llata_fast.forecasting.forecaster import Forecaster
-from llata_fast.run_folder import Preprocessor, RunFolder
+from llata_fast.preprocessor import Preprocessor
+from llata_fast.run_folder import RunFolder
 from llata_fast.training.best_checkpoint import read_state
 from llata_fast.training.deepspeed_state import reshard
 

@@ -14,7 +14,7 @@ from llata_fast.forecasting import batches, panel_forecasts
 from llata_fast.forecasting.batches import TOKENS_AT_ONCE, VALUES_PER_BATCH, windows_at_once
 from llata_fast.forecasting.panel_forecasts import PanelForecaster
 from llata_fast.forecasting.wide import WideForecaster
-from llata_fast.run_folder import Preprocessor
+from llata_fast.preprocessor import Preprocessor
 
 
 @pytest.mark.parametrize("patches", [{}, {"patch_length": 4, "patch_stride": 2}], ids=["variates", "patches"])

@@ -16,7 +16,8 @@ from llata_fast.forecasting import wide as wide_module
 from llata_fast.forecasting.forecaster import Forecaster
 from llata_fast.forecasting.table_files import open_table
 from llata_fast.modeling import LlataForPrediction
-from llata_fast.run_folder import Preprocessor, RunFolder
+from llata_fast.preprocessor import Preprocessor
+from llata_fast.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 L, H, ROWS = 12, 5, 60

@@ -13,7 +13,8 @@ from llata_fast.data.panel import read_panel
 from llata_fast.data.windows import Windows
 from llata_fast.errors import InputError, InputWarning
 from llata_fast.forecasting.calibration import CALIBRATED_LEVELS, Calibration
-from llata_fast.run_folder import Preprocessor, RunFolder
+from llata_fast.preprocessor import Preprocessor
+from llata_fast.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("plain_ops_throughout")
 
