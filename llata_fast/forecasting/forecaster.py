@@ -20,7 +20,8 @@ from ..hub_access import is_hub_id
 from ..modeling import LlataForPrediction
 from ..preprocessor import Preprocessor
 from ..run_folder import RunFolder
-from ..settings import COVARIATES, check_quantile_levels
+from ..setting_values import check_quantile_levels
+from ..settings import COVARIATES
 from .backtests import backtest, score_backtest
 from .calibration import Calibration
 from .panel_forecasts import POINTS, PanelForecaster, forecast_panel, long_frame
