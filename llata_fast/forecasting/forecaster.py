@@ -1,7 +1,7 @@
 """A trained run as a forecaster for tables and arrays, in their own units."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from ..data import TimeSeries
-from ..data.long_tables import quoted
 from ..data.panel import Panel
-from ..data.steps import Step, parse_step
 from ..errors import InputError, InputWarning
 from ..hub_access import is_hub_id
 from ..modeling import LlataForPrediction
@@ -25,6 +23,7 @@ from ..settings import COVARIATES
 from .backtests import backtest, score_backtest
 from .calibration import Calibration
 from .panel_forecasts import POINTS, PanelForecaster, forecast_panel, long_frame
+from .panel_inputs import panel_for_run, panel_of_arrays
 from .wide import WideForecaster
 
 
@@ -215,7 +214,7 @@ class Forecaster:
             raise InputError("predict takes a list of arrays; for tables use predict_df: predict_df(read_csv(path))")
         if self.info.covariates is not None:
             raise InputError("this run was trained with covariates, which arrays lack: use predict_df with tables")
-        panel = _panel_of_arrays(arrays, self.info)
+        panel = panel_of_arrays(arrays, self.info)
         levels = self._levels(quantile_levels)
         points: list[np.ndarray] = []
         quantiles: list[np.ndarray] = []
@@ -344,50 +343,7 @@ class Forecaster:
 
         Raises InputError if its targets, covariates or step differ from the run's.
         """
-        if isinstance(df, TimeSeries):
-            df = Panel.of_series(df)
-        if self.info.any_series:
-            return df if isinstance(df, Panel) else Panel.from_df(df, **columns)
-        encoding = self.info.encoding
-        if not isinstance(df, Panel):
-            columns = self.info.covariate_roles | columns
-            id_column = self.info.id_column
-            if id_column is not None and hasattr(df, "columns"):
-                defaults: dict[str, str | list[str]] = {
-                    "id_column": id_column,
-                    "timestamp_column": self.info.date_column,
-                    "target": self.info.columns if len(self.info.columns) > 1 else self.info.columns[0],
-                }
-                names = list(getattr(df, "column_names", df.columns))
-                columns = {
-                    name: value
-                    for name, value in defaults.items()
-                    if set([value] if isinstance(value, str) else value) <= set(names)
-                } | columns
-            df = Panel.from_df(df, **columns)
-        panel = self._targets_of(df)
-        if encoding is not None:
-            encoding.check(panel)
-        steps = [parse_step(text) for text in (self.info.frequency, *self.info.other_frequencies)]
-        for number, step in enumerate(panel.steps):
-            if (panel.step_of == number).any() and not any(_alike(step, known) for known in steps):
-                item = int((panel.step_of == number).argmax())
-                raise InputError(
-                    f"{panel.name}, item {quoted(panel.ids[item])}, column {panel.timestamp_column!r}: the step is "
-                    f"{step.alias(panel.origins[item])}, but the run was trained on {self.info.frequency}"
-                )
-        return panel
-
-    def _targets_of(self, panel: Panel) -> Panel:
-        expected = self.info.columns
-        if set(expected) <= set(panel.targets) and list(panel.targets) != list(expected):
-            return panel.with_targets(expected)
-        if len(panel.targets) != len(expected):
-            raise InputError(
-                f"{panel.name} has {len(panel.targets)} targets ({', '.join(panel.targets)}), but the run has "
-                f"{len(expected)} ({', '.join(expected)})"
-            )
-        return panel
+        return panel_for_run(df, self.info, columns)
 
     def _horizon(self, given: int | None) -> int:
         trained = self.model.config.prediction_length
@@ -433,61 +389,6 @@ def _as_panel(panel: Any) -> Panel:
     if not isinstance(panel, Panel):
         raise InputError(f"fit takes a Panel, got {type(panel).__name__}: make one with Panel.from_df(df, ...)")
     return panel
-
-
-def _alike(step: Step, known: Step) -> bool:
-    return step.same_length(known)
-
-
-def _panel_of_arrays(arrays: Sequence[Any], info: Preprocessor) -> Panel:
-    """Arrays as items with timestamps 0, 1, ..."""
-    values: list[np.ndarray] = []
-    targets = tuple(info.columns)
-    if not isinstance(arrays, Iterable):
-        raise InputError(f"predict takes a list of arrays, got {type(arrays).__name__}")
-    for place, array in enumerate(arrays):
-        item = _numbers(array, place)
-        item = item[:, None] if item.ndim == 1 else item
-        if not targets and item.ndim == 2:
-            # a pre-trained model takes any number of channels
-            targets = tuple(str(channel) for channel in range(item.shape[1]))
-        if item.ndim != 2 or not len(item) or not targets or item.shape[1] != len(targets):
-            raise InputError(
-                f"array {place} must be [steps] or [steps, {len(targets) or 'C'}] with at least one step, got "
-                f"{list(np.shape(array))}"
-            )
-        if np.isinf(item).any():
-            raise InputError(f"array {place}, row {np.argwhere(np.isinf(item))[0][0]}: the value is infinite")
-        values.append(item)
-    if not values:
-        raise InputError("no array to forecast")
-    lengths = [len(item) for item in values]
-    return Panel(
-        name="arrays",
-        ids=pd.RangeIndex(len(values)),
-        offsets=np.concatenate(([0], np.cumsum(lengths))),
-        values=np.concatenate(values),
-        origins=np.zeros(len(values), dtype=np.int64),
-        steps=(parse_step("1"),),
-        step_of=np.zeros(len(values), dtype=np.int64),
-        targets=targets,
-        id_column="item_id",
-        timestamp_column="timestamp",
-        times=pd.Series([], dtype=np.int64),
-    )
-
-
-def _numbers(array: Any, place: int) -> np.ndarray:
-    """An array of any kind as float64, NaN where masked."""
-    try:
-        if isinstance(array, Tensor):
-            # numpy has no bf16
-            array = array.detach().cpu().double().numpy()
-        if np.iscomplexobj(array):
-            raise TypeError("complex")
-        return np.ma.filled(np.ma.asarray(array, dtype=np.float64), np.nan)
-    except (TypeError, ValueError, NotImplementedError):  # the last by tensors on the meta device
-        raise InputError(f"array {place} does not hold numbers") from None
 
 
 def _without_negatives(table: pd.DataFrame) -> pd.DataFrame:
