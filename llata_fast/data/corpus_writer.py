@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -92,7 +93,7 @@ def new_corpus(output: str | Path, layout: CorpusLayout) -> Iterator[Path]:
             shard.rename(partial / name)
         write_text(partial / "dataset_info.json", json.dumps({"features": layout.features}, indent=2))
         # written last: without this file, a folder is not a corpus
-        state = {
+        state: dict[str, Any] = {
             "_data_files": [{"filename": name} for name in names],
             "_fingerprint": uuid.uuid4().hex[:16],
             "_format_columns": None,
