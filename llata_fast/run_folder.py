@@ -294,11 +294,12 @@ class RunFolder:
         {"version": 2,
          "dataset": its name,
          "scored_on": "test", or "validation" for a panel without a test split,
-         "test": {"mse", "mae", "per_channel": {column: {"mse", "mae"}}}; for M4 {"smape", "mase", "owa"},
+         "test": {"mse", "mae", "per_channel": {column: {"mse", "mae"}}}; for M4 {"smape", "mase", "owa"}; for corpora
+         {"relative_mase", "relative_wql", "per_set": {dataset: {"windows", "mase", "wql", "naive_mase", "naive_wql"}}},
          "intervals": {"coverage_80", "interval_score_80", "wql", "mase"} on the test split; for a panel the first and
-         "wql"; for M4 null,
+         "wql"; for M4 and corpora null,
          "validation": {"step", "mse", "mae", "loss"} of the kept weights, null if nothing validated them,
-         "baselines": {name: like "test"},
+         "baselines": {name: like "test", without "per_set"},
          "training": {"seconds", "steps", "epochs", "loss"} (loss: the mean over all steps),
          "speed": {"windows_per_s", "tokens_per_s", "step_ms", "data_wait_ms", "peak_memory_mib", "mfu"},
          "parameters": {"trained", "frozen", "<part> trained", "<part> frozen"},

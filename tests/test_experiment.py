@@ -15,8 +15,10 @@ from tiny import TINY_SETTINGS, random_backbone, write_series
 
 from llata_fast.__main__ import main
 from llata_fast.data import read_wide_csv
+from llata_fast.data.corpus_builder import build_corpus
+from llata_fast.data.panel import Panel
 from llata_fast.errors import InputError
-from llata_fast.experiment import train
+from llata_fast.experiment import train, train_on_panel
 from llata_fast.forecasting.forecaster import Forecaster
 from llata_fast.training import presets
 
@@ -27,18 +29,20 @@ ROOT = Path(__file__).resolve().parent.parent
 NUMBER = (int, float)
 ERRORS = {"mse": NUMBER, "mae": NUMBER, "per_channel": {str: {"mse": NUMBER, "mae": NUMBER}}}
 M4_ERRORS = {"smape": NUMBER, "mase": NUMBER, "owa": NUMBER}
+RELATIVE = {"relative_mase": NUMBER, "relative_wql": NUMBER}
+SET = {"windows": int} | {name: NUMBER for name in ("mase", "wql", "naive_mase", "naive_wql")}
 SCHEMA = {
     "version": int,
     "dataset": str,
     "scored_on": str,
-    "test": (ERRORS, M4_ERRORS),
+    "test": (ERRORS, M4_ERRORS, RELATIVE | {"per_set": {str: SET}}),
     "intervals": (
         {name: NUMBER for name in ("coverage_80", "interval_score_80", "wql", "mase")},
         {name: NUMBER for name in ("coverage_80", "wql")},
         type(None),
     ),
     "validation": {"step": int, "mse": NUMBER, "mae": NUMBER, "loss": NUMBER},
-    "baselines": {str: (ERRORS, M4_ERRORS)},
+    "baselines": {str: (ERRORS, M4_ERRORS, RELATIVE)},
     "training": {"seconds": NUMBER, "steps": int, "epochs": NUMBER, "loss": NUMBER},
     "speed": {
         name: NUMBER for name in ("windows_per_s", "tokens_per_s", "step_ms", "data_wait_ms", "peak_memory_mib", "mfu")
@@ -131,6 +135,20 @@ def test_every_driver_writes_the_same_files(data_dir, tmp_path, monkeypatch):
     assert benchmarked["test"] == m4["test"] and benchmarked["validation"] == m4["validation"]
     row = pd.read_csv(tmp_path / "out" / "results.csv").set_index("model").loc["llata"]
     assert row["owa"] == m4["test"]["owa"] and row["validation_mse"] == m4["validation"]["mse"]
+
+
+def test_panels_and_corpora_write_them_too(tmp_path):
+    settings = SETTINGS | SHORT | {"backbone": random_backbone(tmp_path)}
+    series = write_series(tmp_path / "series.csv")
+    long = pd.read_csv(series).melt("date", var_name="item_id", value_name="target")
+    panel = Panel.from_df(long, timestamp_column="date")
+    scores = check(train_on_panel(panel, output_dir=str(tmp_path / "panel"), **settings).folder.path)
+    assert scores["scored_on"] == "validation" and scores["intervals"].keys() == {"coverage_80", "wql"}
+    build_corpus([series], tmp_path / "corpus")
+    run = by_command(
+        corpus=tmp_path / "corpus", output_dir=tmp_path / "pretrained", patch_length=8, patch_stride=8, **settings
+    )
+    assert check(run)["test"]["per_set"].keys() == {"corpus"}
 
 
 def test_m4_is_forecast_and_scored_like_any_series(data_dir, tmp_path):
