@@ -58,6 +58,64 @@ def test_arrows_point_one_way(room):
     assert not [(path, module) for path, module in found if within(module, *forbidden)]
 
 
+def test_imports_inside_the_package_are_relative():
+    paths = [path for folder in ("llata_fast", "kernels") for path in ROOT.glob(f"{folder}/**/*.py")]
+    found = []
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            found += [f"{path.name}:{node.lineno}" for name in names if within(name, "llata_fast", "kernels")]
+    assert not found
+
+
+def test_every_room_has_its_tests():
+    rooms = {path.parent.name for path in ROOT.glob("llata_fast/*/__init__.py")}
+    rooms |= {"kernels", "bench", "examples", "docs", "tools"}
+    tested = {path.parent.name for path in ROOT.glob("tests/*/test_*.py")}
+    assert tested - {"faults"} == rooms
+
+
+def defined_names(path):
+    """Names of the classes, functions and constants that a module defines."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            yield node.name
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        for target in targets:
+            yield from (name.id for name in getattr(target, "elts", [target]) if isinstance(name, ast.Name))
+
+
+# what `__main__` reads in every command, and type variables
+IN_EVERY_COMMAND = {"add_arguments", "main", "IMPORTS", "T"}
+
+
+def test_a_public_name_is_defined_once():
+    """A reader who searches for a name finds one meaning."""
+    homes = {}
+    for path in ROOT.glob("llata_fast/**/*.py"):
+        for name in set(defined_names(path)):
+            homes.setdefault(name, []).append(str(path.relative_to(ROOT)))
+    several = {name: found for name, found in homes.items() if len(found) > 1 and not name.startswith("_")}
+    assert not {name: found for name, found in several.items() if name not in IN_EVERY_COMMAND}
+
+
+def glossary():
+    """(file, name) of every entry."""
+    rows = re.findall(r"^\| .*\| `([\w./]+)`(?:, `(\w+)`)? \|$", (ROOT / "docs/glossary.md").read_text(), re.MULTILINE)
+    assert len(rows) > 20
+    return rows
+
+
+@pytest.mark.parametrize(("file", "name"), glossary(), ids=lambda part: part)
+def test_the_glossary_says_where_a_word_lives(file, name):
+    path = next((path for path in (ROOT / file, ROOT / "llata_fast" / file) if path.exists()), None)
+    assert path is not None
+    if name and path.suffix == ".py":
+        fields = re.findall(rf"^    {name}: ", path.read_text(), re.MULTILINE)
+        assert name in defined_names(path) or fields
+
+
 def test_triton_stays_in_kernels():
     assert not [
         path for path in ROOT.glob("llata_fast/**/*.py") for module in imports(path) if within(module, "triton")

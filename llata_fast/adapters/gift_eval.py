@@ -68,7 +68,7 @@ _DOMAINS = {
 _DOMAIN_OF = {name: domain for domain, names in _DOMAINS.items() for name in names}
 
 
-class Predictor(Protocol):
+class QuantilePredictor(Protocol):
     """A model to score: `LlataPredictor`, or any gluonts predictor with quantiles."""
 
     def predict(self, dataset: Any) -> Iterator[QuantileForecast]: ...
@@ -113,7 +113,7 @@ class GiftEvalTask:
         return len(self.series) * self.windows
 
 
-def read_task(folder: str | Path, name: str, term: str = "short") -> GiftEvalTask:
+def read_gift_eval_task(folder: str | Path, name: str, term: str = "short") -> GiftEvalTask:
     """Read the task of a dataset, such as m4_weekly or ett1/H, from the benchmark's folder in the hub's layout.
 
     Raises:
@@ -193,7 +193,7 @@ def _period_alias(frequency: str) -> str:
     return f"{count if count > 1 else ''}{names.get(unit, unit)}{dash}{anchor}"
 
 
-def score(predictor: Predictor, task: GiftEvalTask) -> dict[str, float]:
+def score_gift_eval(predictor: QuantilePredictor, task: GiftEvalTask) -> dict[str, float]:
     """Compute every metric in GIFT_EVAL_METRICS over all windows of a task.
 
     Raises:

@@ -19,7 +19,7 @@ from ..cache import cache_folder
 from ..durable import find_damage, partial_name, settle_folder
 from ..errors import InputError
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 # part of the cache key: increase it when the cached content changes
 _VERSION = 1
@@ -43,12 +43,12 @@ def read_gguf(path: Path, config: PreTrainedConfig) -> dict[str, Tensor]:
                 return load_file(folder / _TENSORS)
             except (OSError, SafetensorError) as error:
                 damage = f"it cannot be read: {error}"
-        logger.warning("reading all of %s again, as %s cannot be used: %s", path.name, folder, damage)
+        _log.warning("reading all of %s again, as %s cannot be used: %s", path.name, folder, damage)
     tensors = _dequantise(path, config)
     try:
         _keep(tensors, folder)
     except OSError as error:
-        logger.warning("the dequantised blocks could not be cached in %s: %s", folder, error)
+        _log.warning("the dequantised blocks could not be cached in %s: %s", folder, error)
     return tensors
 
 

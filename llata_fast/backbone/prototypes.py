@@ -24,7 +24,7 @@ from ..durable import replacing
 from ..errors import InputError
 from .loading import BackboneWeights
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 # part of the cache key: increase it when the result changes
 _ALGORITHM = "gram-eigh-1"
@@ -96,13 +96,13 @@ def load_prototypes(word_embeddings: Tensor, num_prototypes: int, *, cache_dir: 
     except FileNotFoundError:
         pass
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        logger.warning("computing the prototypes again, as %s cannot be used: %s", path, error)
+        _log.warning("computing the prototypes again, as %s cannot be used: %s", path, error)
 
     prototypes = principal_prototypes(word_embeddings, num_prototypes)
     try:
         _write(path, prototypes.cpu())
     except (OSError, SafetensorError) as error:
-        logger.warning("the prototypes could not be cached in %s: %s", path, error)
+        _log.warning("the prototypes could not be cached in %s: %s", path, error)
     return prototypes
 
 

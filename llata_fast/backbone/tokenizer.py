@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .loading import _locate
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def read_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
@@ -21,5 +21,5 @@ def read_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
             return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
         return AutoTokenizer.from_pretrained(place.location, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # without a tokenizer, each family raises its own error
-        logger.info("no tokenizer beside %s (%s)", source, type(error).__name__)
+        _log.info("no tokenizer beside %s (%s)", source, type(error).__name__)
         return None

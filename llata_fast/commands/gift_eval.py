@@ -50,13 +50,13 @@ def main(options: argparse.Namespace):
     files = {name: gift_eval.ResultFiles(Path(options.output, name), entry) for name, entry in results.items()}
     for name in options.datasets:
         for term in options.terms:
-            task = gift_eval.read_task(options.data_dir, name, term)
-            predictors: dict[str, gift_eval.Predictor] = {
+            task = gift_eval.read_gift_eval_task(options.data_dir, name, term)
+            predictors: dict[str, gift_eval.QuantilePredictor] = {
                 options.model: LlataPredictor(forecaster, task.horizon, batch_size=options.batch_size),
                 BASELINE: SeasonalNaivePredictor(task.horizon, task.seasonality),
             }
             for model, predictor in predictors.items():
-                row = files[model].row(task) or files[model].add(task, gift_eval.score(predictor, task))
+                row = files[model].row(task) or files[model].add(task, gift_eval.score_gift_eval(predictor, task))
                 mase, crps = row["eval_metrics/MASE[0.5]"], row["eval_metrics/mean_weighted_sum_quantile_loss"]
                 print(f"{task.name}: {model} MASE {mase:.4f}, CRPS {crps:.4f}")
     print(f"results: {', '.join(str(each.folder) for each in files.values())}")

@@ -13,7 +13,7 @@ from .corpora import OPTIONAL
 from .corpus_sources import SourceOptions, read_source
 from .corpus_writer import CorpusLayout, CorpusSeries, new_corpus, write_shards
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def build_corpus(
@@ -54,7 +54,7 @@ def build_corpus(
     with new_corpus(output, layout) as folder:
         total = write_shards(folder, "data", tqdm(rows(), unit="series", disable=not progress), layout)
     if empty:
-        logger.warning("%s: left out %s series without a value", output, f"{empty:,}")
+        _log.warning("%s: left out %s series without a value", output, f"{empty:,}")
     return total
 
 

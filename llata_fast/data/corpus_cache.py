@@ -15,7 +15,7 @@ from ..errors import InputError
 from .corpora import Corpus, open_corpus
 from .corpus_builder import build_corpus
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def open_any_corpus(path: str | Path) -> Corpus:
@@ -33,7 +33,7 @@ def open_any_corpus(path: str | Path) -> Corpus:
         # one rank writes the copy, the others wait
         with FileLock(f"{copy}.lock"):
             if not copy.exists():
-                logger.warning("%s is Parquet: writing a copy that can be memory-mapped to %s", path, copy)
+                _log.warning("%s is Parquet: writing a copy that can be memory-mapped to %s", path, copy)
                 build_corpus([source], copy, multivariate=True, progress=True)
     except OSError as error:
         raise InputError(f"{path} is Parquet, and its copy {copy} cannot be written: {error.strerror}") from None

@@ -23,7 +23,7 @@ def plot_costs(path: str | Path, results: str | Path):
     from matplotlib.lines import Line2D
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter
 
-    rows = relative_errors(means_over_seeds(results))
+    rows = errors_over_linear(means_over_seeds(results))
     if rows.empty:
         return
     colours = {table: f"C{index}" for index, table in enumerate(dict.fromkeys(rows["table"]))}
@@ -54,7 +54,7 @@ def plot_costs(path: str | Path, results: str | Path):
     figure.savefig(path, dpi=120)
 
 
-def relative_errors(table: pd.DataFrame) -> pd.DataFrame:
+def errors_over_linear(table: pd.DataFrame) -> pd.DataFrame:
     """The trained rows, with the name of their `table` and `relative`, their error divided by the linear map's."""
     table["error"] = table["mse_mean"].fillna(table["owa_mean"])
     place = ["protocol", "dataset", "target", "percent", "horizon"]

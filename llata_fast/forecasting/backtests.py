@@ -152,7 +152,7 @@ def _of_model(
     return points, np.concatenate([part[2] for part in parts])
 
 
-def seasonal_naive(
+def seasonal_naive_quantiles(
     values: np.ndarray, horizon: int, seasonality: int, levels: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Repeat the last season of a series [rows, C]: points [horizon, C] and quantiles [horizon, C, levels].
@@ -168,9 +168,10 @@ def seasonal_naive(
     return points, points[..., None] + ahead[..., None] * spread.T[None]
 
 
-def _seasonal_naive(known: Panel, horizon: int, seasonality: int) -> _PanelForecastFunction:
+def _naive(known: Panel, horizon: int, seasonality: int) -> _PanelForecastFunction:
     def forecast(panel: Panel) -> tuple[np.ndarray, np.ndarray]:
-        parts = [seasonal_naive(panel.item(item), horizon, seasonality, DECILES) for item in range(len(panel))]
+        items = (panel.item(item) for item in range(len(panel)))
+        parts = [seasonal_naive_quantiles(values, horizon, seasonality, DECILES) for values in items]
         points, quantiles = zip(*parts, strict=True)
         return np.stack(points), np.stack(quantiles)
 
@@ -271,7 +272,7 @@ def _smoothed(values: np.ndarray, horizon: int, seasonality: int) -> tuple[np.nd
 
 
 _MAKERS: dict[str, Callable[[Panel, int, int], _PanelForecastFunction]] = {
-    "seasonal_naive": _seasonal_naive,
+    "seasonal_naive": _naive,
     "linear": _linear,
     "exponential_smoothing": _exponential_smoothing,
     RIDGE_BASELINE: _ridge,

@@ -52,7 +52,7 @@ def save(path, freq, targets):
 
 
 def test_windows_match_the_benchmark(folder):
-    weekly, hourly = gift_eval.read_task(folder, "m4_weekly"), gift_eval.read_task(folder, "ett1/H")
+    weekly, hourly = gift_eval.read_gift_eval_task(folder, "m4_weekly"), gift_eval.read_gift_eval_task(folder, "ett1/H")
     assert (weekly.name, weekly.horizon, weekly.windows, weekly.seasonality) == ("m4_weekly/W/short", 13, 1, 1)
     assert (weekly.domain, weekly.num_variates, len(weekly)) == ("Econ/Fin", 1, 3)
     # ceil(0.1 * 1000 / 48) windows of two series with two channels
@@ -61,7 +61,7 @@ def test_windows_match_the_benchmark(folder):
     inputs, labels = list(hourly.inputs()), list(hourly.labels())
     assert [len(entry["target"]) for entry in inputs[:3]] == [856, 904, 952] and inputs[3]["item_id"] == "T0_dim1"
     np.testing.assert_array_equal(inputs[1]["target"][-48:], labels[0])
-    assert gift_eval.read_task(folder, "ett1/H", "medium").horizon == 480
+    assert gift_eval.read_gift_eval_task(folder, "ett1/H", "medium").horizon == 480
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_scores_by_hand():
                 spread = np.arange(-5, 6)[:, None] * np.ones(2)
                 yield QuantileForecast(np.array([1.0, 5.0]), np.array([1.0, 5.0]) + spread, DEFAULT_LEVELS, None)
 
-    scores = gift_eval.score(Known(), task)
+    scores = gift_eval.score_gift_eval(Known(), task)
     # labels 0 and 6, errors 1 and 1, changes before them 2, 1 and 2
     expected = {"MSE[mean]": 1, "MAE[0.5]": 1, "MASE[0.5]": 0.6, "MAPE[0.5]": 1 / 6, "ND[0.5]": 2 / 6, "RMSE[mean]": 1}
     expected |= {"sMAPE[0.5]": (2 + 2 / 11) / 2, "MSIS": 6, "NRMSE[mean]": 1 / 3}
@@ -98,7 +98,7 @@ def test_scores_match_gluonts(folder, tmp_path, name, kind):
     from gluonts.ev import metrics
     from gluonts.model import evaluate_model
 
-    task = gift_eval.read_task(folder, name)
+    task = gift_eval.read_gift_eval_task(folder, name)
     predictor = SeasonalNaivePredictor(task.horizon, task.seasonality)
     if kind == "llata":
         predictor = LlataPredictor(any_series(tmp_path), task.horizon)
@@ -116,7 +116,7 @@ def test_scores_match_gluonts(folder, tmp_path, name, kind):
         allow_nan_forecast=False,
         seasonality=task.seasonality,
     )
-    ours = gift_eval.score(predictor, task)
+    ours = gift_eval.score_gift_eval(predictor, task)
     assert set(ours) == set(gift_eval.GIFT_EVAL_METRICS) == set(theirs.columns)
     assert ours == pytest.approx(theirs.iloc[0].to_dict(), rel=1e-9)
 
@@ -128,8 +128,8 @@ def test_seasonal_naive_on_m4_hourly_matches_the_leaderboard(tmp_path):
         pytest.skip("no files of M4 here: LLATA_DATA names their folder")
     series = [np.concatenate(parts) for parts in zip(m4.insample, m4.future, strict=True)]
     save(tmp_path / "m4_hourly", "H", series)
-    task = gift_eval.read_task(tmp_path, "m4_hourly")
-    scores = gift_eval.score(SeasonalNaivePredictor(task.horizon, task.seasonality), task)
+    task = gift_eval.read_gift_eval_task(tmp_path, "m4_hourly")
+    scores = gift_eval.score_gift_eval(SeasonalNaivePredictor(task.horizon, task.seasonality), task)
     # from results/seasonal_naive/all_results.csv of SalesforceAIResearch/gift-eval, which used fp32 values; without
     # MSIS, for which gluonts extrapolates the tails from the quantiles 0.1 to 0.9
     published = {
@@ -146,10 +146,10 @@ def test_seasonal_naive_on_m4_hourly_matches_the_leaderboard(tmp_path):
 
 
 def test_result_files_match_the_leaderboard(folder, tmp_path):
-    task = gift_eval.read_task(folder, "m4_weekly")
+    task = gift_eval.read_gift_eval_task(folder, "m4_weekly")
     submission = gift_eval.Submission("naive", "statistical", "No")
     files = gift_eval.ResultFiles(tmp_path / "results", submission)
-    scores = gift_eval.score(SeasonalNaivePredictor(task.horizon, task.seasonality), task)
+    scores = gift_eval.score_gift_eval(SeasonalNaivePredictor(task.horizon, task.seasonality), task)
     files.add(task, scores)
     table = pd.read_csv(tmp_path / "results" / "all_results.csv")
     assert list(table) == [
@@ -174,10 +174,10 @@ def test_result_files_match_the_leaderboard(folder, tmp_path):
 def test_unknown_sets_and_terms_are_refused(folder):
     for name, term, problem in [("m5", "short", "no such dataset"), ("ett1/H", "tiny", "unknown term")]:
         with pytest.raises(InputError, match=problem):
-            gift_eval.read_task(folder, name, term)
+            gift_eval.read_gift_eval_task(folder, name, term)
     save(folder / "solar" / "H", "H", [np.arange(40.0)])
     with pytest.raises(InputError, match="40 rows is too short for a horizon of 48"):
-        gift_eval.read_task(folder, "solar/H")
+        gift_eval.read_gift_eval_task(folder, "solar/H")
 
 
 def test_command_scores_a_run_beside_the_baseline(folder, tmp_path, capsys):

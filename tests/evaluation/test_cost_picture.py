@@ -2,7 +2,7 @@
 
 import pytest
 
-from llata_fast.evaluation.cost_picture import plot_costs, relative_errors
+from llata_fast.evaluation.cost_picture import errors_over_linear, plot_costs
 from llata_fast.evaluation.protocols import Results, Trial, means_over_seeds
 
 
@@ -30,7 +30,7 @@ def results(tmp_path):
 
 
 def test_errors_are_shares_of_the_linear_maps(results):
-    rows = relative_errors(means_over_seeds(results))
+    rows = errors_over_linear(means_over_seeds(results))
     shares = {(row.table, row.model): row.relative for row in rows.itertuples()}
     # all seeds give one point; a horizon without a linear map gives none
     assert len(rows) == 4
