@@ -8,6 +8,7 @@ import difflib
 import gc
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -74,6 +75,10 @@ class Parser(argparse.ArgumentParser):
             options = (word for word in self._given if word.startswith("--") and word != "--")
             unknown = [word for word in options if word.partition("=")[0] not in self._option_string_actions]
             message = unknown_option(unknown[0], self.option_names()) if unknown else message
+        # Python 3.14 writes the choices without quotes
+        if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            near = difflib.get_close_matches(choice[1], re.split(r"\W*, \W*", choice[2].strip("'")), n=1)
+            message = f"{message[: choice.end(1) + 1]}: did you mean {near[0]}?" if near else message
         report_and_exit(self.source + message, self.prog)
 
 

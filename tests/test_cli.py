@@ -502,7 +502,8 @@ def test_help(command, capsys):
 
 def test_wrong_command_lines(refused, run):
     assert "COMMAND" in refused(llata_fast)
-    assert "invalid choice: 'forecast'" in refused(llata_fast, "forecast", run)
+    assert "invalid choice: 'forecast' (choose from" in refused(llata_fast, "forecast", run)
+    assert "invalid choice: 'predikt': did you mean predict?" in refused(llata_fast, "predikt", run)
     assert "did you mean --input?" in refused(llata_fast, "predict", run, "--imput", "x", "--output", "y")
     assert "--input" in refused(llata_fast, "predict", run)
     # the context is the run's
