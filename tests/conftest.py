@@ -74,6 +74,14 @@ def plain_ops_throughout():
         yield
 
 
+@pytest.fixture(scope="module")
+def no_data_folder():
+    """Without a user's data folder, which would change what a dataset's name means."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("LLATA_DATA", raising=False)
+        yield
+
+
 @pytest.fixture
 def backbone(tmp_path):
     """A tiny `random:` Llama."""

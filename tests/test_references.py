@@ -5,8 +5,8 @@ import shutil
 import pandas as pd
 import pytest
 import torch
+from programs import H, llata_fast, make_table, tiny_run, train, write
 from safetensors.torch import load_file, save_file
-from test_cli import H, llata_fast, make_table, tiny_run, train, write
 from tiny import random_backbone
 from transformers import AutoConfig, AutoModelForCausalLM
 
