@@ -2,6 +2,7 @@
 
 import importlib.util
 import lzma
+import runpy
 import sys
 import zipfile
 from pathlib import Path
@@ -11,13 +12,13 @@ import pandas as pd
 import pytest
 from tiny import random_backbone
 
-BENCH = Path(__file__).resolve().parents[2] / "bench"
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("plain_ops")
 
 
 @pytest.fixture
 def bench():
-    spec = importlib.util.spec_from_file_location("covariates_study", BENCH / "covariates.py")
+    spec = importlib.util.spec_from_file_location("covariates_study", ROOT / "bench" / "covariates.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -36,9 +37,10 @@ def orders(bench, tmp_path):
     odd = pd.DataFrame({"StockCode": "a", "InvoiceDate": days[:2], "Quantity": [-5, 7], "Price": [2.0, 0.0]})
     twice = pd.DataFrame({"StockCode": "b", "InvoiceDate": days[:1], "Quantity": [3], "Price": [4.0]})
     table = pd.concat([table, odd, twice], ignore_index=True)
+    file = runpy.run_path(str(ROOT / "examples" / "retail.py"))["FILE"]
     path = tmp_path / "orders.whl"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(bench.RETAIL, lzma.compress(table.to_csv(index=False).encode()))
+        archive.writestr(file, lzma.compress(table.to_csv(index=False).encode()))
     return path, table
 
 
