@@ -37,6 +37,7 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
         merged: LoRA and tuned norms are folded into the backbone, which the checkpoint then includes.
         includes_backbone: the checkpoint also holds the frozen base.
         num_channels: C of the training series; if given, each channel gets its own linear map.
+        season_length: steps of the training series' season; if the lookback holds one, the linear skip has a mean season.
         covariates: role (known, past, static) -> for each column its number of categories, 0 for a numeric column.
         backbone_fingerprint: identifies the frozen base (`backbone/fingerprint.py`); taken when the base is first read.
         **kwargs: fields of `ModelSettings`, then those of `PreTrainedConfig`.
@@ -65,6 +66,7 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
         merged: bool = False,
         includes_backbone: bool = False,
         num_channels: int | None = None,
+        season_length: int | None = None,
         backbone_fingerprint: dict | None = None,
         covariates: dict[str, list[int]] | None = None,
         **kwargs,
@@ -84,6 +86,7 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
         self.merged = merged
         self.includes_backbone = includes_backbone
         self.num_channels = num_channels
+        self.season_length = season_length
         self.backbone_fingerprint = backbone_fingerprint
         self.covariates = covariates
         if covariates is not None and set(covariates) != {"known", "past", "static"}:
@@ -138,9 +141,15 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
 
     @property
     def num_own_maps(self) -> int:
-        """Number of channels with their own linear map: 0 for a single channel or for very many."""
+        """Number of channels with their own linear map: 0 for very many, or for a single one without a season."""
         channels = self.num_channels or 0
-        return channels if 1 < channels <= MOST_MAPS else 0
+        return channels if (1 if self.num_season_steps else 2) <= channels <= MOST_MAPS else 0
+
+    @property
+    def num_season_steps(self) -> int:
+        """P, the steps of the mean season beside the linear skip's maps: 0 unless the lookback holds a season."""
+        length = self.season_length or 0
+        return length if 1 < length <= self.context_length else 0
 
     @property
     def variate_tokens(self) -> bool:

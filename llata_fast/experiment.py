@@ -177,7 +177,9 @@ def _prepare(
     mixture = task.mixture.description() if isinstance(task, CorpusTask) else None
     encoding = task.encoding if isinstance(task, PanelTask) else None
     sizes = None if encoding is None else encoding.sizes
-    config = LlataConfig(**asdict(model), num_channels=len(task.columns), covariates=sizes)
+    config = LlataConfig(
+        **asdict(model), num_channels=len(task.columns), season_length=task.season_length, covariates=sizes
+    )
     if training.checkpointing and not config.has_language_model:
         raise InputError(f"gradient_checkpointing: ablation {config.ablation} has no backbone blocks to checkpoint")
     forecaster = LlataForPrediction.from_backbone(config, frozen_dtype=training.compute_dtype)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .mean_season import Around
+
 if TYPE_CHECKING:
     from .linear_covariates import LinearCovariates
 
@@ -130,25 +132,41 @@ class LinearSkip(nn.Module):
     The published method has no such part. It relieves the language model of what is linear in a series (seasons,
     trends), like the residual connection of TiDE (arXiv 2304.08424). It reads the lookback plus the mean and deviation
     that the instance norm removes, so that a forecast can return to the series' level. With `num_channels`, each
-    channel adds its own map to the shared one; a series with another number of channels uses the shared map alone.
+    channel adds its own map to the shared one, and with `season_length` a mean season of that many steps; a series with
+    another number of channels uses the shared map alone.
     Nothing here is trained: `linear_start` chooses the maps, which are zero until then.
     """
 
     shared: Tensor
     own: Tensor | None
+    season: Tensor | None
+    season_effect: Tensor | None
     learned_share: Tensor
 
-    def __init__(self, context_length: int, prediction_length: int, num_channels: int = 0):
+    def __init__(self, context_length: int, prediction_length: int, num_channels: int = 0, season_length: int = 0):
         super().__init__()
         sizes = (context_length + 2, prediction_length)
         self.register_buffer("shared", torch.zeros(*sizes))
         self.register_buffer("own", torch.zeros(num_channels, *sizes) if num_channels else None)
+        season = torch.zeros(season_length, num_channels) if num_channels and season_length else None
+        self.register_buffer("season", season)
+        effect = None if season is None else torch.zeros(*season.shape, prediction_length)
+        self.register_buffer("season_effect", effect)
         # share of the learned part in the forecast
         self.register_buffer("learned_share", torch.ones(()))
         self.is_all = False
         self.register_load_state_dict_post_hook(_keep_share)
         # the covariates' effect, in a model that has covariates
         self.covariates: LinearCovariates | None = None
+
+    def take(self, shared: Tensor, own: Tensor | None, around: Around | None):
+        """Use this linear forecast; what belongs to single channels is left out if there is no place for it."""
+        self.shared.copy_(shared)
+        if self.own is not None and own is not None:
+            self.own.copy_(own)
+        if self.season is not None and self.season_effect is not None and around is not None:
+            self.season.copy_(around.season)
+            self.season_effect.copy_(around.effect)
 
     def keep(self, share: float):
         """Use this share of the learned part; with share 0 (`is_all`), the language model need not run."""
@@ -176,29 +194,37 @@ class LinearSkip(nn.Module):
         # a constant window is forecast from its level alone
         unit = 1 / torch.where(series_scale > 0, series_scale, torch.inf)
         with _without_autocast(past_values.device.type):
-            forecast = self._forecast(torch.cat((normalised, (series_loc * unit)[:, None], unit[:, None]), 1))
+            inputs = torch.cat((normalised, (series_loc * unit)[:, None], unit[:, None]), 1)
+            forecast = self._forecast(inputs, observed_mask)
             return forecast + self.covariates(*covariates) if self.covariates is not None and covariates else forecast
 
     @property
     def reads_level(self) -> bool:
-        """Whether any map has weights on the level."""
-        return any((maps[..., -2:, :] != 0).any().item() for maps in (self.shared, self.own) if maps is not None)
+        """Whether any map has weights on the level, or a mean season is added."""
+        maps = (part[..., -2:, :] for part in (self.shared, self.own) if part is not None)
+        return any(part.any().item() for part in (*maps, self.season_effect) if part is not None)
 
     def alone(self, past: Tensor, observed: Tensor, *covariates: Tensor | None) -> Tensor:
         """The forecast [B, H, C] of standardised lookbacks [B, L, C] without the learned part."""
         inputs, mean = level_inputs(past, observed)
-        forecast = mean + self._forecast(inputs.float()).transpose(1, 2)
+        forecast = mean + self._forecast(inputs.float(), observed).transpose(1, 2)
         if self.covariates is None:
             return forecast
         return forecast + deviation(past, observed) * self.covariates(*covariates).transpose(1, 2)
 
-    def _forecast(self, inputs: Tensor) -> Tensor:
-        """inputs [B, L + 2, C] -> [B, C, H], fp32."""
-        inputs = inputs.transpose(1, 2).to(self.shared.dtype)
-        forecast = inputs @ self.shared
-        if self.own is not None and len(self.own) == inputs.shape[1]:
-            forecast = forecast + torch.einsum("bcl,clh->bch", inputs, self.own)
-        return forecast.float()
+    def _forecast(self, inputs: Tensor, observed: Tensor | None) -> Tensor:
+        """inputs [B, L + 2, C], the last of them 1 in units of the other ones -> [B, C, H], fp32."""
+        by_channel = inputs.transpose(1, 2).to(self.shared.dtype)
+        forecast = by_channel @ self.shared
+        if self.own is None or len(self.own) != by_channel.shape[1]:
+            return forecast.float()
+        forecast = forecast + torch.einsum("bcl,clh->bch", by_channel, self.own)
+        if self.season is None or self.season_effect is None:
+            return forecast.float()
+        one = inputs[:, -1:]
+        moves = inputs[:, :-2] / torch.where(one > 0, one, torch.inf)
+        effect = Around(self.season.float(), self.season_effect.float())(moves, observed)
+        return forecast.float() + effect * one.transpose(1, 2)
 
 
 def _without_autocast(device_type: str):

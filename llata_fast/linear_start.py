@@ -2,17 +2,19 @@
 
 A linear forecast of a lookback is its mean plus a map of [lookback - mean, mean, 1]. The forms differ in three ways:
 one map for all channels or one per channel, whether the level stays or returns to that of the training rows, and the
-size of the penalty. Further forms repeat the last season, or are the linear baselines: the same maps by plain least
+size of the penalty. Of a series with a season, each is also fitted to what the mean season of the rows leaves
+(`mean_season`). Further forms repeat the last season, or are the linear baselines: the same maps by plain least
 squares. None is best everywhere: returning to the level halves the error on one series and doubles it on another, and
 a single validation split cannot tell which. So each form is fitted on the rows before several origins in the training
 rows and scored on the rows after each; a fit on all training rows is scored on the validation rows. The reference is
 the baseline that is best in validation. The mixture chosen is the one whose worst ratio to it, in squared and absolute
 error at every origin, is least, so it departs from the baseline only if no ratio gets worse by more than half a
-percent. A mixture of linear maps is again a linear map.
+percent. A mixture of linear maps is again a linear map, around a share of the mean season.
 
 Letters: B windows, L lookback, H horizon, C channels, F forms.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -26,15 +28,18 @@ from .data.windows import WindowDataset
 from .linear import LinearSkip, fill_with_mean, level_inputs, solve_ridge
 from .linear_covariates import ROUNDS, Residuals, WithoutEffect
 from .linear_mixture import mixture, relative_errors
+from .mean_season import Around, mean_season, place_in_season, season_from
 
 SHARED, OWN = "one map, level stays", "own maps, level stays"
 SHARED_RETURN, OWN_RETURN = "one map, level returns", "own maps, level returns"
 SEASON = "last season repeated"
+AROUND = " around the mean season"
+"""Ends the name of a form that is fitted to what the mean season leaves."""
+
+_SHARED_OF = {SHARED: SHARED, OWN: SHARED, SHARED_RETURN: SHARED_RETURN, OWN_RETURN: SHARED_RETURN}
 
 BASELINES = {SHARED: "linear", OWN: "linear_per_channel", SHARED_RETURN: "dlinear"}
 """Form fitted by plain least squares -> its name as a baseline in `evaluation.baselines`."""
-
-_OF_CHANNELS = (OWN, OWN_RETURN, BASELINES[OWN])
 
 ORIGINS = (0.5, 0.6, 0.7, 0.8, 0.9)
 """Origins, as shares of the training rows that lie before them."""
@@ -63,6 +68,18 @@ class Origin(NamedTuple):
     """Worst ratio to `LinearStart.yardstick`, over mean squared and mean absolute error."""
 
 
+class Form(NamedTuple):
+    """A fitted form."""
+
+    name: str
+    weight: Tensor
+    """[C or 1, L + 2, S], float64: the map of a lookback minus its `season`."""
+    shared: Tensor
+    """[1, L + 2, S]: the map for a series with any channels, and no season."""
+    season: Tensor | None = None
+    """[P, C]"""
+
+
 class Behind(NamedTuple):
     """The windows after an origin, and their errors under a start fitted on the rows before it."""
 
@@ -88,22 +105,23 @@ class LinearStart:
     yardstick: str = ""
     """The baseline that is best in validation; errors are relative to its."""
     seasonality: int = 1
-    fitted_behind: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
-    """For each origin in the training rows: windows after it, map [C or 1, L + 2, S] of the rows before it, steps."""
+    around: Around | None = None
+    """What the mean season adds for the training series' channels, fp32."""
+    fitted_behind: list[tuple[Tensor, Tensor, Around | None, Tensor]] = field(default_factory=list)
+    """For each origin in the training rows: windows after it, map [C or 1, L + 2, S] and season of the rows before it,
+    steps."""
 
     def __call__(self, past: Tensor, observed: Tensor) -> Tensor:
         """Lookbacks [B, L, C] and their observed mask -> forecasts [B, H, C], in the units of the windows."""
-        inputs, mean = level_inputs(past, observed)
         weight = self.shared if self.own is None else self.shared + self.own
-        return mean + _mapped(inputs.float(), weight).to(past.dtype)
+        return _forecast(past, observed, weight, self.around)
 
     def behind_origins(self, train: WindowDataset | PanelWindows) -> list[Behind]:
         """Errors after each origin in the training windows, of a start fitted on the rows before it."""
         found = []
-        for indices, weight, steps in self.fitted_behind:
+        for indices, weight, around, steps in self.fitted_behind:
             past, future = train.stretches(indices.tolist())
-            inputs, mean = level_inputs(past.nan_to_num(), ~past.isnan())
-            forecast = mean + _mapped(inputs, weight.to(inputs))
+            forecast = _forecast(past.nan_to_num(), ~past.isnan(), weight, around)
             found.append(Behind(past, future[:, steps] - forecast, steps))
         return found
 
@@ -144,20 +162,23 @@ def choose_start(
 
 
 class Measured(NamedTuple):
-    """The forms (those with a map with each of `RIDGES`), the baselines, and the errors of all."""
+    """All forms, and their errors."""
 
-    forms: list[str]
-    """F names, one for each form and penalty."""
-    maps: list[Tensor]
-    """Fitted on all training rows: [C or 1, L + 2, H], float64."""
+    forms: list[Form]
+    """F of them, fitted on all training rows; the first are the baselines."""
     origins: list[tuple[str, int]]
     """Name and number of scored windows, validation last."""
     scored: list[Tensor]
     """Errors [F, M] after each origin."""
     yardstick: int
     """Index of the baseline with the least squared error in validation."""
-    before: list[tuple[Tensor, list[Tensor]]]
-    """For each origin but the last: windows after it, and the maps fitted before it for `_STEPS` steps."""
+    before: list[tuple[Tensor, list[Form]]]
+    """For each origin but the last: windows after it, and the forms fitted before it for `_STEPS` steps."""
+
+    @property
+    def names(self) -> list[str]:
+        """Of the forms; those that differ in their penalty share one."""
+        return [form.name for form in self.forms]
 
 
 def measure_forms(
@@ -169,55 +190,65 @@ def measure_forms(
     unit: Literal["deviation"] | None = None,
 ) -> Measured:
     """Fit every form with each of `RIDGES` before each origin and score it after; arguments as for `choose_start`."""
-    forms = _Forms(own, seasonality, unit)
+    fitting = _Fitting(own, seasonality, unit)
     origins, scored, fitted = [], [], []
-    for name, before, behind in _origins(train):
+    for name, before, behind, rows in _origins(train):
         origins.append((name, len(behind)))
-        maps = [weight for _, weight in forms.fit(train, before, _STEPS)]
-        fitted.append((behind, maps))
-        scored.append(forms.errors(maps, train, behind))
-    names, maps = map(list, zip(*forms.fit(train, _spread(range(len(train)), _FITTED)), strict=True))
+        forms = fitting.fit(train, before, rows, _STEPS)
+        fitted.append((behind, forms))
+        scored.append(fitting.errors(forms, train, behind))
+    forms = fitting.fit(train, _spread(range(len(train)), _FITTED), getattr(train, "values", None))
     behind = _spread(range(len(validation)), _SCORED)
     origins.append(("validation", len(behind)))
-    scored.append(forms.errors(maps, validation, behind))
-    baselines = [place for place, form in enumerate(names) if form in BASELINES.values()]
+    scored.append(fitting.errors(forms, validation, behind))
+    baselines = [place for place, form in enumerate(forms) if form.name in BASELINES.values()]
     windows = _spread(range(len(validation)), _PICKED)
-    squared = forms.squared_errors([maps[place] for place in baselines], validation, windows)
-    return Measured(names, maps, origins, scored, baselines[int(squared.argmin())], fitted)
+    squared = fitting.squared_errors([forms[place] for place in baselines], validation, windows)
+    return Measured(forms, origins, scored, baselines[int(squared.argmin())], fitted)
 
 
 def choose_of(measured: Measured, weigh: Callable[[list[str], list[Tensor], int], Tensor] | None = None) -> LinearStart:
-    """Mix the measured forms with `weigh(forms, errors by origin, yardstick)`, by default `mixture`."""
-    names, maps, named, scored, yardstick, before = measured
-    shares = weigh(names, scored, yardstick) if weigh else mixture(scored, yardstick)
-    parts = dict.fromkeys(names, 0.0)
-    for name, share in zip(names, shares.tolist(), strict=True):
-        parts[name] += share
-    # in the list, the shared form stands right before its per-channel form
-    places = range(len(names))
-    shared_of = [maps[place - 1] if names[place] in _OF_CHANNELS else maps[place] for place in places]
-    shared = _weighted(shares, [weight[0] for weight in shared_of])
-    beyond = None
-    if not parts.keys().isdisjoint(_OF_CHANNELS):
-        beyond = _weighted(shares, [maps[place] - shared_of[place] for place in places])
+    """Mix the measured forms with `weigh(names, errors by origin, yardstick)`, by default `mixture`."""
+    forms, named, scored, yardstick, before = measured
+    shares = weigh(measured.names, scored, yardstick) if weigh else mixture(scored, yardstick)
+    parts = dict.fromkeys(measured.names, 0.0)
+    for form, share in zip(forms, shares.tolist(), strict=True):
+        parts[form.name] += share
     relative = (
         relative_errors(shares, errors, yardstick).max().item() if errors.shape[1] else float("nan")
         for errors in scored
     )
     origins = [Origin(*which, error) for which, error in zip(named, relative, strict=True)]
-    start = LinearStart(shared.float(), None if beyond is None else beyond.float(), parts, origins, names[yardstick])
-    for indices, fitted in before:
-        start.fitted_behind.append((indices, _weighted(shares, fitted), _spread(range(shared.shape[-1]), _STEPS)))
+    shared = _total(shares, [form.shared for form in forms])
+    H = shared.shape[-1]
+    weight, around = _mixed(shares, forms, torch.arange(H))
+    start = LinearStart(
+        shared[0].float(),
+        (weight - shared).float() if any(form.weight is not form.shared for form in forms) else None,
+        parts,
+        origins,
+        forms[yardstick].name,
+        around=None if around is None else Around(*(part.float() for part in around)),
+    )
+    steps = _spread(range(H), _STEPS)
+    start.fitted_behind = [(windows, *_mixed(shares, fitted, steps), steps) for windows, fitted in before]
     return start
 
 
-def _weighted(shares: Tensor, maps: list[Tensor]) -> Tensor:
-    """The sum of maps, each times its share."""
-    total = sum(share * weight for share, weight in zip(shares, maps, strict=True))
-    assert isinstance(total, Tensor), "there is a map"
-    return total
+def _mixed(shares: Tensor, forms: list[Form], steps: Tensor) -> tuple[Tensor, Around | None]:
+    """The mixture as one map [C or 1, L + 2, S] of the lookback as it is, and what its mean season adds to that."""
+    weight = _total(shares, [form.weight for form in forms])
+    length = weight.shape[-2] - 2
+    added = [None if form.season is None else Around.of(form.season, form.weight, steps, length) for form in forms]
+    seasonal = torch.tensor([around is not None for around in added])
+    around = [around for around in added if around is not None]
+    if not around:
+        return weight, None
+    return weight, Around(around[0].season, _total(shares[seasonal], [part.effect for part in around]))
 
 
+def _total(shares: Tensor, parts: list[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, (share * part for share, part in zip(shares, parts, strict=True)))
 @torch.no_grad()
 def start_linear_part(
     model: nn.Module,
@@ -234,9 +265,7 @@ def start_linear_part(
 
     def choose(train: Any, validation: Any) -> LinearStart:
         start = choose_start(train, validation, own=skip.own is not None, seasonality=seasonality, unit=unit)
-        skip.shared.copy_(start.shared)
-        if start.own is not None and skip.own is not None:
-            skip.own.copy_(start.own)
+        skip.take(start.shared, start.own, start.around)
         return start
 
     start, effect = choose(train, validation), skip.covariates
@@ -259,8 +288,8 @@ def _residuals(skip: LinearSkip, windows: Any) -> Iterator[Residuals]:
         yield Residuals(*moving(batch), batch["future_values"] - forecast * scale[:, None], scale)
 
 
-def _origins(train: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Name, windows that end before it and windows that begin after it, for each origin with enough of both."""
+def _origins(train: Any) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+    """For each origin with enough of both: name, windows that end before it and begin after it, rows before it."""
     if not isinstance(train, WindowDataset):
         # windows of several series are not in order of time
         return
@@ -271,7 +300,7 @@ def _origins(train: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
         if before >= max(30, H // 8) and cut < min(end, len(train)):
             name = f"row {cut + L:,}"
             behind = range(cut, min(end, len(train)))
-            yield name, _spread(range(before), _FITTED), _spread(behind, _SCORED)
+            yield name, _spread(range(before), _FITTED), _spread(behind, _SCORED), train.values[: cut + L]
 
 
 def _spread(indices: range, most: int) -> Tensor:
@@ -280,38 +309,61 @@ def _spread(indices: range, most: int) -> Tensor:
     return torch.linspace(indices[0], indices[-1], number, dtype=torch.float64).round().long()
 
 
-class _Forms:
-    """The forms and how to fit them: names and maps [C or 1, L + 2, steps], float64."""
+class _Fitting:
+    """How the forms are fitted and scored."""
 
     def __init__(self, own: bool, seasonality: int, unit: str | None):
         self.own, self.seasonality, self.unit = own, seasonality, unit
 
-    def fit(self, windows: Any, indices: Tensor, most_steps: int | None = None) -> list[tuple[str, Tensor]]:
-        """Maps fitted on the windows `indices`, for `most_steps` of their steps or all of them."""
-        gram, moment = self._moments(windows, indices, most_steps, {})
+    def fit(self, windows: Any, indices: Tensor, rows: Tensor | None, most_steps: int | None = None) -> list[Form]:
+        """The forms fitted on the windows `indices`, for `most_steps` of their steps or all of them.
+
+        The mean season is that of `rows` [T, C]; None, for windows of several series, leaves out its forms.
+        """
+        H = windows[0]["future_values"].shape[0]
+        plain, unweighted = self._solved(windows, indices, most_steps, None)
+        forms = [self._form(BASELINES[form], form, unweighted) for form in unweighted if form in BASELINES]
+        forms += [self._form(form, form, maps) for maps in plain for form in maps]
+        L = plain[0][SHARED].shape[-2] - 2
+        if not 1 < self.seasonality <= L:
+            return forms
+        if self.own and rows is not None:
+            season = mean_season(rows, self.seasonality)
+            around, unweighted_around = self._solved(windows, indices, most_steps, season)
+            for maps, without in ((unweighted_around, unweighted), *zip(around, plain, strict=True)):
+                forms += [Form(form + AROUND, maps[form], without[_SHARED_OF[form]], season) for form in maps]
+        steps = _spread(range(H), most_steps or H)
+        repeated = torch.zeros(1, L + 2, len(steps), dtype=torch.float64)
+        repeated[0, L - self.seasonality + steps % self.seasonality, torch.arange(len(steps))] = 1
+        return [*forms, Form(SEASON, repeated, repeated)]
+
+    def _form(self, name: str, form: str, maps: dict[str, Tensor]) -> Form:
+        return Form(name, maps[form], maps[_SHARED_OF[form]])
+
+    def _solved(
+        self, windows: Any, indices: Tensor, most_steps: int | None, season: Tensor | None
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """{form: map} for each of `RIDGES`, and by plain least squares, of windows minus their `season` [P, C]."""
+        gram, moment = self._moments(windows, indices, most_steps, season, {})
         unweighted = self._solve(gram, moment, RIDGES[-1])
         for _ in range(_ROUNDS):
             fitted = self._solve(gram, moment, RIDGES[0])
-            gram, moment = self._moments(windows, indices, most_steps, fitted)
-        maps = [(BASELINES[form], weight) for form, weight in unweighted.items() if form in BASELINES]
-        maps += [item for ridge in RIDGES for item in self._solve(gram, moment, ridge).items()]
-        H = windows[0]["future_values"].shape[0]
-        L = gram.shape[-1] - 2
-        if 1 < self.seasonality <= L:
-            steps = _spread(range(H), most_steps or H)
-            repeated = torch.zeros(1, L + 2, len(steps), dtype=torch.float64)
-            repeated[0, L - self.seasonality + steps % self.seasonality, torch.arange(len(steps))] = 1
-            maps.append((SEASON, repeated))
-        return maps
+            gram, moment = self._moments(windows, indices, most_steps, season, fitted)
+        return [self._solve(gram, moment, ridge) for ridge in RIDGES], unweighted
 
     def _moments(
-        self, windows: Any, indices: Tensor, most_steps: int | None, maps: dict[str, Tensor]
+        self,
+        windows: Any,
+        indices: Tensor,
+        most_steps: int | None,
+        season: Tensor | None,
+        maps: dict[str, Tensor],
     ) -> tuple[Tensor, Tensor]:
         """Sums of squares of inputs [C or 1, L + 2, L + 2], and products with targets [C or 1, L + 2, steps]."""
         gram: Any = 0.0
         moment: Any = 0.0
         weights = complete_windows = 0.0
-        for inputs, target in self._batches(windows, indices, most_steps):
+        for inputs, target in self._batches(windows, indices, most_steps, season):
             complete = ~target.isnan().any(2)  # [C, B]
             target = target.nan_to_num()
             weight = complete.float()
@@ -343,45 +395,73 @@ class _Forms:
                 maps[own] = _padded(common + solve_ridge(squares, products - squares @ common, ridge), width)
         return maps
 
-    def errors(self, maps: list[Tensor], windows: Any, indices: Tensor) -> Tensor:
+    def errors(self, forms: list[Form], windows: Any, indices: Tensor) -> Tensor:
         """Errors [F, M] at `_STEPS` steps of the windows `indices`, without missing values."""
-        errors = torch.cat(list(self._errors(maps, windows, indices)), 1)
+        errors = torch.cat(list(self._errors(forms, windows, indices)), 1)
         if not errors.shape[1]:
             return errors
         return errors[:, _spread(range(errors.shape[1]), _ERRORS)].double()
 
-    def squared_errors(self, maps: list[Tensor], windows: Any, indices: Tensor) -> Tensor:
+    def squared_errors(self, forms: list[Form], windows: Any, indices: Tensor) -> Tensor:
         """Sums [F] of the squares of all these errors."""
-        return torch.stack([part.double().square().sum(1) for part in self._errors(maps, windows, indices)]).sum(0)
+        return torch.stack([part.double().square().sum(1) for part in self._errors(forms, windows, indices)]).sum(0)
 
-    def _errors(self, maps: list[Tensor], windows: Any, indices: Tensor) -> Iterator[Tensor]:
+    def _errors(self, forms: list[Form], windows: Any, indices: Tensor) -> Iterator[Tensor]:
         H = windows[0]["future_values"].shape[0]
         steps = _spread(range(H), _STEPS)
-        maps = [(weight[..., steps] if weight.shape[-1] == H else weight).float() for weight in maps]
-        for inputs, target in self._batches(windows, indices, _STEPS):
-            errors = torch.stack([torch.matmul(inputs, weight) - target for weight in maps])
-            yield errors[:, ~target.isnan()]
-
-    def _batches(self, windows: Any, indices: Tensor, most_steps: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs [C, B, L + 2], and targets minus the lookback's mean [C, B, steps]."""
+        maps = [(form.weight[..., steps] if form.weight.shape[-1] == H else form.weight).float() for form in forms]
+        season = next((form.season for form in forms if form.season is not None), None)
         for part in indices.split(_BATCH):
-            batch = windows.__getitems__(part)
-            past, future, level = batch["past_values"], batch["future_values"], batch.get("window_level")
-            if level is None:
-                observed = batch.get("past_observed_mask", torch.ones_like(past, dtype=torch.bool))
-                past = fill_with_mean(past, observed)
-                level = past.mean(1)
-                # the same lower bound as in the instance norm
-                size = (past.var(1, correction=0) + 1e-5).sqrt()
-                past, future = past - level[:, None], future - level[:, None]
-            else:
-                size = batch["window_scale"]
-                past = past * size[:, None]
-            if self.unit == "deviation":
-                past, future = past / size[:, None], future / size[:, None]
-            steps = _spread(range(future.shape[1]), most_steps or future.shape[1])
-            inputs = torch.cat((past, level[:, None], torch.ones_like(level)[:, None]), 1)
-            yield inputs.float().permute(2, 0, 1), future[:, steps].float().permute(2, 0, 1)
+            whole = self._batch(windows, part, _STEPS, None)
+            left = whole if season is None else self._batch(windows, part, _STEPS, season)
+            errors = []
+            for form, weight in zip(forms, maps, strict=True):
+                inputs, target = whole if form.season is None else left
+                errors.append(torch.matmul(inputs, weight) - target)
+            yield torch.stack(errors)[:, ~whole[1].isnan()]
+
+    def _batches(
+        self, windows: Any, indices: Tensor, most_steps: int | None, season: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self._batch(windows, part, most_steps, season) for part in indices.split(_BATCH))
+
+    def _batch(
+        self, windows: Any, indices: Tensor, most_steps: int | None, season: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Inputs [C, B, L + 2], and targets minus the lookback's mean [C, B, steps], both without their `season`."""
+        batch = windows.__getitems__(indices)
+        past, future, level = batch["past_values"], batch["future_values"], batch.get("window_level")
+        observed = batch.get("past_observed_mask")
+        if level is None:
+            past = fill_with_mean(past, torch.ones_like(past, dtype=torch.bool) if observed is None else observed)
+            level = past.mean(1)
+            # the same lower bound as in the instance norm
+            size = (past.var(1, correction=0) + 1e-5).sqrt()
+            past, future = past - level[:, None], future - level[:, None]
+        else:
+            size = batch["window_scale"]
+            past = past * size[:, None]
+        if self.unit == "deviation":
+            past, future = past / size[:, None], future / size[:, None]
+        steps = _spread(range(future.shape[1]), most_steps or future.shape[1])
+        future = future[:, steps]
+        if season is not None:
+            first = place_in_season(past, observed, season)
+            before = season_from(season, first, torch.arange(past.shape[1]))
+            mean = before.mean(1, keepdim=True)
+            past, level = past - (before - mean), level - mean[:, 0]
+            future = future - (season_from(season, first, past.shape[1] + steps) - mean)
+        inputs = torch.cat((past, level[:, None], torch.ones_like(level)[:, None]), 1)
+        return inputs.float().permute(2, 0, 1), future.float().permute(2, 0, 1)
+
+
+def _forecast(past: Tensor, observed: Tensor, weight: Tensor, around: Around | None) -> Tensor:
+    """Lookbacks [B, L, C], a map [L + 2, S] or one per channel, and a mean season -> forecasts [B, S, C]."""
+    inputs, mean = level_inputs(past, observed)
+    forecast = mean + _mapped(inputs, weight.to(inputs))
+    if around is None:
+        return forecast
+    return forecast + around(inputs[:, :-2], observed).transpose(1, 2).to(forecast)
 
 
 def _mapped(inputs: Tensor, weight: Tensor) -> Tensor:

@@ -236,7 +236,9 @@ class LlataForPrediction(PreTrainedModel):
         self.quantile_head: QuantileHead | None = None
         if config.quantile_levels:
             self.quantile_head = QuantileHead(self.head.in_features, config.prediction_length, config.quantile_levels)
-        self.skip = LinearSkip(*lengths, config.num_own_maps) if config.linear_skip else None
+        self.skip: LinearSkip | None = None
+        if config.linear_skip:
+            self.skip = LinearSkip(*lengths, config.num_own_maps, config.num_season_steps)
         if self.skip is not None and config.covariates is not None and config.num_covariate_tokens:
             channels = config.num_channels or 1
             self.skip.covariates = LinearCovariates(config.covariates, config.prediction_length, channels)

@@ -43,6 +43,7 @@ def test_linear_skip_of_an_older_version_is_refused(backbone):
 def test_few_channels_have_one_map_each(backbone):
     maps = {channels: tiny_config(backbone, num_channels=channels).num_own_maps for channels in (None, 1, 2, 64, 65)}
     assert maps == {None: 0, 1: 0, 2: 2, 64: 64, 65: 0}
+    assert tiny_config(backbone, num_channels=1, season_length=4).num_own_maps == 1, "for the season that it leaves"
 
 
 def test_number_of_heads(tmp_path):

@@ -45,9 +45,9 @@ def test_the_baselines_are_the_least_squares_ones():
     mean = past.mean(1, keepdim=True)
     inputs = torch.cat((past - mean, mean, torch.ones_like(mean)), 1)
     kinds = {"linear": {}, "linear_per_channel": {"per_channel": True}, "dlinear": {"centred": False}}
-    assert list(kinds) == list(BASELINES.values()) == measured.forms[:3]
-    for weight, options in zip(measured.maps, kinds.values(), strict=False):
-        forecast = mean + torch.einsum("blc,clh->bhc", inputs, weight.expand(2, -1, -1))
+    assert list(kinds) == list(BASELINES.values()) == measured.names[:3]
+    for form, options in zip(measured.forms, kinds.values(), strict=False):
+        forecast = mean + torch.einsum("blc,clh->bhc", inputs, form.weight.expand(2, -1, -1))
         expected = LeastSquares(**options).fit(train)(past, observed)
         torch.testing.assert_close(forecast, expected, rtol=1e-3, atol=1e-3)
 
@@ -58,11 +58,11 @@ def test_the_mixture_is_nowhere_worse_than_the_baseline_that_validation_picks():
         measured = measure_forms(*splits(values.double()), own=True, seasonality=3)
         start = choose_of(measured)
         squared = {
-            form: errors.square().mean() for form, errors in zip(measured.forms, measured.scored[-1], strict=True)
+            form: errors.square().mean() for form, errors in zip(measured.names, measured.scored[-1], strict=True)
         }
         assert start.yardstick == min(BASELINES.values(), key=squared.__getitem__)
         assert all(origin.error <= 1.005 for origin in start.origins)
-        yardstick = measured.forms.index(start.yardstick)
+        yardstick = measured.names.index(start.yardstick)
         for shares in torch.eye(len(measured.forms), dtype=torch.float64):
             worst = max(relative_errors(shares, errors, yardstick).max() for errors in measured.scored)
             assert max(origin.error for origin in start.origins) <= worst + 5e-3, "some form alone does better"
@@ -136,9 +136,9 @@ def test_errors_at_an_origin_are_of_maps_fitted_before_it():
     other[810:] += 40
     windows = [(WindowDataset(series[:900], L, H), WindowDataset(series[900:], L, H)) for series in (values, other)]
     first, second = (measure_forms(*pair, own=True) for pair in windows)
-    for (_, maps), (_, maps_of_other) in zip(first.before, second.before, strict=True):
-        for weight, of_other in zip(maps, maps_of_other, strict=True):
-            torch.testing.assert_close(weight, of_other)
+    for (_, forms), (_, forms_of_other) in zip(first.before, second.before, strict=True):
+        for form, of_other in zip(forms, forms_of_other, strict=True):
+            torch.testing.assert_close(form.weight, of_other.weight)
     start = choose_of(first)
     shares = mixture(first.scored, first.yardstick)
     behind = start.behind_origins(windows[0][0])

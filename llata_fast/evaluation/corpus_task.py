@@ -31,6 +31,7 @@ class CorpusTask:
     """Windows of a mixture, each in its own units; a dataset of weight 0 is scored, but never trained on."""
 
     columns = [COLUMN]
+    season_length: int | None = None
 
     def __init__(self, mixture: Mixture, batch_size: int, num_steps: int):
         self.mixture = mixture

@@ -29,6 +29,7 @@ class PanelTask:
         """Without `with_test`, no test split is held out and scores are those of validation."""
         self.panel, self.with_test = panel, with_test
         self.columns = list(panel.targets)
+        self.season_length: int | None = None
         share = TEST_SHARE if with_test else 0.0
         self.splits = panel_splits(panel, model.context_length, model.prediction_length, test_share=share)
 

@@ -52,6 +52,7 @@ class SeriesTask:
         assert splits.scaler is not None, "a single series has a scaler"
         self.series, self.splits, self.scaler = series, splits, splits.scaler
         self.columns = list(series.columns)
+        self.season_length: int | None = series.seasonality
         windows = splits.test
         self._baselines: dict[str, Callable[[], ForecastFunction]] = {
             "seasonal_naive": lambda: seasonal_naive(series.seasonality, windows.prediction_length),
@@ -126,6 +127,8 @@ class M4Task:
     def __init__(self, m4: M4Set):
         self.m4 = m4
         self.columns = [m4.spec.frequency]
+        # the series' seasons have no place in common
+        self.season_length: int | None = None
         self._before = [values[: -m4.spec.prediction_length] for values in m4.insample]
         held_out = M4Windows(m4.insample, m4.spec)
         # the test values are in no window; `m4_scores` compares them with forecasts

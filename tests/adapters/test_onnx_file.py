@@ -19,15 +19,19 @@ pytestmark = pytest.mark.usefixtures("plain_ops")
 
 PATCHES = {"patch_length": 4, "patch_stride": 2}
 SKIP = {"linear_skip": True}
+SEASON = SKIP | {"num_channels": 3, "season_length": 5}
 
 
 @pytest.mark.parametrize(
     "family, fields",
-    [("gpt2", {}), ("llama", PATCHES), ("gemma2", SKIP)],
-    ids=["gpt2", "llama-patches", "gemma2-skip"],
+    [("gpt2", {}), ("llama", PATCHES), ("gemma2", SKIP), ("llama", SEASON)],
+    ids=["gpt2", "llama-patches", "gemma2-skip", "llama-season"],
 )
 def test_runtime_agrees_with_the_model(tmp_path, family, fields):
     model = tiny_model(random_backbone(tmp_path, family), **fields).merge()
+    if fields is SEASON:
+        for part in (model.skip.season, model.skip.season_effect):
+            part.normal_()
     session = runtime.InferenceSession(export_onnx(model, tmp_path / "model.onnx", num_channels=3))
     for batch in (1, 2, 7):
         past, _ = window(batch)
