@@ -33,7 +33,7 @@ from llata_fast.evaluation.baselines import score
 from llata_fast.experiment import train
 from llata_fast.linear import LeastSquares
 from llata_fast.linear_mixture import mixture, worst_ratio
-from llata_fast.linear_start import BASELINES, SEASON, choose_of, measure_forms
+from llata_fast.linear_start import AROUND, BASELINES, SEASON, choose_of, measure_forms
 
 CONTEXT_LENGTH = 96
 HORIZONS = (96, 192, 336, 720)
@@ -91,7 +91,8 @@ def rules() -> dict[str, Callable[[list[str], list[Tensor], int], Tensor]]:
         "baseline": lambda forms, scored, yardstick: torch.eye(len(forms), dtype=torch.float64)[yardstick],
         "no return": without("returns"),
         "no own maps": without("own"),
-        "no season": without(SEASON),
+        "no last season": without(SEASON),
+        "no mean season": without(AROUND),
     }
 
 

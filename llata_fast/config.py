@@ -37,7 +37,7 @@ class LlataConfig(PreTrainedConfig, ModelSettings):
         merged: LoRA and tuned norms are folded into the backbone, which the checkpoint then includes.
         includes_backbone: the checkpoint also holds the frozen base.
         num_channels: C of the training series; if given, each channel gets its own linear map.
-        season_length: steps of the training series' season; if the lookback holds one, the linear skip has a mean season.
+        season_length: steps of the training series' season; the linear skip has a mean one if the lookback holds it.
         covariates: role (known, past, static) -> for each column its number of categories, 0 for a numeric column.
         backbone_fingerprint: identifies the frozen base (`backbone/fingerprint.py`); taken when the base is first read.
         **kwargs: fields of `ModelSettings`, then those of `PreTrainedConfig`.

@@ -9,7 +9,8 @@ a single validation split cannot tell which. So each form is fitted on the rows 
 rows and scored on the rows after each; a fit on all training rows is scored on the validation rows. The reference is
 the baseline that is best in validation. The mixture chosen is the one whose worst ratio to it, in squared and absolute
 error at every origin, is least, so it departs from the baseline only if no ratio gets worse by more than half a
-percent. A mixture of linear maps is again a linear map, around a share of the mean season.
+percent. A mixture of linear maps is again a linear map, around a share of the mean season. Errors count in the unit in
+which forecasts are scored: M4's in that of MASE.
 
 Letters: B windows, L lookback, H horizon, C channels, F forms.
 """
@@ -50,8 +51,9 @@ RIDGES = (1e3, 1.0)
 The last one is also the baselines'.
 """
 
-# at most this many windows for a fit, windows and steps for a score; neighbouring windows hardly differ
-_FITTED, _SCORED, _STEPS, _ERRORS = 16384, 160, 24, 4096
+# at most this many windows for a fit and for a score, and eight times as many of a single channel, as neighbouring
+# windows hardly differ; of a scored window this many steps, and of all errors this many
+_FITTED, _SCORED, _STEPS, _ERRORS = 16384, 160, 24, 8192
 _BATCH = 256
 # number of validation windows on which the baselines are compared
 _PICKED = 1024
@@ -197,8 +199,9 @@ def measure_forms(
         forms = fitting.fit(train, before, rows, _STEPS)
         fitted.append((behind, forms))
         scored.append(fitting.errors(forms, train, behind))
-    forms = fitting.fit(train, _spread(range(len(train)), _FITTED), getattr(train, "values", None))
-    behind = _spread(range(len(validation)), _SCORED)
+    rows = train.values if isinstance(train, WindowDataset) else None
+    forms = fitting.fit(train, _spread(range(len(train)), _most(_FITTED, train)), rows)
+    behind = _spread(range(len(validation)), _most(_SCORED, validation))
     origins.append(("validation", len(behind)))
     scored.append(fitting.errors(forms, validation, behind))
     baselines = [place for place, form in enumerate(forms) if form.name in BASELINES.values()]
@@ -249,6 +252,8 @@ def _mixed(shares: Tensor, forms: list[Form], steps: Tensor) -> tuple[Tensor, Ar
 
 def _total(shares: Tensor, parts: list[Tensor]) -> Tensor:
     return functools.reduce(torch.add, (share * part for share, part in zip(shares, parts, strict=True)))
+
+
 @torch.no_grad()
 def start_linear_part(
     model: nn.Module,
@@ -300,13 +305,30 @@ def _origins(train: Any) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
         if before >= max(30, H // 8) and cut < min(end, len(train)):
             name = f"row {cut + L:,}"
             behind = range(cut, min(end, len(train)))
-            yield name, _spread(range(before), _FITTED), _spread(behind, _SCORED), train.values[: cut + L]
+            fitted, scored = _spread(range(before), _most(_FITTED, train)), _spread(behind, _most(_SCORED, train))
+            yield name, fitted, scored, train.values[: cut + L]
+
+
+def _most(number: int, windows: Any) -> int:
+    """`number` windows, or as many as have `8 * number` channels if they have fewer."""
+    return max(number, 8 * number // windows[0]["future_values"].shape[1])
 
 
 def _spread(indices: range, most: int) -> Tensor:
     """At most `most` of the indices, evenly spaced."""
     number = min(len(indices), most)
     return torch.linspace(indices[0], indices[-1], number, dtype=torch.float64).round().long()
+
+
+class _Batch(NamedTuple):
+    """Windows as the forms see them."""
+
+    inputs: Tensor
+    """[C, B, L + 2], without their season where that is left out."""
+    target: Tensor
+    """[C, B, S], minus the lookback's mean."""
+    unit: Tensor | None
+    """[C, B]: the target's unit in the one that forecasts are scored in; None where they are the same."""
 
 
 class _Fitting:
@@ -363,7 +385,8 @@ class _Fitting:
         gram: Any = 0.0
         moment: Any = 0.0
         weights = complete_windows = 0.0
-        for inputs, target in self._batches(windows, indices, most_steps, season):
+        for part in indices.split(_BATCH):
+            inputs, target, _ = self._batch(windows, part, most_steps, season)
             complete = ~target.isnan().any(2)  # [C, B]
             target = target.nan_to_num()
             weight = complete.float()
@@ -416,19 +439,14 @@ class _Fitting:
             left = whole if season is None else self._batch(windows, part, _STEPS, season)
             errors = []
             for form, weight in zip(forms, maps, strict=True):
-                inputs, target = whole if form.season is None else left
-                errors.append(torch.matmul(inputs, weight) - target)
-            yield torch.stack(errors)[:, ~whole[1].isnan()]
+                batch = whole if form.season is None else left
+                errors.append(torch.matmul(batch.inputs, weight) - batch.target)
+            scored = torch.stack(errors)
+            if whole.unit is not None:
+                scored = scored * whole.unit[..., None]
+            yield scored[:, ~whole.target.isnan()]
 
-    def _batches(
-        self, windows: Any, indices: Tensor, most_steps: int | None, season: Tensor | None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        return (self._batch(windows, part, most_steps, season) for part in indices.split(_BATCH))
-
-    def _batch(
-        self, windows: Any, indices: Tensor, most_steps: int | None, season: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Inputs [C, B, L + 2], and targets minus the lookback's mean [C, B, steps], both without their `season`."""
+    def _batch(self, windows: Any, indices: Tensor, most_steps: int | None, season: Tensor | None) -> "_Batch":
         batch = windows.__getitems__(indices)
         past, future, level = batch["past_values"], batch["future_values"], batch.get("window_level")
         observed = batch.get("past_observed_mask")
@@ -441,8 +459,10 @@ class _Fitting:
         else:
             size = batch["window_scale"]
             past = past * size[:, None]
+        unit = None
         if self.unit == "deviation":
             past, future = past / size[:, None], future / size[:, None]
+            unit = (size / batch["insample_scale"]).T if "insample_scale" in batch else None
         steps = _spread(range(future.shape[1]), most_steps or future.shape[1])
         future = future[:, steps]
         if season is not None:
@@ -452,7 +472,7 @@ class _Fitting:
             past, level = past - (before - mean), level - mean[:, 0]
             future = future - (season_from(season, first, past.shape[1] + steps) - mean)
         inputs = torch.cat((past, level[:, None], torch.ones_like(level)[:, None]), 1)
-        return inputs.float().permute(2, 0, 1), future.float().permute(2, 0, 1)
+        return _Batch(inputs.float().permute(2, 0, 1), future.float().permute(2, 0, 1), unit)
 
 
 def _forecast(past: Tensor, observed: Tensor, weight: Tensor, around: Around | None) -> Tensor:
