@@ -137,6 +137,9 @@ class LinearSkip(nn.Module):
     Nothing here is trained: `linear_start` chooses the maps, which are zero until then.
     """
 
+    OF_CHANNELS = ("own", "season", "season_effect")
+    """Buffers that belong to a series' channels."""
+
     shared: Tensor
     own: Tensor | None
     season: Tensor | None
@@ -167,6 +170,14 @@ class LinearSkip(nn.Module):
         if self.season is not None and self.season_effect is not None and around is not None:
             self.season.copy_(around.season)
             self.season_effect.copy_(around.effect)
+
+    def without_other_channels(self, state: dict[str, Tensor], prefix: str, *_: Any):
+        """Drop from a state what belongs to the channels of a series unlike this one: a hook before it is loaded."""
+        names = [f"{prefix}{name}" for name in self.OF_CHANNELS]
+        shapes = [None if part is None else part.shape for part in (self.own, self.season, self.season_effect)]
+        if [state[name].shape if name in state else None for name in names] != shapes:
+            for name in names:
+                state.pop(name, None)
 
     def keep(self, share: float):
         """Use this share of the learned part; with share 0 (`is_all`), the language model need not run."""

@@ -9,6 +9,7 @@ from huggingface_hub import load_torch_model
 from ..config import LlataConfig
 from ..durable import MANIFEST, find_damage
 from ..errors import InputError, in_one_line
+from ..linear import LinearSkip
 from ..modeling import LlataForPrediction
 from ..ranks import from_first_rank
 from ..settings import ModelSettings, check_agreement
@@ -40,18 +41,23 @@ def load_initial(model: LlataForPrediction, source: str):
     """
     folder = _folder_of(source)
     check_agreement(vars(_config_of(folder)), vars(model.config), str(source))
+    skip = model.skip
+    hook = None if skip is None else skip.register_load_state_dict_pre_hook(LinearSkip.without_other_channels)
     try:
         missing, unexpected = load_torch_model(model, folder)
     except Exception as error:  # reading a damaged file can raise anything
         raise InputError(f"{source}: its weights cannot be read: {in_one_line(error)[:300]}") from None
-    # per-channel maps belong to a single series
-    lacking = set(missing) - {"skip.own"} - set(model._keys_to_ignore_on_save or ())
+    finally:
+        if hook is not None:
+            hook.remove()
+    own = set() if skip is None else {f"skip.{name}" for name in skip.OF_CHANNELS}
+    lacking = set(missing) - own - set(model._keys_to_ignore_on_save or ())
     if lacking or unexpected:
         problem = f"lacks {min(lacking)}" if lacking else f"holds {unexpected[0]}, which this model does not have"
         raise InputError(f"{source}: its weights do not fit this model: it {problem}")
-    if model.skip is not None:
+    if skip is not None:
         # the source's share does not count: this training chooses its own
-        model.skip.keep(1.0)
+        skip.keep(1.0)
 
 
 def _folder_of(source: str) -> Path:

@@ -16,6 +16,7 @@ from llata_fast.cli import FAILED
 from llata_fast.data.corpus_writer import CorpusLayout, CorpusSeries, new_corpus, write_shards
 from llata_fast.data.mixture import Mixture, WindowSizes, read_mixture
 from llata_fast.data.synthetic import SyntheticSettings, synthesize
+from llata_fast.linear import LinearSkip
 
 pytestmark = pytest.mark.usefixtures("plain_ops_throughout")
 
@@ -224,9 +225,9 @@ def test_fine_tuning_starts_from_the_trained_weights(single, folder, capsys):
     common += ["--init", str(single), "--learning_rate", "0", "--projection_learning_rate", "0"]
     train([*common, "--output_dir", str(folder / "tuned")])
     ours, theirs = (load_file(run / "model.safetensors") for run in (folder / "tuned", single))
-    # the learned share is chosen again, and the channels' own maps start at zero
-    share, own = "skip.learned_share", ours.pop("skip.own")
-    assert ours.keys() == theirs.keys() and not own.any()
+    # the learned share is chosen again, and what belongs to the channels starts at zero
+    share, own = "skip.learned_share", [ours.pop(f"skip.{name}") for name in LinearSkip.OF_CHANNELS]
+    assert ours.keys() == theirs.keys() and not any(part.any() for part in own)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs if name != share)
     for changed, message in (
         (["--context_length", "64"], "context_length 32, not 64"),
