@@ -33,7 +33,8 @@ from llata_fast.evaluation.baselines import score
 from llata_fast.experiment import train
 from llata_fast.linear import LeastSquares
 from llata_fast.linear_mixture import mixture, worst_ratio
-from llata_fast.linear_start import AROUND, BASELINES, SEASON, choose_of, measure_forms
+from llata_fast.linear_forms import AROUND, BASELINES, SEASON
+from llata_fast.linear_start import choose_of, measure_forms
 
 CONTEXT_LENGTH = 96
 HORIZONS = (96, 192, 336, 720)

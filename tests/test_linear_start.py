@@ -6,18 +6,9 @@ from tiny import tiny_model
 
 from llata_fast.data import WindowDataset
 from llata_fast.linear import LeastSquares
+from llata_fast.linear_forms import BASELINES, OWN, OWN_RETURN, SEASON, SHARED_RETURN
 from llata_fast.linear_mixture import mixture, relative_errors
-from llata_fast.linear_start import (
-    BASELINES,
-    OWN,
-    OWN_RETURN,
-    SEASON,
-    SHARED_RETURN,
-    choose_of,
-    choose_start,
-    measure_forms,
-    start_linear_part,
-)
+from llata_fast.linear_start import choose_of, choose_start, measure_forms, start_linear_part
 
 pytestmark = pytest.mark.usefixtures("plain_ops")
 

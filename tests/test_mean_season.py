@@ -5,7 +5,8 @@ import torch
 from tiny import tiny_model
 
 from llata_fast.data import WindowDataset
-from llata_fast.linear_start import AROUND, choose_start, start_linear_part
+from llata_fast.linear_forms import AROUND
+from llata_fast.linear_start import choose_start, start_linear_part
 from llata_fast.mean_season import Around, mean_season, place_in_season, season_from
 
 P, L, H, C, ROWS = 6, 15, 4, 2, 1200
