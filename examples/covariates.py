@@ -7,7 +7,7 @@ help. Measured temperatures stand in for a perfect weather forecast; a real fore
 Data: J. Hogue, Metro Interstate Traffic Volume, UCI Machine Learning Repository, CC BY 4.0.
 """
 
-# must come first: takes the checkout's root off the path
+# must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
 
 import argparse

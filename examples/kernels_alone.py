@@ -6,7 +6,7 @@
 The series are waves with gaps. The last line gives the mean absolute error before and after training.
 """
 
-# must come first: takes the checkout's root, whose kernels/ is not Hugging Face's package of that name, off the path
+# must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
 
 import argparse

@@ -7,7 +7,7 @@ Prints the command for the fastest plan that fits; --run starts it. The base is 
 stores it in about half a byte per parameter, with a full copy on every GPU; ZeRO-3 partitions it in 16 bits.
 """
 
-# must come first: takes the checkout's root off the path
+# must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
 
 import contextlib

@@ -3,7 +3,7 @@
 python examples/own_csv.py my.csv 24        # forecast 24 rows, written to forecast.csv
 """
 
-# must come first: takes the checkout's root off the path
+# must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
 
 import sys

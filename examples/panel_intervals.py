@@ -3,7 +3,7 @@
 python examples/panel_intervals.py sales.csv sku date qty        # one row per item and date
 """
 
-# must come first: takes the checkout's root off the path
+# must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
 
 import sys

@@ -11,7 +11,7 @@ Corpora and their mixture are written to --folder, the run to --output. The seri
     made_up    Gaussian processes, composed series, intermittent counts, weighted sums of parts of the other series
 """
 
-# must come first: takes the checkout's root, whose kernels/ is not Hugging Face's package of that name, off the path
+# must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
 
 import argparse

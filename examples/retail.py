@@ -6,7 +6,7 @@
 Data: D. Chen, Online Retail II, UCI Machine Learning Repository, CC BY 4.0, https://doi.org/10.24432/C5CG6D.
 """
 
-# must come first: takes the checkout's root off the path
+# must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
 
 import argparse

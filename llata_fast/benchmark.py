@@ -139,8 +139,8 @@ def _measure(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
         scored, _ = evaluation_windows(target, CONTEXT_LENGTH, trial.horizon)
     windows, note, batch_size = len(scored), "", 1024
     if options.reference_protocol:
-        paper = choose_settings({"dataset": trial.dataset, "recipe": "paper"})
-        batch_size = paper[-1].batch_size
+        _, _, paper = choose_settings({"dataset": trial.dataset, "recipe": "paper"})
+        batch_size = paper.batch_size
         windows = windows // batch_size * batch_size
         note = f"{REFERENCE_NOTE}: {len(scored) - windows} windows left out"
     if trial.model in BENCHMARK_BASELINES:

@@ -13,6 +13,7 @@ from torch import nn
 from .backbone.placing import whole_models
 from .config import LlataConfig
 from .errors import InputError, in_one_line
+from .run_folder import CONFIG, WEIGHTS
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
@@ -29,8 +30,8 @@ def find_model(source: str | Path, **hub: Any) -> Path:
             folder = Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"], **hub))
         except (OSError, ValueError) as error:
             raise InputError(f"no trained model at {source}: not a folder, and not on the hub ({error})") from None
-    if not (folder / "config.json").is_file() or not any(folder.glob("model*.safetensors")):
-        raise InputError(f"{folder} holds no config.json and model.safetensors: not the folder of a trained model")
+    if not (folder / CONFIG).is_file() or not any(folder.glob("model*.safetensors")):
+        raise InputError(f"{folder} holds no {CONFIG} and {WEIGHTS}: not the folder of a trained model")
     return folder
 
 
@@ -51,7 +52,7 @@ def stored_config(folder: Path, **given: Any) -> LlataConfig:
     try:
         return LlataConfig.from_pretrained(folder, **given)
     except InputError as error:
-        raise error if given else InputError(f"{folder / 'config.json'}: {error}") from None
+        raise error if given else InputError(f"{folder / CONFIG}: {error}") from None
 
 
 def check_shapes(build: Callable[[LlataConfig], nn.Module], config: LlataConfig, folder: Path):

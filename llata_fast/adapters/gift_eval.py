@@ -29,10 +29,9 @@ LEADERBOARD_FILE, SUBMISSION_FILE = "all_results.csv", "config.json"
 TERMS = {"short": 1, "medium": 10, "long": 15}
 """Multiplier of the frequency's own horizon for each term."""
 
-GIFT_EVAL_METRICS = (
-    *("MSE[mean]", "MSE[0.5]", "MAE[0.5]", "MASE[0.5]", "MAPE[0.5]", "sMAPE[0.5]", "MSIS"),
-    *("RMSE[mean]", "NRMSE[mean]", "ND[0.5]", "mean_weighted_sum_quantile_loss"),
-)
+_MEANS = ("MSE[mean]", "MSE[0.5]", "MAE[0.5]", "MASE[0.5]", "MAPE[0.5]", "sMAPE[0.5]", "MSIS")
+_RATIOS = ("RMSE[mean]", "NRMSE[mean]", "ND[0.5]", "mean_weighted_sum_quantile_loss")
+GIFT_EVAL_METRICS = (*_MEANS, *_RATIOS)
 LEADERBOARD_COLUMNS = (
     "dataset",
     "model",
@@ -209,7 +208,7 @@ def score_gift_eval(predictor: QuantilePredictor, task: GiftEvalTask) -> dict[st
     mean = {name: total[name] / count[name] if count[name] else math.nan for name in total}
     size = total["label"] or math.nan
     scores = {
-        **{name: mean[name] for name in GIFT_EVAL_METRICS[:7]},
+        **{name: mean[name] for name in _MEANS},
         "RMSE[mean]": mean["MSE[mean]"] ** 0.5,
         "NRMSE[mean]": mean["MSE[mean]"] ** 0.5 / (mean["label"] or math.nan),
         "ND[0.5]": total["MAE[0.5]"] / size,

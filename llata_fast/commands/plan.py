@@ -52,9 +52,9 @@ def _covariate_sizes(options: argparse.Namespace) -> dict[str, list[int]] | None
 
 
 def main(options: argparse.Namespace):
+    from ..planning.corpus_pass import in_words, pretraining_cost
     from ..planning.plan_text import as_json, as_text, model_config
     from ..planning.planner import Request, make_plan
-    from ..planning.pretraining import in_words, pretraining_cost
 
     if options.stage not in ("auto", *STAGES):
         raise InputError(f"stage {options.stage!r} is not one of auto, {', '.join(STAGES)}")

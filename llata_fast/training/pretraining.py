@@ -1,4 +1,4 @@
-"""The recipe of `--corpus`: its length is in steps, since a mixture has no epochs."""
+"""The preset of `--corpus`: its length is in steps, since a mixture has no epochs."""
 
 from ..settings import DECILES
 

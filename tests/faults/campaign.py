@@ -4,7 +4,7 @@ Four fifths of the time go to kills, the rest to damaged files and to values tha
 another campaign; `--add FILE` continues one. Exits with 1 if any result was silently wrong, a hang or a traceback.
 """
 
-# must come first: takes the checkout's root off the path
+# must come first; llata_fast/__init__.py says why
 import llata_fast  # noqa: F401, I001
 
 import argparse
