@@ -62,8 +62,8 @@ BATCH = 32
 WIDTH = 2048
 """Width of llata's encoder; the others' is chosen to match its number of trained parameters."""
 NUM_LAYERS = 2
-ABLATIONS = {"llata": "none", "no_llm": "no_llm", "random_init": "random_init"}
-ABLATIONS |= {"no_text_branch": "no_text_branch", "random_prototypes": "random_prototypes"}
+ABLATION_OF = {"llata": "none", "no_llm": "no_llm", "random_init": "random_init"}
+ABLATION_OF |= {"no_text_branch": "no_text_branch", "random_prototypes": "random_prototypes"}
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def made_backbone(make: Callable[[Path, int], str], folder: Path, num_layers: in
 def model_settings(pretraining: Pretraining) -> dict[str, Any]:
     """Settings of the model, with the encoder width of `matched_width`."""
     settings = {
-        "ablation": ABLATIONS[pretraining.model],
+        "ablation": ABLATION_OF[pretraining.model],
         "num_layers": pretraining.num_layers,
         "context_length": CONTEXT,
         "prediction_length": HORIZON,

@@ -77,7 +77,7 @@ def test_models_train_as_many_parameters_as_they_can(bench):
     question = bench["question"]
     counts = {
         model: question.trained_parameters(question.model_settings(question.Pretraining("main", model, 0, 320)))
-        for model in question.ABLATIONS
+        for model in question.ABLATION_OF
     }
     for model in ("no_llm", "no_text_branch", "random_prototypes"):
         assert counts[model] == pytest.approx(counts["llata"], rel=1e-3)
