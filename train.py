@@ -11,14 +11,18 @@ def train():
     from llata_fast.experiment import run_experiment
     from llata_fast.training.arguments import parse_arguments
 
-    run = run_experiment(*parse_arguments())
-    if not run.metrics:
+    outcome = run_experiment(*parse_arguments())
+    if not outcome.metrics:
         # only rank 0 has the results
         return
-    print(results_table({"llata": run.metrics["test"] | (run.metrics["intervals"] or {}), **run.metrics["baselines"]}))
-    if run.picture:
-        print(f"picture: {run.picture}")
-    print(f"to forecast: python -m llata_fast predict {run.folder} --input my.csv --output forecast.csv --plot")
+    print(
+        results_table(
+            {"llata": outcome.metrics["test"] | (outcome.metrics["intervals"] or {}), **outcome.metrics["baselines"]}
+        )
+    )
+    if outcome.picture:
+        print(f"picture: {outcome.picture}")
+    print(f"to forecast: python -m llata_fast predict {outcome.folder} --input my.csv --output forecast.csv --plot")
 
 
 def main():

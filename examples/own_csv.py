@@ -16,11 +16,11 @@ from llata_fast import Forecaster, read_csv, train
 
 def main(path: str, prediction_length: int, output: str = "forecast.csv", **settings: Any) -> pd.DataFrame:
     """`settings` are options of train.py by name; those left out are chosen from the series."""
-    run = train(path, prediction_length=prediction_length, **settings)
+    outcome = train(path, prediction_length=prediction_length, **settings)
     # compare the run with baselines on rows that it has not seen
-    for name, scores in {"llata": run.metrics["test"], **run.metrics["baselines"]}.items():
+    for name, scores in {"llata": outcome.metrics["test"], **outcome.metrics["baselines"]}.items():
         print(f"{name:<20} MSE {scores['mse']:.4f}  MAE {scores['mae']:.4f}")
-    forecaster = Forecaster.from_pretrained(run.folder.path)
+    forecaster = Forecaster.from_pretrained(outcome.folder.path)
     forecast = forecaster.predict_df(read_csv(path), quantile_levels=[0.1, 0.5, 0.9])
     forecast.to_csv(output, index=False)
     return forecast

@@ -44,7 +44,7 @@ def main():
     options = parser.parse_args()
     with one_line_errors():
         mixture = prepare(options)
-        run = train(
+        outcome = train(
             corpus=str(mixture),
             output_dir=options.output,
             backbone=options.backbone,
@@ -54,10 +54,10 @@ def main():
             eval_steps=max(1, options.max_steps // 4),
             save_steps=max(1, options.max_steps // 4),
         )
-    scores = run.metrics["test"]
+    scores = outcome.metrics["test"]
     print(pd.DataFrame(scores["per_set"]).T.round(3).to_string())
     print(f"over seasonal naive: MASE {scores['relative_mase']:.3f}, WQL {scores['relative_wql']:.3f}")
-    print(f"to forecast: llata-fast predict {run.folder} --input any.csv --output forecast.csv")
+    print(f"to forecast: llata-fast predict {outcome.folder} --input any.csv --output forecast.csv")
 
 
 def prepare(options: argparse.Namespace) -> Path:
