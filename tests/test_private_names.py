@@ -57,7 +57,8 @@ def overrides():
     return [
         name
         for name, member in vars(ForecastTrainer).items()
-        if inspect.isfunction(member) and name != "__init__" and hasattr(Trainer, name)
+        # neither __init__, whose arguments are ours, nor what Python adds to a class
+        if inspect.isfunction(member) and not name.startswith("__") and hasattr(Trainer, name)
     ]
 
 
