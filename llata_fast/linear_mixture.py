@@ -1,14 +1,14 @@
 """Shares of forecasts in a mixture, chosen to minimise its worst ratio to one of them.
 
-Letters: F forecasts, M errors of each at an origin.
+Letters: F forecasts, M errors of each on a stretch of rows.
 """
 
 import torch
 from torch import Tensor
 
-# the maximum is approached by soft maxima, with a descent step at each softness; a baseline is hardly ever beaten at
-# every origin, so the last softness still trades a few tenths of a percent of the worst ratio for the others
-_SOFTNESSES = torch.logspace(-1, -2.7, 300).tolist()
+# the maximum is approached by soft maxima, with a descent step at each softness; a baseline is hardly ever beaten on
+# every one, so the last softness still trades a few tenths of a percent of the worst ratio for the others
+_SOFTNESSES = torch.logspace(-1, -2.8, 300).tolist()
 _RATE = 0.1
 
 # a share that the log would round to 0 becomes 0
@@ -16,10 +16,10 @@ _LEAST_SHARE = 0.005
 
 
 def mixture(scored: list[Tensor], yardstick: int) -> Tensor:
-    """Shares [F], non-negative with sum 1, of forecasts with errors [F, M] at several origins.
+    """Shares [F], non-negative with sum 1, of forecasts with errors [F, M] on several stretches of rows.
 
-    They minimise a soft maximum of the ratios to forecast `yardstick`, of squared and absolute errors at every origin:
-    a convex problem. With six origins no ratio exceeds 1.005, the soft maximum for the yardstick alone.
+    They minimise a soft maximum of the ratios to forecast `yardstick`, of squared and absolute errors on every stretch:
+    a convex problem. With eleven of them no ratio exceeds 1.005, the soft maximum for the yardstick alone.
     """
     alone = torch.eye(len(scored[0]), dtype=torch.float64)[yardstick]
     scored = [errors for errors in scored if errors.shape[1]]
@@ -43,7 +43,7 @@ def mixture(scored: list[Tensor], yardstick: int) -> Tensor:
 
 
 def worst_ratio(shares: Tensor, scored: list[Tensor], yardstick: int = 0) -> float:
-    """The largest of `relative_errors` at any origin."""
+    """The largest of `relative_errors` on any stretch."""
     return max(relative_errors(shares, errors, yardstick).max().item() for errors in scored)
 
 

@@ -2,10 +2,10 @@
 
 None of the forms is best everywhere: returning to the level halves the error on one series and doubles it on another,
 and a single validation split cannot tell which. So each form is fitted on the rows before several origins in the
-training rows and scored on the rows after each; a fit on all training rows is scored on the validation rows. The
-reference is the baseline that is best in validation. The mixture chosen is the one whose worst ratio to it, in squared
-and absolute error at every origin, is least, so it departs from the baseline only if no ratio gets worse by more than
-half a percent. A mixture of linear maps is again a linear map, around a share of the mean season.
+training rows and scored on two stretches of rows after each; a fit on all training rows is scored on the validation
+rows. The reference is the baseline that is best in validation. The mixture chosen is the one whose worst ratio to it,
+in squared and absolute error on every stretch, is least, so it departs from the baseline only if no ratio gets worse by
+more than half a percent. A mixture of linear maps is again a linear map, around a share of the mean season.
 
 Letters: B windows, L lookback, H horizon, S forecast steps, C channels, P steps of a season, F forms.
 """
@@ -134,9 +134,9 @@ class Measured(NamedTuple):
     forms: list[Form]
     """F of them, fitted on all training rows; the first are the baselines."""
     origins: list[tuple[str, int]]
-    """Name and number of scored windows, validation last."""
+    """Name and number of windows of each stretch after an origin, validation last."""
     scored: list[Tensor]
-    """Errors [F, M] after each origin."""
+    """Errors [F, M] in each stretch."""
     yardstick: int
     """Index of the baseline with the least squared error in validation."""
     before: list[tuple[Tensor, list[Form]]]
@@ -159,11 +159,12 @@ def measure_forms(
     """Fit every form before each origin and score it after; arguments as for `choose_start`."""
     fitting = Fitting(own, seasonality, unit)
     origins, scored, fitted = [], [], []
-    for name, before, behind, rows in _origins(train):
-        origins.append((name, len(behind)))
+    for before, stretches, rows in _origins(train):
         forms = fitting.fit(train, before, rows, STEPS)
-        fitted.append((behind, forms))
-        scored.append(fitting.errors(forms, train, behind))
+        fitted.append((torch.cat(list(stretches.values())), forms))
+        for name, behind in stretches.items():
+            origins.append((name, len(behind)))
+            scored.append(fitting.errors(forms, train, behind))
     of_series = train.values if isinstance(train, WindowDataset) else None
     forms = fitting.fit(train, spread(range(len(train)), _most(_FITTED, train)), of_series)
     behind = spread(range(len(validation)), _most(_SCORED, validation))
@@ -258,20 +259,23 @@ def _residuals(skip: LinearSkip, windows: Any) -> Iterator[Residuals]:
         yield Residuals(*moving(batch), batch["future_values"] - forecast * scale[:, None], scale)
 
 
-def _origins(train: Any) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
-    """For each origin with enough of both: name, windows that end before it and begin after it, rows before it."""
+def _origins(train: Any) -> Iterator[tuple[Tensor, dict[str, Tensor], Tensor]]:
+    """For each origin with enough rows: windows that end before it, windows that begin after it, and the rows before.
+
+    Those after it are two stretches, by name: over a shorter stretch, an error that is large for a while stands out.
+    """
     if not isinstance(train, WindowDataset):
         # windows of several series are not in order of time
         return
     L, H = train.context_length, train.prediction_length
     cuts = [int(len(train.values) * share) - L for share in ORIGINS]
     for cut, end in zip(cuts, [*cuts[1:], len(train)], strict=True):
-        before = cut - H + 1
-        if before >= max(30, H // 8) and cut < min(end, len(train)):
-            name = f"row {cut + L:,}"
-            behind = range(cut, min(end, len(train)))
-            fitted, scored = spread(range(before), _most(_FITTED, train)), spread(behind, _most(_SCORED, train))
-            yield name, fitted, scored, train.values[: cut + L]
+        before, end = cut - H + 1, min(end, len(train))
+        if before >= max(30, H // 8) and cut < end:
+            middle = (cut + end + 1) // 2
+            halves = [half for half in (range(cut, middle), range(middle, end)) if half]
+            stretches = {f"row {half[0] + L:,}": spread(half, _most(_SCORED, train)) for half in halves}
+            yield spread(range(before), _most(_FITTED, train)), stretches, train.values[: cut + L]
 
 
 def _most(number: int, windows: Any) -> int:

@@ -91,7 +91,8 @@ def test_gaps_and_constants_give_finite_forecasts():
     start = choose_start(train, validation, own=True)
     assert start.shared.isfinite().all() and start.own.isfinite().all()
     assert [origin.name for origin in start.origins] == [
-        *("row 450", "row 540", "row 630", "row 720", "row 810"), "validation"
+        *("row 450", "row 495", "row 540", "row 585", "row 630", "row 675", "row 720", "row 765", "row 810", "row 854"),
+        "validation",
     ]  # fmt: skip
 
 
@@ -133,8 +134,9 @@ def test_errors_at_an_origin_are_of_maps_fitted_before_it():
     start = choose_of(first)
     shares = mixture(first.scored, first.yardstick)
     behind = start.behind_origins(windows[0][0])
-    assert len(behind) == len(first.scored) - 1 == 5
-    for part, scored in zip(behind, first.scored, strict=False):
+    assert 2 * len(behind) == len(first.scored) - 1 == 10
+    for part, *halves in zip(behind, first.scored[:-1:2], first.scored[1:-1:2], strict=True):
+        scored = torch.cat(halves, 1)
         assert part.past.shape[1:] == (L, 2) and part.errors.shape[1:] == (H, 2) and part.steps.tolist() == [0, 1, 2, 3]
         # the same errors; the choice keeps only those whose truth is known
         expected = (shares @ scored).square().mean().sqrt()

@@ -75,7 +75,7 @@ def test_a_noisy_season_is_forecast_by_its_mean():
     windows = WindowDataset(values[:800], L, H), WindowDataset(values[800:], L, H)
     start = choose_start(*windows, own=True, seasonality=P)
     around = sum(share for form, share in start.mixture.items() if form.endswith(AROUND))
-    assert around > 0.7 and start.around is not None
+    assert around > 0.5 and start.around is not None
     past, observed, future = next(windows[1].batches(400))
     without = choose_start(*windows, own=True, seasonality=1)
     error, other = ((begun(past, observed) - future).square().mean() for begun in (start, without))
