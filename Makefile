@@ -44,7 +44,7 @@ NEWEST := --upgrade transformers<6 accelerate<2 deepspeed<0.20
 FAST := $(addprefix tests/,test_config.py test_saving.py test_parity.py test_modeling.py test_ablations.py \
 	test_private_names.py test_settings.py backbone/test_twin.py backbone/test_attention.py backbone/test_loading.py \
 	backbone/test_dequantised.py training/test_arguments.py training/test_averaging.py training/test_ds_configs.py \
-	training/test_resumed_settings.py)
+	training/test_resumed_settings.py training/test_resuming.py)
 PACKAGES := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 # the libraries we have adapters for; some need an older pandas and datasets than .venv has
