@@ -163,13 +163,21 @@ class LinearSkip(nn.Module):
         self.covariates: LinearCovariates | None = None
 
     def take(self, shared: Tensor, own: Tensor | None, around: Around | None):
-        """Use this linear forecast; what belongs to single channels is left out if there is no place for it."""
+        """Use this linear forecast.
+
+        Raises:
+            ValueError: it goes around a mean season, which this skip has no place for.
+        """
         self.shared.copy_(shared)
         if self.own is not None and own is not None:
             self.own.copy_(own)
-        if self.season is not None and self.season_effect is not None and around is not None:
-            self.season.copy_(around.season)
-            self.season_effect.copy_(around.effect)
+        if around is None:
+            return
+        # the channels' maps are wrong without the season that they leave out
+        if self.season is None or self.season_effect is None:
+            raise ValueError("a start around a mean season needs a model with its season_length")
+        self.season.copy_(around.season)
+        self.season_effect.copy_(around.effect)
 
     def without_other_channels(self, state: dict[str, Tensor], prefix: str, *_: Any):
         """Drop from a state what belongs to the channels of a series unlike this one: a hook before it is loaded."""

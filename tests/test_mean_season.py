@@ -87,6 +87,8 @@ def test_a_model_starts_around_the_season(backbone):
     values = values + 5
     windows = WindowDataset(values[:800], 12, 5), WindowDataset(values[800:], 12, 5)
     sizes = {"num_channels": C, "season_length": P}
+    with pytest.raises(ValueError, match="season_length"):
+        start_linear_part(tiny_model(backbone, linear_skip=True, num_channels=C), *windows, seasonality=P)
     model = tiny_model(backbone, linear_skip=True, **sizes).eval()
     start = start_linear_part(model, *windows, seasonality=P)
     assert model.skip.season_effect.any() and model.reads_level
