@@ -38,6 +38,7 @@ The last one is also the baselines'.
 STEPS = 24
 """At most this many steps of a window are scored, and fitted for that."""
 
+# at most this many errors of a form are kept for the choice
 _ERRORS = 8192
 _BATCH = 256
 # squared errors let a few wild windows dominate: each window is weighted by its inverse error, in this many rounds
@@ -122,7 +123,7 @@ class Fitting:
         moment: Any = 0.0
         weights = complete_windows = 0.0
         for part in indices.split(_BATCH):
-            inputs, target, _ = self._batch(windows, part, most_steps, season)
+            inputs, target, _ = self._seen(windows.__getitems__(part), most_steps, season)
             complete = ~target.isnan().any(2)  # [C, B]
             target = target.nan_to_num()
             weight = complete.float()
@@ -171,19 +172,20 @@ class Fitting:
         maps = [(form.weight[..., steps] if form.weight.shape[-1] == H else form.weight).float() for form in forms]
         season = next((form.season for form in forms if form.season is not None), None)
         for part in indices.split(_BATCH):
-            whole = self._batch(windows, part, STEPS, None)
-            left = whole if season is None else self._batch(windows, part, STEPS, season)
+            batch = windows.__getitems__(part)
+            whole = self._seen(batch, STEPS, None)
+            left = whole if season is None else self._seen(batch, STEPS, season)
             errors = []
             for form, weight in zip(forms, maps, strict=True):
-                batch = whole if form.season is None else left
-                errors.append(torch.matmul(batch.inputs, weight) - batch.target)
+                inputs, target, _ = whole if form.season is None else left
+                errors.append(torch.matmul(inputs, weight) - target)
             scored = torch.stack(errors)
             if whole.unit is not None:
                 scored = scored * whole.unit[..., None]
             yield scored[:, ~whole.target.isnan()]
 
-    def _batch(self, windows: Any, indices: Tensor, most_steps: int | None, season: Tensor | None) -> "_Batch":
-        batch = windows.__getitems__(indices)
+    def _seen(self, batch: dict[str, Tensor], most_steps: int | None, season: Tensor | None) -> _Batch:
+        """A batch of windows as the forms see it, without its `season` [P, C] if one is given."""
         past, future, level = batch["past_values"], batch["future_values"], batch.get("window_level")
         observed = batch.get("past_observed_mask")
         if level is None:

@@ -39,7 +39,7 @@ _PICKED = 1024
 
 
 class Origin(NamedTuple):
-    """The mixture's score at one origin."""
+    """The mixture's score on one stretch of rows after an origin."""
 
     name: str
     windows: int
@@ -60,7 +60,7 @@ class Behind(NamedTuple):
 
 @dataclass
 class LinearStart:
-    """A chosen linear forecast: mean + [lookback - mean, mean, 1] @ weight."""
+    """A chosen linear forecast: mean + [lookback - mean, mean, 1] @ weight, and what the mean season adds."""
 
     shared: Tensor
     """[L + 2, H], fp32: the map for a series with any channels."""
@@ -119,7 +119,8 @@ def choose_start(
         train: windows as made by `llata_fast.data`; only those of a single series, which are in order, have origins.
         validation: the windows after them; the last origin.
         own: also fit one map per channel.
-        seasonality: steps per season, repeated if the lookback holds at least one.
+        seasonality: steps per season. If the lookback holds one, a form repeats it; with `own` and a single series,
+            others go around the mean season.
         unit: "deviation", for series of different sizes: a window's errors are in standard deviations of its lookback,
             and no form returns to a level.
     """
@@ -140,7 +141,7 @@ class Measured(NamedTuple):
     yardstick: int
     """Index of the baseline with the least squared error in validation."""
     before: list[tuple[Tensor, list[Form]]]
-    """For each origin but the last: windows after it, and the forms fitted before it for `STEPS` steps."""
+    """For each origin in the training rows: windows after it, and the forms fitted before it for `STEPS` steps."""
 
     @property
     def names(self) -> list[str]:
